@@ -1,0 +1,182 @@
+"""The errors of pyvz: what happened, in words for people, without any exit code.
+
+Every face (prlctl, vzctl, vzpkg, Varlink, ...) owns one table from type to code, looked up along
+the class's MRO; a test proves that every type here resolves in every face.  Over Varlink an error
+travels as ``io.pyvz.<ClassName>`` with its ``message``, ``details`` and ``hint``; the command
+lines build the same class from that name again, so this module imports nothing.
+"""
+
+
+class VZError(Exception):
+    """Base of every error that a user may see.
+
+    message: one line, what was asked and why it failed.
+    details: further lines (a program's last words, a list of holders), may be empty.
+    hint: what the user can do about it, may be empty.
+    """
+
+    def __init__(self, message: str, *, details: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+        self.hint = hint
+
+
+class UsageError(VZError):
+    """The command line or call does not make sense; nothing was changed."""
+
+
+class BadValue(UsageError):
+    """An option or parameter was given a value outside its grammar or range."""
+
+
+class ConfigError(VZError):
+    """A configuration file holds something that cannot be understood (names file, line, key)."""
+
+
+class NotFound(VZError):
+    """No such environment, template, disk, session, ..."""
+
+
+class EnvironmentNotFound(NotFound):
+    """No container or VM answers to that id or name."""
+
+
+class TemplateNotFound(NotFound):
+    """No such template, or no cache of it."""
+
+
+class AlreadyExists(VZError):
+    """An object of that name or id is there already."""
+
+
+class InvalidState(VZError):
+    """The environment is in a state in which this cannot be done."""
+
+
+class NotRunning(InvalidState):
+    """The environment must run for this and does not."""
+
+
+class AlreadyRunning(InvalidState):
+    """The environment runs already."""
+
+
+class NotMounted(InvalidState):
+    """The environment's root is not mounted."""
+
+
+class AlreadyMounted(InvalidState):
+    """The environment's root is mounted already."""
+
+
+class Disabled(InvalidState):
+    """The environment is marked DISABLED and start was not forced."""
+
+
+class Locked(VZError):
+    """Somebody else works on the environment (the message says who and at what)."""
+
+
+class Unsupported(VZError):
+    """This kernel, machine, driver or version cannot do it (the message says why)."""
+
+
+class NotEnoughResources(VZError):
+    """The node cannot give what was asked for."""
+
+
+class NoSpace(NotEnoughResources):
+    """The file system is full."""
+
+
+class Timeout(VZError):
+    """It did not happen before its deadline."""
+
+
+class Cancelled(VZError):
+    """The user, or a client that went away, called it off; it was undone."""
+
+
+class CommandFailed(VZError):
+    """A program that we ran failed (details hold its last words)."""
+
+
+class ActionScriptFailed(VZError):
+    """An action script (vps.mount, start, ...) ended with an error."""
+
+
+class StorageError(VZError):
+    """A disk, image or private area could not be made, attached, mounted or removed."""
+
+
+class MountError(StorageError):
+    """Mounting or unmounting failed."""
+
+
+class Busy(MountError):
+    """It is in use and cannot be unmounted, detached or removed."""
+
+
+class PrivateExists(StorageError, AlreadyExists):
+    """The private area is there already."""
+
+
+class PrivateMissing(StorageError, NotFound):
+    """The private area is not there."""
+
+
+class NetworkError(VZError):
+    """An interface, address or rule could not be put in place."""
+
+
+class TemplateError(VZError):
+    """A template is broken, or its packages could not be installed."""
+
+
+class CacheExists(TemplateError, AlreadyExists):
+    """The cache is there already."""
+
+
+class CacheMissing(TemplateError, NotFound):
+    """The template has no cache yet."""
+
+
+class StartError(VZError):
+    """The container engine could not bring init up (details: the step and the kernel's answer)."""
+
+
+class StopError(VZError):
+    """The environment could not be stopped."""
+
+
+class SetError(VZError):
+    """A parameter could not be applied to the running environment; nothing was saved."""
+
+
+class PasswordError(SetError):
+    """The guest refused the new password."""
+
+
+class ExecError(VZError):
+    """The program could not be started inside the environment."""
+
+
+class CheckpointError(VZError):
+    """The container could not be frozen to disk; it goes on running."""
+
+
+class RestoreError(VZError):
+    """The container could not be brought back; its images are kept."""
+
+
+class PermissionDenied(VZError):
+    """The caller may not do this."""
+
+
+class DaemonUnreachable(VZError):
+    """vzd does not answer and could not be started."""
+
+
+class InternalError(VZError):
+    """A defect of pyvz; the log has the traceback."""
