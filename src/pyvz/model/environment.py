@@ -54,7 +54,12 @@ def check_name(name: str) -> str:
     Source: libvzctl, vzctl2_is_name_valid: letters, digits, space, "+-_.{}" and non-ASCII.
     A name may not look like a path or an option.
     """
-    if not _NAME.fullmatch(name) or name in {".", ".."} or name.startswith("-") or name != name.strip():
+    if (
+        not _NAME.fullmatch(name)
+        or name in {".", ".."}
+        or name.startswith("-")
+        or name != name.strip()
+    ):
         raise BadValue(
             f"'{name}' is not a valid name",
             hint="Use letters, digits, space and + - _ . { }; do not begin with a dash or a space.",

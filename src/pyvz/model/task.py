@@ -9,7 +9,7 @@ class Progress(Protocol):
     """Given to every long operation; operations never print."""
 
     def stage(self, text: str) -> None:
-        """Begin a named part of the work ("Unpacking debian-12-x86_64"); checks for cancellation."""
+        """Begin a named part of the work ("Unpacking debian-12"); checks for cancellation."""
 
     def advance(self, done: int, total: int | None = None, *, unit: str = "B") -> None:
         """Tell how far the current part is; `unit` is B (bytes) or a plural noun.

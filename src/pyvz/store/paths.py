@@ -1,10 +1,10 @@
 """Every path of a node, derived from one root, so that two nodes can live on one machine.
 
-    <root>/etc/vz/                 vz.conf, conf/, names/          as OpenVZ 7 has it
-    <root>/vz/                     private/ root/ template/ lock/ dump/ tmp/ vmprivate/
-    <root>/run/pyvz/               sockets and run state (gone after a reboot)
-    <root>/var/lib/pyvz/           journals, tasks, id ranges
-    <root>/var/log/pyvz/           logs
+<root>/etc/vz/                 vz.conf, conf/, names/          as OpenVZ 7 has it
+<root>/vz/                     private/ root/ template/ lock/ dump/ tmp/ vmprivate/
+<root>/run/pyvz/               sockets and run state (gone after a reboot)
+<root>/var/lib/pyvz/           journals, tasks, id ranges
+<root>/var/log/pyvz/           logs
 """
 
 from __future__ import annotations
