@@ -1,0 +1,153 @@
+"""The interface of storage drivers: the disk of one container, in its home directory.
+
+A driver is a module of this folder with a class `Driver`; `load(name)` imports it by name and
+`names()` scans the folder, so a new back end is one new file and no other file changes.
+
+The life of a disk, drawn by what exists:
+
+    absent --create/clone--> created --mount--> mounted
+      ^                        |  ^                |
+      +--------remove----------+  +-----umount-----+
+
+Every step is idempotent (asked to go where it already is, it does nothing) and may be killed at
+any moment: `create` and `clone` build beside the final name and rename as their last act, so
+`present` never sees half a disk; `remove` renames away first, so a disk is whole or absent, and
+takes the leftovers of all three with it.  The caller holds the environment's lease.
+
+A driver owns only its own names below the home (`fs/`, `root.hdd/`, ...): ve.conf, scripts/ and
+dump/ are the operations'.  Data on disk keep the ids that they have inside the container
+(unshifted); the engine maps them when it mounts the tree into the container.
+
+Whatever not every driver can do is a flag of `Capabilities` and a method that raises
+`Unsupported` where the flag is down.  Ask the flags, never the driver's name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple, Protocol, cast
+
+import pyvz.storage
+from pyvz.errors import PrivateMissing, Unsupported
+from pyvz.model.task import Progress
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+LAYOUT_LINK = ".ve.layout"  # a symbolic link whose text is the layout's number, as vzctl makes it
+
+
+class Capabilities(NamedTuple):
+    """What a driver can do at one place (a directory of the file system that holds the homes)."""
+
+    snapshot: bool = False  # snapshots of a running container's disk
+    reflink: bool = False  # clone shares blocks and takes no time
+    grow_online: bool = False  # resize to more while mounted
+    shrink: bool = False  # resize to less (while not mounted)
+    discard: bool = False  # freed blocks go back to the node
+    changed_blocks: bool = False  # can list what changed since a snapshot
+    df_exact: bool = False  # statvfs inside shows the container's own size and use
+    quota: bool = False  # a size is enforced; without it create and resize refuse any size
+    block_device: bool = False  # devices() names a device of the disk's own
+
+
+class DiskUsage(NamedTuple):
+    """Space of a disk in bytes and its inodes, as `df` inside the container shows them."""
+
+    total: int
+    used: int
+    free: int
+    inodes: int
+    inodes_used: int
+
+
+class StorageDriver(Protocol):
+    """One back end.  Objects hold no state: the home directory and the kernel are the truth.
+
+    OSError may come out of any method; it is named at the border of the operations.
+    """
+
+    name: str
+    layout: int  # the number behind .ve.layout
+
+    def capabilities(self, place: Path) -> Capabilities:
+        """Return what this driver can do with homes below the existing directory `place`."""
+
+    def present(self, home: Path) -> bool:
+        """Whether a whole disk of this driver is in `home` (created or mounted)."""
+
+    def create(
+        self, home: Path, *, size: int | None, source: Path | None, progress: Progress
+    ) -> None:
+        """Make the disk of `size` bytes in the existing directory `home`: absent -> created.
+
+        source: an archive of a root file system to unpack into it; None leaves it empty.
+        size: None = the driver's own default (a plain directory: no limit).
+        Raises Unsupported (size without quota), NoSpace, StorageError, Cancelled (undone).
+        """
+
+    def mount(self, home: Path, target: Path, *, readonly: bool = False) -> None:
+        """Mount the disk on `target` in this mount namespace: created -> mounted.
+
+        `target` and its parents are made when missing.  Mounted there already: nothing happens.
+        Raises MountError, PrivateMissing.
+        """
+
+    def umount(self, home: Path, target: Path) -> None:
+        """Unmount `target` and detach whatever stood behind: mounted -> created; raises Busy."""
+
+    def usage(self, home: Path) -> DiskUsage:
+        """Return the space of a created or mounted disk; without `df_exact`: of its pool."""
+
+    def resize(self, home: Path, size: int) -> None:
+        """Make the disk `size` bytes large; raises Unsupported, InvalidState, NoSpace."""
+
+    def clone(self, home: Path, new_home: Path, progress: Progress) -> None:
+        """Copy the created (not mounted) disk of `home` to the existing directory `new_home`."""
+
+    def remove(self, home: Path, progress: Progress) -> None:
+        """Remove the disk and all leftovers of this driver: created -> absent.  Busy if mounted."""
+
+    def devices(self, home: Path) -> Sequence[tuple[int, int]]:
+        """Return (major, minor) of the block devices to which I/O limits of this disk apply."""
+
+
+def names() -> list[str]:
+    """Return the names of all drivers: the modules of this folder that have a `Driver`."""
+    modules = (module.name for module in pkgutil.iter_modules(pyvz.storage.__path__))
+    return sorted(name for name in modules if hasattr(_module(name), "Driver"))
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"pyvz.storage.{name}")
+
+
+def load(name: str) -> StorageDriver:
+    """Return the driver called `name`; raises Unsupported when there is none."""
+    if not _NAME.fullmatch(name) or name not in names():
+        raise Unsupported(
+            f"There is no storage driver '{name}'", hint=f"Drivers: {', '.join(names())}."
+        )
+    return cast("StorageDriver", _module(name).Driver())
+
+
+def find(home: Path) -> StorageDriver:
+    """Return the driver whose disk is in `home`; raises PrivateMissing when none is."""
+    for name in names():
+        driver = load(name)
+        if driver.present(home):
+            return driver
+    raise PrivateMissing(f"There is no container disk in {home}")
+
+
+def layout(home: Path) -> int | None:
+    """Return the layout number that the home's `.ve.layout` names, or None without one."""
+    try:
+        text = os.readlink(home / LAYOUT_LINK)
+    except OSError:
+        return None
+    return int(text) if text.isascii() and text.isdigit() else None
