@@ -1,0 +1,178 @@
+"""The layer rule, read from the imports themselves (docs/design/architecture.md).
+
+errors < units < model < linux < store < container | storage | template < operations < daemon | cli.
+Modules of one line import each other only inside their own package.  ``cli`` imports none of
+the engine, at any time: a command line has 20 ms to start.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+SRC = Path(__file__).resolve().parents[2] / "src"
+PACKAGE = SRC / "pyvz"
+
+RANKS = {
+    "errors": 0,
+    "units": 1,
+    "model": 2,
+    "linux": 3,
+    "store": 4,
+    "container": 5,
+    "storage": 5,
+    "template": 5,
+    "operations": 6,
+    "daemon": 7,
+    "cli": 7,
+}
+
+CLI_MAY_IMPORT = {"errors", "units", "cli"}
+
+# What a command line may load besides its own modules; each costs a millisecond or less.
+CLI_STANDARD_LIBRARY = {
+    "__future__",
+    "_socket",
+    "array",
+    "collections",
+    "errno",
+    "fcntl",
+    "getpass",
+    "json",
+    "os",
+    "pty",
+    "pwd",
+    "select",
+    "signal",
+    "socket",
+    "stat",
+    "struct",
+    "sys",
+    "termios",
+    "time",
+    "tty",
+    "typing",
+}
+
+
+class Import(NamedTuple):
+    """One imported module: its dotted name, and whether only a type checker sees it."""
+
+    module: str
+    line: int
+    typing_only: bool
+
+
+def imports(path: Path) -> list[Import]:
+    """Every import statement in a file, also those inside functions."""
+    found: list[Import] = []
+
+    def visit(node: ast.AST, *, typing_only: bool) -> None:
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, node.lineno, typing_only) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.extend(from_import(path, node, typing_only=typing_only))
+        guarded = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for child in ast.iter_child_nodes(node):
+            visit(child, typing_only=typing_only or guarded)
+
+    visit(ast.parse(path.read_text(), filename=str(path)), typing_only=False)
+    return found
+
+
+def from_import(path: Path, node: ast.ImportFrom, *, typing_only: bool) -> list[Import]:
+    """``from a import b``: as "a.b" where a is a package of ours, so that "from pyvz import x"
+    and a relative import are seen for what they are."""
+    base = node.module or ""
+    if node.level:
+        package = list(path.relative_to(SRC).with_suffix("").parts)[: -node.level]
+        base = ".".join([*package, *([base] if base else [])])
+    if base.split(".")[0] != "pyvz":
+        return [Import(base, node.lineno, typing_only)]
+    return [Import(f"{base}.{alias.name}", node.lineno, typing_only) for alias in node.names]
+
+
+def layer(dotted: str) -> str | None:
+    """The layer that a dotted name belongs to; None for what is not ours."""
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "pyvz" and len(parts) > 1 else None
+
+
+def modules() -> list[Path]:
+    """Every module of the package."""
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """The path below src/pyvz, for messages and test ids."""
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def own_layer(path: Path) -> str:
+    """The layer that a file belongs to."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+CODE = [path for path in modules() if path.name != "__init__.py"]
+each_module = pytest.mark.parametrize("path", CODE, ids=name_of)
+
+
+@each_module
+def test_a_module_imports_only_lower_layers(path: Path) -> None:
+    own = own_layer(path)
+    assert own in RANKS, f"{name_of(path)} is in no layer"
+    wrong = []
+    for item in imports(path):
+        other = layer(item.module)
+        if other is None or other == own:
+            continue
+        if RANKS.get(other, 99) >= RANKS[own]:
+            wrong.append(f"line {item.line}: {own} must not import {item.module}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", [p for p in CODE if own_layer(p) == "cli"], ids=name_of)
+def test_the_command_lines_import_none_of_the_engine(path: Path) -> None:
+    wrong = []
+    for item in imports(path):
+        other = layer(item.module)
+        if other is not None:
+            allowed = other in CLI_MAY_IMPORT
+        else:
+            allowed = item.typing_only or item.module.split(".")[0] in CLI_STANDARD_LIBRARY
+        if not allowed:
+            wrong.append(f"line {item.line}: {item.module}")
+    assert not wrong, "\n".join(wrong)
+
+
+@each_module
+def test_programs_are_run_through_one_door(path: Path) -> None:
+    if name_of(path) == "linux/run.py":
+        return
+    found = {item.module.split(".")[0] for item in imports(path)}
+    assert "subprocess" not in found
+    text = path.read_text()
+    for call in ("os.system(", "os.popen(", "create_subprocess_"):
+        assert call not in text, f"{name_of(path)} uses {call}"
+
+
+@each_module
+def test_syscalls_are_made_through_one_door(path: Path) -> None:
+    if own_layer(path) == "linux" and path.name.startswith("syscall"):
+        return
+    assert "ctypes" not in {item.module.split(".")[0] for item in imports(path)}
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in modules() if path.name == "__init__.py"], ids=name_of
+)
+def test_package_files_are_empty(path: Path) -> None:
+    assert path.read_text() == ""
+
+
+def test_every_folder_is_a_package() -> None:
+    folders = {path.parent for path in modules()}
+    assert not [folder for folder in folders if not (folder / "__init__.py").exists()]
