@@ -147,7 +147,7 @@ def find(home: Path) -> StorageDriver:
 def layout(home: Path) -> int | None:
     """Return the layout number that the home's `.ve.layout` names, or None without one."""
     try:
-        text = os.readlink(home / LAYOUT_LINK)
+        text = os.fspath((home / LAYOUT_LINK).readlink())
     except OSError:
         return None
     return int(text) if text.isascii() and text.isdigit() else None
