@@ -1,0 +1,429 @@
+"""The program inside the machine: one step after another, one JSON line each on the second port.
+
+Standard library only, and alone: it is copied to the payload disk.  A step is a function that
+raises on failure; the following steps run all the same, each makes what it needs.  The lines:
+{"step": name, "ok": bool, "text": what was said, "seconds": float}, the last {"step": "end"}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+PAYLOAD = Path("/payload")
+SOURCES = Path("/opt/pyvz")
+REPORT = Path("/dev/ttyS1")
+TEMPLATE = "debian-12-x86_64"
+NAME = "m1"
+SLOW = 300.0  # seconds; this machine is emulated
+
+STEPS: list[Callable[[], None]] = []
+
+
+class Failed(AssertionError):
+    """A step did not see what it must see."""
+
+
+def step(function: Callable[[], None]) -> Callable[[], None]:
+    """Put a function into the list of steps."""
+    STEPS.append(function)
+    return function
+
+
+def run(*argv: str | Path, code: int | None = 0, timeout: float = SLOW) -> str:
+    """Run a program, show it, insist on its exit code (None: any), return what it printed."""
+    print("#", *argv, flush=True)
+    done = subprocess.run(
+        [str(word) for word in argv],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+    )
+    print(done.stdout, end="", flush=True)
+    if code is not None and done.returncode != code:
+        raise Failed(f"{' '.join(map(str, argv))}: exit {done.returncode}, not {code}")
+    return done.stdout
+
+
+def ct(*argv: str, code: int | None = 0, timeout: float = SLOW) -> str:
+    """Run a program inside the container."""
+    return run("prlctl", "exec", NAME, *argv, code=code, timeout=timeout)
+
+
+def need(condition: object, what: str) -> None:
+    """Fail unless it is so."""
+    if not condition:
+        raise Failed(what)
+
+
+def until(condition: Callable[[], object], what: str, timeout: float = SLOW) -> None:
+    """Wait for it."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise Failed(f"not after {timeout:.0f} s: {what}")
+        time.sleep(0.5)
+
+
+def status() -> str:
+    """The container's state in one word."""
+    return run("prlctl", "status", NAME).split()[-1]
+
+
+def uuid() -> str:
+    """The container's UUID without braces."""
+    rows = run("prlctl", "list", "-a", "-H", "-o", "uuid,name")
+    for row in rows.splitlines():
+        if row.split()[-1:] == [NAME]:
+            return row.split()[0].strip("{}")
+    raise Failed("prlctl list does not know it")
+
+
+def groups() -> list[Path]:
+    """Every cgroup of the container that the node sees, outermost first."""
+    name = uuid()
+    found = []
+    for folder, _, _ in os.walk("/sys/fs/cgroup"):
+        if name in os.path.basename(folder):
+            found.append(Path(folder))
+    return found
+
+
+def limit(file: str) -> str:
+    """A limit of the container as the kernel has it: the outermost cgroup that has the file."""
+    for group in groups():
+        if (group / file).exists():
+            value = (group / file).read_text().strip()
+            print(f"{group / file}: {value}", flush=True)
+            return value
+    raise Failed(f"no cgroup of the container has {file}: {groups()}")
+
+
+def running() -> None:
+    """See to it that the container runs and its systemd is through with booting."""
+    if status() != "running":
+        run("prlctl", "start", NAME)
+    need("running" in ct("systemctl", "is-system-running", "--wait", code=None), "boot is not over")
+
+
+def pid_of(pattern: str) -> int:
+    """The pid of the one process whose command line matches."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if re.search(pattern, command):
+                return int(entry.name)
+    raise Failed(f"no process {pattern}")
+
+
+@step
+def machine() -> None:
+    """systemd is PID 1, there is only the unified hierarchy, and no network."""
+    run("uname", "-a")
+    need(Path("/proc/1/comm").read_text().strip() == "systemd", "PID 1 is not systemd")
+    mounts = Path("/proc/mounts").read_text()
+    need(" cgroup2 " in mounts and " cgroup " not in mounts, "not cgroup v2 only")
+    need(run("ip", "-o", "link").count("\n") == 1, "there is a network")
+
+
+@step
+def bootstrap() -> None:
+    """The sources of this checkout are installed without a network; a second run does nothing."""
+    shutil.copytree(PAYLOAD / "pyvz", SOURCES, symlinks=True)
+    run(SOURCES / "script/bootstrap", "--wheels", PAYLOAD / "wheels", timeout=600)
+    need(run(SOURCES / "script/bootstrap") == "", "the second run did something")
+    cache = Path("/vz/template/cache")
+    cache.mkdir(parents=True, exist_ok=True)
+    for file in (PAYLOAD / "cache").iterdir():
+        shutil.copy2(file, cache)
+
+
+@step
+def units() -> None:
+    """The units are there, and systemd finds nothing wrong with them."""
+    names = sorted(path.name for path in (SOURCES / "systemd").glob("*.s*"))
+    need(names, "no unit is shipped")
+    for name in names:
+        run("systemd-analyze", "verify", f"/etc/systemd/system/{name}", code=None)
+    run("systemctl", "is-enabled", "pyvz-vzd.service", code=None)
+
+
+@step
+def node() -> None:
+    """The node says what it is; its services are systemd's."""
+    told = run("prlsrvctl", "info")
+    need("Hostname" in told, "no host name")
+    need(run("systemctl", "is-active", "pyvz-vzd.service").strip() == "active", "vzd is no unit")
+    need(TEMPLATE in run("vzpkg", "list", "-O"), "the template is not listed")
+
+
+@step
+def create() -> None:
+    """A container is made from the template cache."""
+    run("prlctl", "create", NAME, "--vmtype", "ct", "--ostemplate", TEMPLATE, timeout=600)
+    need(status() == "stopped", "it is not stopped")
+    again = ["prlctl", "create", NAME, "--vmtype", "ct", "--ostemplate", TEMPLATE]
+    run(*again, code=255)
+
+
+@step
+def start() -> None:
+    """It boots; systemd inside comes up without a failed unit."""
+    run("prlctl", "start", NAME)
+    need(status() == "running", "it does not run")
+    told = ct("systemctl", "is-system-running", "--wait", code=None)
+    if told.strip() != "running":
+        ct("systemctl", "--failed", "--no-pager", code=None)
+        raise Failed(f"systemd says {told.strip()}")
+
+
+@step
+def execute() -> None:
+    """Programs run inside, with their output and exit status."""
+    need("bookworm" in ct("cat", "/etc/os-release"), "another system")
+    ct("exit 7", code=7)
+    run("vzctl", "exec2", NAME, "exit 9", code=9)
+    first, outside, count = ct("cat", "/proc/self/uid_map").split()[:3]
+    need(first == "0" and int(outside) >= 65536 and count == "65536", "no unprivileged range")
+    need(" cgroup " not in ct("cat", "/proc/mounts"), "cgroup v1 is visible inside")
+
+
+@step
+def limits() -> None:
+    """Limits change while it runs, and the kernel has them."""
+    running()
+    mib = 1 << 20
+    run("prlctl", "set", NAME, "--memsize", "300M")
+    need(int(limit("memory.max")) == 300 * mib, "memory.max")
+    run("prlctl", "set", NAME, "--swap", "64M")
+    need(int(limit("memory.swap.max")) == 64 * mib, "memory.swap.max")
+    run("prlctl", "set", NAME, "--cpulimit", "50")
+    quota, period = limit("cpu.max").split()
+    need(int(quota) * 2 == int(period), "cpu.max")
+    before = int(limit("cpu.weight"))
+    run("prlctl", "set", NAME, "--cpuunits", "2000")
+    need(int(limit("cpu.weight")) > before, "cpu.weight")
+    run("prlctl", "set", NAME, "--cpumask", "1")
+    need(limit("cpuset.cpus") == "1", "cpuset.cpus")
+    run("vzctl", "set", NAME, "--numproc", "400:400", "--save")
+    need(limit("pids.max") == "400", "pids.max")
+    run("prlctl", "set", NAME, "--iolimit", "10", "--iopslimit", "100")
+    need(limit("io.max"), "io.max")
+    run("prlctl", "set", NAME, "--memsize", "512M", "--cpulimit", "0", "--cpumask", "all")
+    need(limit("cpu.max").startswith("max"), "the CPU limit is still there")
+
+
+@step
+def memory_is_limited() -> None:
+    """A program inside that takes more than the limit is killed; the container goes on."""
+    running()
+    run("prlctl", "set", NAME, "--memsize", "200M", "--swap", "0")
+    ct("head -c 400M /dev/zero | tail -c 390M | wc -c", code=None)
+    need(int(re.findall(r"oom_kill (\d+)", limit("memory.events"))[0]) > 0, "nothing was killed")
+    need(status() == "running", "it does not run any more")
+    run("prlctl", "set", NAME, "--memsize", "512M")
+
+
+@step
+def a_fork_bomb_ends_inside() -> None:
+    """The number of processes is limited; the node still answers."""
+    running()
+    run("vzctl", "set", NAME, "--numproc", "150:150", "--save")
+    ct("for i in $(seq 300); do sleep 20 & done 2>/dev/null; true", code=None)
+    need(int(limit("pids.current")) <= 150, "more processes than the limit")
+    need(int(re.findall(r"max (\d+)", limit("pids.events"))[0]) > 0, "nothing was refused")
+    ct("pkill sleep", code=None)
+    run("vzctl", "set", NAME, "--numproc", "1000:1000", "--save")
+
+
+@step
+def pause_and_resume() -> None:
+    """Frozen and thawed."""
+    running()
+    run("prlctl", "pause", NAME)
+    need(status() == "paused", "not paused")
+    frozen = [group for group in groups() if (group / "cgroup.freeze").read_text().strip() == "1"]
+    need(frozen, "no cgroup is frozen")
+    run("prlctl", "resume", NAME)
+    ct("true")
+
+
+@step
+def devices_are_refused() -> None:
+    """A device node that was not granted cannot be opened, nor made."""
+    running()
+    need("ok" not in ct("mknod /tmp/vda b 254 0 && cat /tmp/vda >/dev/null && echo ok", code=None),
+         "a disk of the node can be read inside")  # fmt: skip
+    ct("head -c 10 /dev/urandom >/dev/null && echo x >/dev/null")
+
+
+@step
+def reboot_from_inside() -> None:
+    """It comes back after a reboot from inside."""
+    running()
+    ct("touch /run/before")
+    ct("systemctl --no-block reboot", code=None)
+    time.sleep(2)
+
+    def back() -> bool:
+        return status() == "running" and "gone" in ct("test -e /run/before || echo gone", code=None)
+
+    until(back, "it is back after the reboot")
+    running()
+
+
+@step
+def vzd_is_killed() -> None:
+    """Containers run on when vzd is killed; the next command works."""
+    running()
+    os.kill(pid_of(r"pyvz\.daemon\.main"), 9)
+    until(lambda: NAME in run("prlctl", "list", "-H", "-o", "name", code=None), "list works", 60)
+    need(status() == "running", "it does not run any more")
+    ct("true")
+
+
+@step
+def vzd_is_restarted_by_systemd() -> None:
+    """`systemctl restart` of the service leaves the containers alone."""
+    running()
+    before = run("vzlist", "-H", "-o", "uptime", NAME, code=None)
+    marker = ct("stat", "-c", "%Y", "/proc/1")
+    run("systemctl", "restart", "pyvz-vzd.service")
+    need(ct("stat", "-c", "%Y", "/proc/1") == marker, f"another init ({before.strip()})")
+    need(status() == "running", "it does not run any more")
+
+
+@step
+def keeper_is_killed() -> None:
+    """Containers run on when the keeper is killed; a new one adopts them."""
+    running()
+    os.kill(pid_of(r"pyvz\.container\.keeper"), 9)
+    time.sleep(1)
+    need(status() == "running", "it does not run any more")
+    until(lambda: "inside" in ct("echo inside", code=None), "exec works again", 60)
+    run("prlctl", "stop", NAME)
+    need(status() == "stopped", "it is not stopped")
+
+
+@step
+def stop() -> None:
+    """An orderly stop, in time, with nothing left."""
+    running()
+    told = run("prlctl", "stop", NAME)
+    need("successfully stopped" in told, "it was not orderly")
+    need(status() == "stopped", "it is not stopped")
+    run("prlctl", "stop", NAME)
+    need(not groups(), "cgroups are left")
+    need(uuid() not in Path("/proc/self/mountinfo").read_text(), "mounts are left")
+
+
+@step
+def kill() -> None:
+    """A forced stop."""
+    running()
+    started = time.monotonic()
+    run("prlctl", "stop", NAME, "--kill")
+    print(f"{time.monotonic() - started:.1f} s")
+    need(status() == "stopped" and not groups(), "something is left")
+
+
+@step
+def exit_codes() -> None:
+    """The codes of the originals."""
+    run("prlctl", "status", "nobody", code=255)
+    run("prlctl", "exec", NAME, "true", code=255)
+    run("vzctl", "exec", NAME, "true", code=31)
+    run("vzctl", "set", NAME, "--cpuunits", "1", code=21)
+    run("prlctl", "nonsense", code=1)
+
+
+@step
+def autostart() -> None:
+    """ONBOOT containers stop with the node's service and start with it."""
+    run("prlctl", "set", NAME, "--onboot", "yes")
+    need("yes" in run("vzlist", "-a", "-H", "-o", "onboot"), "onboot is not set")
+    run("prlctl", "set", NAME, "--onboot", "no")
+
+
+@step
+def delete() -> None:
+    """Nothing is left."""
+    name = uuid()
+    run("prlctl", "delete", NAME)
+    need(NAME not in run("prlctl", "list", "-a", "-H", "-o", "name"), "it is still listed")
+    places = ("/vz/private", "/vz/root", "/etc/vz/conf", "/etc/vz/names")
+    left = [entry for place in places for entry in Path(place).glob("*") if name in entry.name]
+    need(not left, f"left in {left}")
+    need(name not in Path("/proc/self/mountinfo").read_text(), "mounts are left")
+
+
+@step
+def uninstall() -> None:
+    """What bootstrap put on the machine goes away again."""
+    run("systemctl", "stop", "pyvz-vzd.service", "pyvz-vzd.socket", code=None)
+    run(SOURCES / "script/bootstrap", "--uninstall")
+    need(shutil.which("prlctl") is None, "prlctl is still there")
+
+
+def diagnosis() -> None:
+    """The last words of the logs, when a step failed."""
+    for log in sorted(Path("/var/log/pyvz").glob("*")):
+        print(f"--- {log}\n{log.read_text(errors='replace')[-3000:]}")
+    run("journalctl", "-b", "-n", "40", "--no-pager", code=None)
+    run("cat", "/proc/self/cgroup", code=None)
+    run("find", "/sys/fs/cgroup", "-maxdepth", "4", "-path", "*vz*", "-type", "d", code=None)
+
+
+def perform(function: Callable[[], None]) -> dict[str, object]:
+    """Run one step; what it prints goes into its line."""
+    started = time.monotonic()
+    transcript = Path("/run/transcript")
+    with transcript.open("w+") as file:
+        saved = os.dup(1)
+        os.dup2(file.fileno(), 1)
+        try:
+            function()
+            ok = True
+        except Exception:  # noqa: BLE001  whatever it is, it is this step's answer
+            ok = False
+            traceback.print_exc(file=sys.stdout, limit=-3)
+            sys.stdout.flush()
+            diagnosis()
+        finally:
+            sys.stdout.flush()
+            os.dup2(saved, 1)
+            os.close(saved)
+    text = transcript.read_text(errors="replace")
+    took = round(time.monotonic() - started, 1)
+    return {"step": function.__name__, "ok": ok, "seconds": took, "text": text}
+
+
+def main() -> None:
+    """All steps."""
+    with REPORT.open("w") as port:
+        for function in STEPS:
+            print(f"machine-test: {function.__name__}", flush=True)
+            answer = perform(function)
+            print(f"machine-test: {function.__name__}: {answer['ok']}", flush=True)
+            port.write(json.dumps(answer) + "\n")
+            port.flush()
+        port.write(json.dumps({"step": "end"}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
