@@ -11,21 +11,14 @@ so that the expensive half is built once.  Every file appears by rename, under a
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-REPO = Path(__file__).resolve().parents[2]
-CACHE = Path("/var/cache/pyvz-tests")
+from images import CACHE, REPO, debian_mirror, key, locked, run
 
 # fmt: off
 PACKAGES = [
@@ -90,35 +83,6 @@ class Image(NamedTuple):
     initrd: Path
 
 
-def run(*argv: str | os.PathLike[str], timeout: float = 600) -> str:
-    """Run a program; its last words become the error."""
-    done = subprocess.run(
-        argv,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"{argv[0]} failed: {done.stderr[-3000:]}")
-    return done.stdout
-
-
-@contextlib.contextmanager
-def locked(name: str) -> Iterator[None]:
-    """Hold the lock of one cache entry."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / f"{name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def key(*parts: str) -> str:
-    """A short name for everything that decides what an entry holds."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
-
-
 def base_image(suite: str) -> Image:
     """The machine's root disk, built when it is not there yet (about two minutes)."""
     script = CUSTOMIZE.format(masked=" ".join(MASKED), unit=UNIT, modules=" ".join(INITRD_MODULES))
@@ -142,7 +106,7 @@ def build_base(suite: str, script: str, work: Path) -> None:
     # fmt: off
     run("mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}",
         "--aptopt=Acquire::Retries \"3\"", f"--customize-hook={hook} \"$1\"",
-        suite, tree, timeout=1200)
+        suite, tree, *debian_mirror(), timeout=1200)
     # fmt: on
     for pattern, name in (("vmlinuz-*", "vmlinuz"), ("initrd.img-*", "initrd")):
         shutil.copyfile(sorted((tree / "boot").glob(pattern))[-1], out / name)
