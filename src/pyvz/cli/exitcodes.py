@@ -1,0 +1,79 @@
+"""The exit codes of every tool: one table per dialect, from error class to code.
+
+A code is looked up along the class's MRO, so that a table only names the classes that differ from
+their base; a test proves that every class of pyvz.errors resolves in every dialect.  Sources:
+prlctl Utils.cpp (prlerr2exitcode), libvzctl vzerror.h.
+"""
+
+from __future__ import annotations
+
+from pyvz import errors
+
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    Table = dict[type[errors.VZError], int]
+
+PRLCTL: Table = {
+    errors.VZError: 255,
+    errors.UsageError: 1,
+    errors.DaemonUnreachable: 253,
+    errors.Cancelled: INTERRUPTED,
+}
+
+VZCTL: Table = {
+    errors.VZError: 3,
+    errors.NotEnoughResources: 6,
+    errors.StartError: 7,
+    errors.ExecError: 8,
+    errors.Locked: 9,
+    errors.EnvironmentNotFound: 14,
+    errors.CheckpointError: 16,
+    errors.RestoreError: 17,
+    errors.UsageError: 20,
+    errors.BadValue: 21,
+    errors.NotRunning: 31,
+    errors.AlreadyRunning: 32,
+    errors.StopError: 33,
+    errors.NetworkError: 104,
+    errors.NotMounted: 40,
+    errors.AlreadyMounted: 41,
+    errors.PrivateMissing: 43,
+    errors.PrivateExists: 44,
+    errors.AlreadyExists: 44,
+    errors.NoSpace: 46,
+    errors.TemplateError: 47,
+    errors.StorageError: 48,
+    errors.MountError: 50,
+    errors.Busy: 231,
+    errors.PasswordError: 74,
+    errors.ActionScriptFailed: 79,
+    errors.ConfigError: 85,
+    errors.TemplateNotFound: 91,
+    errors.CacheMissing: 221,
+    errors.Disabled: 105,
+    errors.Timeout: 213,
+    errors.Unsupported: 233,
+    errors.Cancelled: INTERRUPTED,
+}
+
+VZLIST: Table = {errors.VZError: 1, errors.Cancelled: INTERRUPTED}
+
+DIALECTS: dict[str, Table] = {
+    "prlctl": PRLCTL,
+    "prlsrvctl": PRLCTL,
+    "vzctl": VZCTL,
+    "vzlist": VZLIST,
+}
+
+INTERNAL: dict[str, int] = {"prlctl": 255, "prlsrvctl": 255, "vzctl": 3, "vzlist": 1}
+
+
+def exit_code(dialect: str, error: errors.VZError) -> int:
+    """Return the exit code of the tool `dialect` for ERROR."""
+    table = DIALECTS[dialect]
+    for kind in type(error).__mro__:
+        if kind in table:
+            return table[kind]
+    return INTERNAL[dialect]

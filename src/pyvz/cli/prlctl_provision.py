@@ -1,0 +1,182 @@
+"""prlctl: create, delete, register, unregister, clone, move.  Texts as in prlctl 7 (PrlSrv.cpp)."""
+
+from __future__ import annotations
+
+import os
+
+from pyvz.cli.program import failed
+from pyvz.cli.subject import act, find, say
+from pyvz.errors import Unsupported, UsageError, VZError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyvz.cli.arguments import Arguments, OptionRow
+    from pyvz.cli.server import Server
+
+OPTIONS: dict[str, tuple[OptionRow, ...]] = {
+    "create": (
+        ("--vmtype", "ct|vm", "what to create; vm is the default of the original"),
+        ("-t,--ostemplate", "TEMPLATE", "OS template (default: DEF_OSTEMPLATE of vz.conf)"),
+        ("-c,--config", "SAMPLE", "configuration sample (default: CONFIGFILE of vz.conf)"),
+        ("--dst,--location", "PATH", "parent directory of the private area"),
+        ("--uuid", "UUID", "use this UUID"),
+        ("--no-hdd", "", "make no root disk"),
+        ("-o,--ostype", "NAME", "for VMs; ignored for containers"),
+        ("-d,--distribution", "NAME", "for VMs; ignored for containers"),
+        ("-s,--changesid", "", "for VMs; ignored for containers"),
+        ("--hdd-block-size", "SIZE", "accepted, no effect with this storage"),
+    ),
+    "delete": (("--force", "", "stop it first when it runs"),),
+    "register": (
+        ("--preserve-uuid", "", "keep the UUID that the files name"),
+        ("--uuid", "UUID", "use this UUID"),
+        ("--regenerate-src-uuid", "", "accepted, no effect"),
+        ("--force", "", "also when it is registered elsewhere"),
+        ("--ignore-ha-cluster", "", "accepted, no effect"),
+    ),
+    "clone": (
+        ("-n,--name", "NAME", "name of the copy (required)"),
+        ("--dst,--location", "PATH", "parent directory of the copy's private area"),
+        ("-t,--template", "", "the copy becomes a template"),
+        ("-s,--changesid", "", "for VMs; ignored for containers"),
+        ("--linked", "", "for VMs; refused for containers"),
+        ("--detach-external-hdd", "yes|no", "leave disks outside the private area behind"),
+        ("--online", "", "accepted, no effect"),
+    ),
+    "move": (("--dst,--location", "PATH", "parent directory to move it to (required)"),),
+}
+
+_KINDS = {"ct": "ct", "c": "ct", "vm": "vm", "v": "vm"}
+
+
+def create_(args: Arguments, server: Server) -> int:
+    """Create a container."""
+    name = args.word("The name")
+    kind = _KINDS.get(args.value("vmtype", "vm") or "")
+    if kind is None:
+        text = args.value("vmtype")
+        raise UsageError(f"An incorrect value '{text}' for --vmtype is specified: use ct or vm")
+    if args.has("config") and args.has("ostype"):
+        raise UsageError("Unable to simultaneously use --config and --ostype")
+    if kind == "vm":
+        raise Unsupported(
+            "Failed to create the virtual machine: virtual machines are not supported yet",
+            hint=f"For a container: prlctl create {name} --vmtype ct",
+        )
+    if args.has("distribution") or args.has("ostype"):
+        say("The --distribution and --ostype options are ignored for containers.")
+    if args.has("encryption-keyid"):
+        raise Unsupported("Encrypted disks are not supported yet")
+    say("Creating the Container...")
+    try:
+        server.run(
+            "Environment.Create",
+            name=name,
+            kind=kind,
+            ostemplate=args.value("ostemplate"),
+            config=args.value("config"),
+            private=_destination(args, name=args.value("uuid") or "$VEID"),
+            uuid=args.value("uuid"),
+            options=[],
+            dialect="prlctl",
+            no_disk=args.has("no-hdd"),
+        )
+    except VZError as error:
+        raise failed("create the Container", error) from error
+    say("The Container has been successfully created.")
+    return 0
+
+
+def delete_(args: Arguments, server: Server) -> int:
+    """Delete an environment and its files."""
+    subject = find(server, args.word("The ID or name"))
+    words = ("Removing", "remove", "successfully removed.")
+    act(server, subject, words, "Environment.Delete", force=args.has("force"))
+    return 0
+
+
+def register_(args: Arguments, server: Server) -> int:
+    """Make a private area known."""
+    path = args.word("The path")
+    if args.has("preserve-uuid") and args.has("uuid"):
+        raise UsageError("Unable to simultaneously use --preserve-uuid and --uuid")
+    say("Register the virtual environment...")
+    try:
+        server.change(
+            "Environment.Register",
+            path=os.path.abspath(path),
+            uuid=args.value("uuid"),
+            preserve_uuid=args.has("preserve-uuid"),
+            force=args.has("force"),
+        )
+    except VZError as error:
+        raise failed("register the virtual environment", error) from error
+    say("The virtual environment has been successfully registered.")
+    return 0
+
+
+def unregister_(args: Arguments, server: Server) -> int:
+    """Forget an environment; its files stay."""
+    subject = find(server, args.word("The ID or name"))
+    say(f"Unregister the {subject.kind}...")
+    try:
+        server.change("Environment.Unregister", ref=subject.uuid)
+    except VZError as error:
+        raise failed(f"unregister the {subject.kind}", error) from error
+    say(f"The {subject.kind} has been successfully unregistered.")
+    return 0
+
+
+def clone_(args: Arguments, server: Server) -> int:
+    """Copy a stopped environment."""
+    ref = args.word("The ID or name")
+    subject = find(server, ref)
+    kind = subject.kind
+    name = args.value("name")
+    if not name:
+        raise UsageError(f"Failed to clone the {kind}; the --name option is not specified.")
+    if args.has("linked"):
+        raise Unsupported(f"Failed to clone the {kind}: linked clones are for virtual machines")
+    template = args.has("template")
+    say(f"Clone the {ref} {kind} to {'template' if template else kind} {name}...")
+    try:
+        server.run(
+            "Environment.Clone",
+            ref=subject.uuid,
+            name=name,
+            dst=_destination(args),
+            template=template,
+        )
+    except VZError as error:
+        raise failed(f"clone the {kind}", error) from error
+    say(f"The {kind} has been successfully cloned.")
+    return 0
+
+
+def move_(args: Arguments, server: Server) -> int:
+    """Move a stopped environment to another directory of this node."""
+    ref = args.word("The ID or name")
+    subject = find(server, ref)
+    kind = subject.kind
+    target = _destination(args)
+    if not target:
+        raise UsageError(f"Failed to move the {kind}; the --dst option is not specified.")
+    say(f"Move the {ref} {kind} to {target}...")
+    try:
+        server.run("Environment.Move", ref=subject.uuid, dst=target)
+    except VZError as error:
+        raise failed(f"move the {kind}", error) from error
+    say(f"The {kind} has been successfully moved.")
+    return 0
+
+
+def _destination(args: Arguments, *, name: str = "") -> str | None:
+    """Return --dst (with NAME below it), refused when it is relative."""
+    path = args.value("dst")
+    if path is None:
+        return None
+    if not path.startswith("/"):
+        raise UsageError(
+            f"An incorrect value for --dst is specified; relative path '{path}' is not allowed."
+        )
+    return os.path.join(path, name) if name else path
