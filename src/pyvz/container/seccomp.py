@@ -1,0 +1,70 @@
+"""The seccomp filter of a container, as a classic BPF program for seccomp(2).
+
+A deny list (reference/containers-and-criu.md, section 3): what reaches the whole node, and,
+unless the container has `nesting`, the namespaces that CRIU cannot dump when they are nested.
+clone3 hides its flags in memory where a filter cannot look, so it answers ENOSYS then and libc
+falls back to clone.  The rules hold for every ABI of the machine (x86-64, i386, x32 is refused as a whole).
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+from typing import Any
+
+from pyvz.errors import Unsupported
+from pyvz.linux import syscall
+
+DENIED = (
+    *("kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module"),
+    *("create_module", "query_module", "get_kernel_syms", "nfsservctl", "acct"),
+    *("open_by_handle_at", "keyctl", "add_key", "request_key", "bpf", "userfaultfd"),
+    *("perf_event_open", "lookup_dcookie", "iopl", "ioperm", "swapon", "swapoff"),
+    *("vm86", "vm86old"),
+)
+# Nested mount, network and cgroup namespaces are dumped well; these kinds are not.
+_NESTED = (
+    syscall.CLONE_NEWUTS,
+    syscall.CLONE_NEWIPC,
+    syscall.CLONE_NEWUSER,
+    syscall.CLONE_NEWPID,
+)
+
+
+@functools.cache
+def program(*, nesting: bool = False) -> bytes:
+    """The BPF program as 8-byte instructions; Unsupported when libseccomp is missing."""
+    try:
+        import pyseccomp  # noqa: PLC0415  # loads libseccomp: only where a filter is made
+    except (ImportError, OSError, RuntimeError) as error:
+        raise Unsupported(f"libseccomp cannot be loaded: {error}") from error
+
+    rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+    if rules.exist_arch(pyseccomp.Arch.X86_64):
+        rules.add_arch(pyseccomp.Arch.X86)
+    # Another ABI (x32) would need rules of its own, and no guest needs it.
+    rules.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.ERRNO(errno.ENOSYS))
+    refuse = pyseccomp.ERRNO(errno.EPERM)
+    for name in DENIED:
+        number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name)
+        if number != -1:  # __NR_SCMP_ERROR: this libseccomp does not know the name
+            rules.add_rule(refuse, number)
+    if not nesting:
+        _refuse_nesting(pyseccomp, rules)
+    return _export(rules)
+
+
+def _refuse_nesting(pyseccomp: Any, rules: Any) -> None:  # noqa: ANN401  # an untyped library
+    refuse = pyseccomp.ERRNO(errno.EPERM)
+    rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
+    for call, flags in (("clone", _NESTED), ("unshare", (*_NESTED, syscall.CLONE_NEWTIME))):
+        for flag in flags:  # clone(2): the low byte is the exit signal, so not CLONE_NEWTIME
+            rules.add_rule(refuse, call, pyseccomp.Arg(0, pyseccomp.MASKED_EQ, flag, flag))
+
+
+def _export(rules: Any) -> bytes:  # noqa: ANN401
+    with open(os.memfd_create("pyvz-seccomp", os.MFD_CLOEXEC), "w+b") as file:
+        rules.export_bpf(file)
+        file.seek(0)
+        return file.read()
