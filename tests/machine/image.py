@@ -147,7 +147,7 @@ def payload(work: Path, template_cache: Path) -> Path:
     copy_sources(tree / "pyvz")
     shutil.copytree(wheels(), tree / "wheels")
     (tree / "cache").mkdir()
-    shutil.copy2(template_cache, tree / "cache" / template_cache.name)
+    shutil.copy2(template_cache, tree / "cache" / "debian-12-x86_64.plain.tar.zst")
     shutil.copy2(Path(__file__).with_name("guest.py"), tree / "guest.py")
     used = int(run("du", "-sm", tree).split()[0])
     make_ext4(tree, image, size=f"{used * 5 // 4 + 32}M")
