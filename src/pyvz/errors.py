@@ -126,6 +126,10 @@ class PrivateMissing(StorageError, NotFound):
     """The private area is not there."""
 
 
+class GuestFileError(VZError):
+    """A file inside the environment is not what it must be (a FIFO, a device, far too large)."""
+
+
 class NetworkError(VZError):
     """An interface, address or rule could not be put in place."""
 
