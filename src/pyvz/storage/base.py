@@ -34,7 +34,8 @@ from types import ModuleType
 from typing import NamedTuple, Protocol, cast
 
 import pyvz.storage
-from pyvz.errors import PrivateMissing, Unsupported
+from pyvz.errors import Busy, PrivateMissing, Unsupported
+from pyvz.linux import mount
 from pyvz.model.task import Progress
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -151,3 +152,18 @@ def layout(home: Path) -> int | None:
     except OSError:
         return None
     return int(text) if text.isascii() and text.isdigit() else None
+
+
+def check_unmounted(home: Path) -> None:
+    """Raise Busy, naming the places, when something in `home` is mounted, there or elsewhere."""
+    real = home.resolve()
+    holder = mount.holding_mount(real)
+    inside = Path(holder.root) / real.relative_to(holder.target)  # as its file system calls it
+    places = [
+        entry.target
+        for entry in mount.mounts()
+        if Path(entry.target).is_relative_to(real)
+        or (entry.device == holder.device and Path(entry.root).is_relative_to(inside))
+    ]
+    if places:
+        raise Busy(f"{home} is in use: it is mounted", details="\n".join(places[:10]))
