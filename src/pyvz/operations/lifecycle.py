@@ -1,0 +1,385 @@
+"""Start, stop and everything between: the life of an environment on this node.
+
+Each verb takes the lease, re-reads the configuration under it, repairs what a killed predecessor
+left, checks, and only then changes anything.  What it does is undone in reverse when a later step
+fails.  The journal record lets `recover` do the same after vzd was killed in the middle.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from pyvz.container import guestinit
+from pyvz.container.guestinit import InitKind
+from pyvz.container.runtime import Exit, Init
+from pyvz.container.spec import ContainerSpec, from_config
+from pyvz.errors import (
+    AlreadyMounted,
+    AlreadyRunning,
+    Disabled,
+    InvalidState,
+    Locked,
+    NotMounted,
+    NotRunning,
+    StopError,
+    Unsupported,
+    VZError,
+)
+from pyvz.linux.guestroot import GuestRoot
+from pyvz.linux.mount import is_mount_point
+from pyvz.linux.process import boot_id
+from pyvz.model.config import Config
+from pyvz.model.environment import Environment, Kind
+from pyvz.model.status import LEGAL_FROM, Status
+from pyvz.model.task import NoProgress, Progress
+from pyvz.operations import actionscript, guestsettings
+from pyvz.operations.node import Node
+from pyvz.storage import base as storage
+from pyvz.store.journal import Journal
+from pyvz.store.state import RunState
+
+log = logging.getLogger(__name__)
+
+STOP_TIMEOUT = 60.0  # seconds that the original waits for a clean stop before it kills
+KILL_TIMEOUT = 30.0
+BOOT_TIMEOUT = 300.0  # --wait
+EXIT_LEASE_TIMEOUT = 120.0
+
+
+class StartOptions(NamedTuple):
+    """wait: return when the guest's boot is over.  repair: start a shell instead of init.
+
+    force: start although DISABLED.  skip_fsck: do not check the file system before the mount.
+    """
+
+    wait: bool = False
+    repair: bool = False
+    force: bool = False
+    skip_fsck: bool = False
+
+
+class StopOptions(NamedTuple):
+    """kill: do not ask init.  noforce: fail instead of killing after the deadline.
+
+    skip_umount: leave the root mounted.
+    """
+
+    kill: bool = False
+    noforce: bool = False
+    skip_umount: bool = False
+    timeout: float = STOP_TIMEOUT
+
+
+def start(
+    node: Node, ref: str, *, options: StartOptions | None = None, progress: Progress | None = None
+) -> Environment:
+    """Start a container; raises AlreadyRunning, Disabled, MountError, StartError, ..."""
+    options = options or StartOptions()
+    env = node.registry.resolve(ref)
+    with node.lease(env, "start"):
+        _start_locked(node, env, options, progress or NoProgress())
+    if options.wait:
+        guestsettings.wait_booted(node, env, timeout=BOOT_TIMEOUT)
+    return env
+
+
+def stop(
+    node: Node, ref: str, *, options: StopOptions | None = None, progress: Progress | None = None
+) -> str:
+    """Stop a container; returns "stopped", "killed" or "already" (it was not running).
+
+    Raises StopError when it did not stop in time and may not be killed (`noforce`).
+    """
+    env = node.registry.resolve(ref)
+    with node.lease(env, "stop"):
+        repair(node, env)
+        if node.status(env) in {Status.STOPPED, Status.MOUNTED, Status.SUSPENDED, Status.INVALID}:
+            return "already"
+        return _stop_locked(node, env, options or StopOptions(), progress or NoProgress())
+
+
+def restart(
+    node: Node,
+    ref: str,
+    *,
+    start_options: StartOptions | None = None,
+    stop_options: StopOptions | None = None,
+    progress: Progress | None = None,
+) -> Environment:
+    """Stop the container, if it runs, and start it again under one lease."""
+    progress = progress or NoProgress()
+    env = node.registry.resolve(ref)
+    with node.lease(env, "restart"):
+        repair(node, env)
+        if node.status(env) in {Status.RUNNING, Status.PAUSED}:
+            _stop_locked(node, env, stop_options or StopOptions(), progress)
+        _start_locked(node, env, start_options or StartOptions(), progress)
+    if start_options is not None and start_options.wait:
+        guestsettings.wait_booted(node, env, timeout=BOOT_TIMEOUT)
+    return env
+
+
+def pause(node: Node, ref: str) -> Environment:
+    """Freeze every process of a running container in memory; raises NotRunning."""
+    env = node.registry.resolve(ref)
+    with node.lease(env, "pause"):
+        require(node, env, "pause")
+        node.runtime.pause(env.uuid)
+        node.publish("ve-pause", env)
+    return env
+
+
+def resume(node: Node, ref: str) -> Environment:
+    """Let a paused container go on; a suspended one is not supported yet."""
+    env = node.registry.resolve(ref)
+    with node.lease(env, "resume"):
+        status = require(node, env, "resume")
+        if status == Status.SUSPENDED:
+            raise Unsupported("Resuming a suspended container is not supported by this version")
+        node.runtime.unpause(env.uuid)
+        node.publish("ve-resume", env)
+    return env
+
+
+def mount(node: Node, ref: str, *, readonly: bool = False) -> Environment:
+    """Mount the root of a stopped container; raises AlreadyMounted, AlreadyRunning, MountError."""
+    env = node.registry.resolve(ref)
+    with node.lease(env, "mount"):
+        repair(node, env)
+        require(node, env, "mount")
+        with ExitStack() as undo:
+            _mount_root(node, env, undo, readonly=readonly)
+            undo.pop_all()
+        node.publish("ve-mount", env)
+    return env
+
+
+def umount(node: Node, ref: str) -> Environment:
+    """Unmount the root of a container that does not run; raises NotMounted, Busy."""
+    env = node.registry.resolve(ref)
+    with node.lease(env, "umount"):
+        repair(node, env)
+        require(node, env, "umount")
+        _umount_root(node, env)
+        node.publish("ve-umount", env)
+    return env
+
+
+def require(node: Node, env: Environment, verb: str) -> Status:
+    """Return the status when `verb` may begin from it; else raise the InvalidState that fits."""
+    status = node.status(env)
+    if status in LEGAL_FROM.get(verb, frozenset(Status)):
+        return status
+    if status in {Status.RUNNING, Status.PAUSED, Status.STARTING, Status.STOPPING}:
+        if verb in {"pause", "exec", "stop"}:
+            raise InvalidState(f"{env.name} is {status}")
+        raise AlreadyRunning(f"{env.name} is {status}", hint="Stop it first.")
+    if verb == "mount" and status == Status.MOUNTED:
+        raise AlreadyMounted(f"{env.name} is already mounted")
+    if verb == "umount":
+        raise NotMounted(f"{env.name} is not mounted")
+    if verb in {"pause", "exec", "stop"} or (verb == "resume" and status != Status.MOUNTED):
+        raise NotRunning(f"{env.name} is not running")
+    if verb in {"delete", "clone", "move", "unregister"} and status == Status.MOUNTED:
+        raise AlreadyMounted(f"{env.name} is mounted", hint="Unmount it first.")
+    raise InvalidState(f"{env.name} is {status}")
+
+
+def repair(node: Node, env: Environment) -> None:
+    """Finish or undo what a killed start or stop left behind; the caller holds the lease."""
+    record = Journal.leftover(node.paths, env.uuid)
+    running = env.uuid in node.runtime.running()
+    if record is not None and record.verb in {"start", "stop"}:
+        log.warning("%s: repairing an unfinished %s", env.name, record.verb)
+        # A start that got as far as its state record has a whole container: it may live.
+        if running and record.verb == "start" and RunState.load(node.paths, env.uuid) is None:
+            node.runtime.kill(env.uuid, timeout=KILL_TIMEOUT)
+            running = False
+        if not running:
+            _clear(node, env)
+        record.close()
+    elif not running and RunState.load(node.paths, env.uuid) is not None:
+        log.warning("%s: its init is gone and nobody cleaned up", env.name)
+        _clear(node, env)
+
+
+def exited(node: Node, exit_: Exit) -> None:
+    """Take note of the end of a container's init: clean up, and start again after a reboot.
+
+    A stop that is under way does the cleaning itself; then nothing is left to do here.
+    """
+    try:
+        env = node.registry.resolve(exit_.uuid)
+    except VZError:
+        node.runtime.clean(exit_.uuid)
+        return
+    with node.lease(env, "cleaning up after stop", timeout=EXIT_LEASE_TIMEOUT):
+        state = RunState.load(node.paths, env.uuid)
+        if state is None or state.pid != exit_.pid or env.uuid in node.runtime.running():
+            return
+        _clear(node, env)
+        log.info("%s: init ended: %s", env.name, exit_.reason)
+        node.publish("ve-stop", env, reason=str(exit_.reason))
+        if exit_.reason != "reboot":
+            return
+        if not node.config().allow_reboot:
+            log.warning("%s asked for a reboot, which ALLOWREBOOT=no forbids", env.name)
+            return
+        _start_locked(node, env, StartOptions(force=True), NoProgress())
+        node.publish("ve-reboot", env)
+
+
+def recover(node: Node) -> None:
+    """Bring every environment to a state that the kernel and the disk agree on (start of vzd)."""
+    for env in node.registry.environments():
+        try:
+            with node.lease(env, "recovery", timeout=0.0):
+                repair(node, env)
+        except Locked as busy:
+            log.info("%s: left alone: %s", env.name, busy)
+        except (VZError, OSError):
+            log.exception("%s: could not be repaired", env.name)
+
+
+def _start_locked(node: Node, env: Environment, options: StartOptions, progress: Progress) -> None:
+    if env.kind != Kind.CT:
+        raise Unsupported("Virtual machines are not supported by this version")
+    repair(node, env)
+    require(node, env, "start")
+    config = node.registry.config(env)
+    if config.boot.disabled and not options.force:
+        raise Disabled(f"{env.name} is disabled", hint="Use --force, or set --disabled no.")
+    if config.identity.type == "template":
+        raise InvalidState(f"{env.name} is a template", hint="Clone it, or set --template no.")
+    progress.stage("Starting")
+    journal = Journal.begin(node.paths, env.uuid, "start", {})
+    with ExitStack() as undo:
+        undo.callback(journal.done)
+        _mount_root(node, env, undo)
+        kind = _prepare_guest(node, env, config)
+        spec = _spec(node, env, config, kind, repair_mode=options.repair)
+        undo.callback(node.runtime.clean, env.uuid)
+        init = node.runtime.start(spec)
+        undo.callback(node.runtime.kill, env.uuid, timeout=KILL_TIMEOUT)
+        _running_state(init, kind).save(node.paths, env.uuid)
+        undo.callback(RunState.clear, node.paths, env.uuid)
+        actionscript.run_inside(node, env, "start")
+        undo.pop_all()
+    journal.done()
+    (env.home / ".running").touch()
+    node.publish("ve-start", env)
+
+
+def _running_state(init: Init, kind: InitKind) -> RunState:
+    return RunState(
+        boot_id=boot_id(),
+        pid=init.pid,
+        start_time=init.start_time,
+        status=Status.RUNNING,
+        started_at=time.time(),
+        data={"init": str(kind.name)},
+    )
+
+
+def _prepare_guest(node: Node, env: Environment, config: Config) -> InitKind:
+    """Look at the mounted guest and write into it what its configuration says (hostname, ...)."""
+    with GuestRoot.open(node.root(env, config)) as guest:
+        guestsettings.write(guest, env, config)
+        return guestinit.detect(guest)
+
+
+def _spec(
+    node: Node, env: Environment, config: Config, kind: InitKind, *, repair_mode: bool
+) -> ContainerSpec:
+    privileged = config.security.privileged
+    ids = None if privileged else node.id_ranges.allocate(env.uuid)
+    if privileged:
+        log.warning("%s starts without a user namespace: its root is the node's root", env.name)
+    spec = from_config(
+        env,
+        config,
+        root=node.root(env, config),
+        ids=ids,
+        features=node.features,
+        cpus=os.cpu_count() or 1,
+    )
+    argv = ("/bin/sh", "-c", "while :; do sleep 3600; done") if repair_mode else kind.argv
+    disks = tuple(storage.find(env.home).devices(env.home))
+    return spec._replace(argv=tuple(argv), disks=disks)
+
+
+def _stop_locked(node: Node, env: Environment, options: StopOptions, progress: Progress) -> str:
+    progress.stage("Stopping")
+    journal = Journal.begin(node.paths, env.uuid, "stop", {})
+    state = RunState.load(node.paths, env.uuid)
+    if state is not None:
+        state._replace(status=Status.STOPPING).save(node.paths, env.uuid)
+    try:
+        killed = options.kill or not _stop_orderly(node, env, state, options)
+    except BaseException:
+        # It runs on (noforce), so it is neither stopping nor half cleaned.
+        if state is not None:
+            state._replace(status=Status.RUNNING).save(node.paths, env.uuid)
+        journal.done()
+        raise
+    if killed:
+        node.runtime.kill(env.uuid, timeout=KILL_TIMEOUT)
+    _clear(node, env, keep_mounted=options.skip_umount)
+    journal.done()
+    node.publish("ve-stop", env, reason="killed" if killed else "halt")
+    return "killed" if killed else "stopped"
+
+
+def _stop_orderly(
+    node: Node, env: Environment, state: RunState | None, options: StopOptions
+) -> bool:
+    """Ask init to power off; False when it has to be killed.  Raises StopError with noforce."""
+    if node.cgroups.frozen(env.uuid):
+        node.runtime.unpause(env.uuid)
+    try:
+        actionscript.run_inside(node, env, "stop")
+    except VZError as error:
+        log.warning("%s: stop script: %s", env.name, error)
+    kind = guestinit.by_name(str(state.data.get("init", "other")) if state is not None else "other")
+    if node.runtime.stop(env.uuid, kind, timeout=options.timeout):
+        return True
+    if options.noforce:
+        raise StopError(
+            f"{env.name} did not stop within {options.timeout:.0f} seconds",
+            hint="It runs on. Use --kill to stop it at once.",
+        )
+    return False
+
+
+def _mount_root(node: Node, env: Environment, undo: ExitStack, *, readonly: bool = False) -> None:
+    """Mount the root with its action scripts; what was mounted already stays as it is."""
+    root = node.root(env)
+    if is_mount_point(root):
+        return
+    driver = storage.find(env.home)
+    actionscript.run_on_node(node, env, "premount")
+    driver.mount(env.home, root, readonly=readonly)
+    undo.callback(driver.umount, env.home, root)
+    actionscript.run_on_node(node, env, "mount")
+
+
+def _umount_root(node: Node, env: Environment) -> None:
+    root = node.root(env)
+    if not is_mount_point(root):
+        return
+    actionscript.run_on_node(node, env, "umount")
+    storage.find(env.home).umount(env.home, root)
+    actionscript.run_on_node(node, env, "postumount")
+
+
+def _clear(node: Node, env: Environment, *, keep_mounted: bool = False) -> None:
+    """Undo, in reverse, what a start made: cgroups, mounts, state.  Idempotent."""
+    node.runtime.clean(env.uuid)
+    (env.home / ".running").unlink(missing_ok=True)
+    if not keep_mounted:
+        _umount_root(node, env)
+    RunState.clear(node.paths, env.uuid)

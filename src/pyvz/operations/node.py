@@ -1,0 +1,123 @@
+"""A node: everything that a verb may touch, put together in one place (the composition root)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from pyvz.container.client import KeeperClient
+from pyvz.container.runtime import Runtime
+from pyvz.linux import cgroup, features
+from pyvz.linux.cgroup import Cgroups
+from pyvz.linux.features import Features
+from pyvz.linux.mount import is_mount_point
+from pyvz.model.config import Config
+from pyvz.model.environment import Environment
+from pyvz.model.event import Event
+from pyvz.model.status import Status
+from pyvz.model.vzconf import NodeConfig, expand_veid, under
+from pyvz.store.idrange import IdRanges
+from pyvz.store.lease import Lease, holder
+from pyvz.store.paths import Paths
+from pyvz.store.registry import Registry
+from pyvz.store.state import RunState
+
+
+class EventSink(Protocol):
+    """Where operations tell what happened; the daemon's bus, or a list in a test."""
+
+    def publish(self, event: Event) -> None:
+        """Take one event; never blocks and never fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node.  Operations get it as their first argument and hold no other state."""
+
+    paths: Paths
+    registry: Registry
+    runtime: Runtime
+    cgroups: Cgroups
+    features: Features
+    id_ranges: IdRanges
+    events: EventSink
+    default_timeout: float = field(default=0.0)
+
+    def config(self) -> NodeConfig:
+        """Return vz.conf as it is now."""
+        return self.registry.node_config()
+
+    def publish(self, name: str, env: Environment, **data: str) -> None:
+        """Tell the world that `name` happened to `env`."""
+        self.events.publish(Event.now(name, env.uuid, data | {"name": env.name}))
+
+    def root(self, env: Environment, config: Config | None = None) -> Path:
+        """Return the directory on which the environment's root file system is mounted."""
+        text = (config and config.identity.root) or self.config().ve_root
+        return under(self.paths.root, expand_veid(text, env.uuid))
+
+    @contextmanager
+    def lease(self, env: Environment, action: str, timeout: float | None = None) -> Iterator[Lease]:
+        """Hold the environment's lease for `action`; raises Locked when somebody else has it."""
+        wait = self.default_timeout if timeout is None else timeout
+        with Lease.take(self.paths, env.uuid, action, timeout=wait) as lease:
+            yield lease
+
+    def status(self, env: Environment) -> Status:
+        """Return the state that the kernel and the disk show now, without any lock."""
+        return StatusReader(self).of(env)
+
+
+class StatusReader:
+    """Statuses of many environments from one look at the keeper (used by lists)."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._running = node.runtime.running()
+
+    def of(self, env: Environment) -> Status:
+        """Return the status of one environment."""
+        if env.uuid in self._running:
+            return self._of_running(env)
+        if not (env.home / "ve.conf").exists():
+            return Status.INVALID
+        if is_mount_point(self._node.root(env)):
+            return Status.MOUNTED
+        if (env.home / "dump" / "Dump").exists():
+            return Status.SUSPENDED
+        return Status.STOPPED
+
+    def _of_running(self, env: Environment) -> Status:
+        if self._node.cgroups.frozen(env.uuid):
+            return Status.PAUSED
+        state = RunState.load(self._node.paths, env.uuid)
+        if (
+            state is not None
+            and state.status in {Status.STARTING, Status.STOPPING}
+            and holder(self._node.paths, env.uuid) is not None
+        ):
+            return state.status
+        return Status.RUNNING
+
+
+def open_node(
+    paths: Paths,
+    events: EventSink,
+    *,
+    connect_keeper: Callable[[Paths], KeeperClient] = KeeperClient.start_if_absent,
+) -> Node:
+    """Return the node whose root is `paths.root`, with its keeper running.
+
+    Raises VZError when the keeper cannot be reached or the machine lacks what every node needs.
+    """
+    registry = Registry(paths)
+    found = features.probe(paths.run)
+    keeper = connect_keeper(paths)
+    slice_name = registry.node_config().cgroup_slice
+    parent = slice_name if paths.root == Path("/") else f"{paths.instance}.slice"
+    cgroups = cgroup.detect(parent, delegated=keeper.delegated_cgroup())
+    runtime = Runtime(keeper, cgroups, found, paths)
+    return Node(paths, registry, runtime, cgroups, found, IdRanges(paths), events)

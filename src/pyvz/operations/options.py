@@ -1,0 +1,109 @@
+"""What the options of `create` and `set` ask for, as values: nothing here touches the node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pyvz.errors import Unsupported, UsageError
+from pyvz.model import params
+from pyvz.model.config import Config
+from pyvz.model.environment import Kind
+from pyvz.model.secret import Secret
+from pyvz.operations.password import check_password, check_user
+
+GivenOptions = Sequence[tuple[str, str | None]]
+
+# What later releases bring: accepted nowhere, so that nobody believes in a limit or an address
+# that is not in force.
+_LATER = {
+    "network": "Addresses, interfaces and traffic shaping",
+    "disk": "Sizes and disks of a container",
+    "memory.guarantee": "Guaranteed memory",
+}
+_IN_FORCE = frozenset(
+    {
+        "network.hostname",
+        "network.nameservers",
+        "network.searchdomains",
+        "network.ip_only",
+        "disk.bindmounts",
+        "disk.noatime",
+        "disk.autocompact",
+    }
+)
+_QUIET = frozenset({"save", "setmode", "crypted", "force"})  # flags of the call, not changes
+
+
+class Plan(NamedTuple):
+    """What the options mean.
+
+    config: the new configuration.  fields: the fields that were named, in order.
+    echo: one line per change, as `prlctl set` prints them.  warnings: what is accepted and ignored.
+    sample: a sample to apply first.  password: (user, password, whether it is a hash).
+    """
+
+    config: Config
+    fields: tuple[str, ...] = ()
+    echo: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    sample: str | None = None
+    password: tuple[str, Secret, bool] | None = None
+
+
+def plan(config: Config, dialect: str, given: GivenOptions, kind: Kind = Kind.CT) -> Plan:
+    """Return what `given` makes of `config`; raises UsageError, BadValue, Unsupported."""
+    made = Plan(config)
+    crypted = any(params.normal(name) == "crypted" for name, _ in given)
+    for name, text in given:
+        made = _add(made, dialect, (name, text), kind, crypted=crypted)
+    return made
+
+
+def _add(
+    made: Plan, dialect: str, given: tuple[str, str | None], kind: Kind, *, crypted: bool
+) -> Plan:
+    name, text = given
+    row, option = params.by_option(dialect, name)
+    if kind not in option.kinds:
+        raise UsageError(f"--{option.name} is not an option of a {_noun(kind)}")
+    if option.ignored:
+        return made._replace(warnings=(*made.warnings, f"--{option.name}: {option.ignored}"))
+    if row is None:
+        return _act(made, option.name, text or "", crypted=crypted)
+    changes = params.changes(dialect, name, text, made.config)
+    for field in changes:
+        _check_in_force(field, option.name)
+    return made._replace(
+        config=made.config.changed(changes),
+        fields=(*made.fields, *changes),
+        echo=(*made.echo, f"set {option.name} {text}" if text else f"set {option.name}"),
+    )
+
+
+def _act(made: Plan, name: str, text: str, *, crypted: bool) -> Plan:
+    """Take an option that is no parameter."""
+    if name in _QUIET:
+        return made
+    if name == "userpasswd":
+        user, _, password = text.partition(":")
+        if not user or not password:
+            raise UsageError("--userpasswd: give USER:PASSWORD")
+        check_user(user)
+        check_password(Secret(password), crypted=crypted)
+        return made._replace(password=(user, Secret(password), crypted))
+    if name == "applyconfig":
+        return made._replace(sample=text, echo=(*made.echo, f"set applyconfig {text}"))
+    raise Unsupported(f"--{name} is not supported by this version")
+
+
+def _check_in_force(field: str, option: str) -> None:
+    if field in _IN_FORCE:
+        return
+    what = _LATER.get(field) or _LATER.get(field.partition(".")[0])
+    if what is not None:
+        raise Unsupported(f"--{option}: {what} are not supported by this version")
+
+
+def _noun(kind: Kind) -> str:
+    return "container" if kind == Kind.CT else "virtual machine"

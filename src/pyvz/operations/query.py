@@ -1,0 +1,259 @@
+"""Questions about environments and the node.  Nothing here takes a lease or changes anything."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import platform
+import socket
+from collections.abc import Sequence
+from importlib import metadata
+from typing import NamedTuple
+
+from pyvz.errors import BadValue, EnvironmentNotFound, VZError
+from pyvz.linux.mount import is_mount_point
+from pyvz.model.environment import Environment, Kind
+from pyvz.model.status import Status
+from pyvz.operations import fields
+from pyvz.operations.fields import ALIVE, FIELDS, Source
+from pyvz.operations.node import Node, StatusReader
+from pyvz.units import MIB, PAGE_SIZE, UNLIMITED
+
+Row = dict[str, object]
+
+
+class Rows(NamedTuple):
+    """What a list answers: rows in the order asked for, and refs that nobody answers to."""
+
+    rows: list[Row]
+    errors: list[tuple[str, str]]
+
+
+class StatusReport(NamedTuple):
+    """What `status` tells."""
+
+    uuid: str
+    kind: Kind
+    status: Status
+    mounted: bool
+
+
+def rows(
+    node: Node, wanted: Sequence[str], *, refs: Sequence[str] = (), kind: Kind | None = None
+) -> Rows:
+    """Return the `wanted` fields of the environments `refs` (or of all); BadValue names a field."""
+    unknown = sorted(set(wanted) - FIELDS.keys())
+    if unknown:
+        raise BadValue(f"Unknown field: {', '.join(unknown)}")
+    found, errors = _resolve(node, refs)
+    statuses = StatusReader(node)
+    readers = [(name, FIELDS[name]) for name in wanted]
+    answer: list[Row] = []
+    for env in found:
+        if kind is None or env.kind == kind:
+            source = Source(node, env, statuses)
+            answer.append({name: read(source) for name, read in readers})
+    return Rows(answer, errors)
+
+
+def status(node: Node, ref: str) -> StatusReport:
+    """Return the state of one environment; raises EnvironmentNotFound."""
+    env = node.registry.resolve(ref)
+    return StatusReport(env.uuid, env.kind, node.status(env), is_mount_point(node.root(env)))
+
+
+def info(node: Node, ref: str, *, full: bool = False) -> Row:
+    """Return everything about one environment, keyed and nested as `prlctl list -i -j` prints it."""
+    env = node.registry.resolve(ref)
+    source = Source(node, env, StatusReader(node))
+    config = source.config
+    answer: Row = {
+        "ID": env.uuid,
+        "EnvID": env.envid,
+        "Name": env.name,
+        "Description": config.identity.description or "",
+        "Type": env.kind.upper(),
+        "State": str(source.status),
+        "OS": fields.distribution(config) or "",
+        "Template": "yes" if config.identity.type == "template" else "no",
+        "Uptime": str(int(fields.uptime(source))),
+        "Home": os.fspath(env.home),
+        "Owner": "root",
+        "GuestTools": {"state": "not_installed"},
+        "GuestTools autoupdate": "off",
+        "Autostart": {"yes": "on", "auto": "auto"}.get(str(config.boot.onboot), "off"),
+        "Autostop": str(config.boot.autostop or node.config().ve_stop_mode),
+        "Autocompact": "on" if config.disk.autocompact else "off",
+        "Boot order": "",
+        "EFI boot": "off",
+        "Allow select boot device": "off",
+        "External boot device": "",
+        "Remote display": {"mode": "off", "address": "0.0.0.0"},  # noqa: S104  text, not a bind
+        "Remote display state": "stopped",
+        "Hardware": _hardware(source, full=full),
+        "Features": {
+            name: "on" if value else "off" for name, value in FIELDS["features"](source).items()
+        },
+        "Disabled Windows logo": "on",
+        "Nested virtualization": "off",
+        "Offline management": {"enabled": False},
+        "Hostname": config.network.hostname or "",
+        "DNS Servers": " ".join(config.network.nameservers or ()),
+        "Search Domains": " ".join(config.network.searchdomains or ()),
+    }
+    if full:
+        answer["High Availability"] = {
+            "enabled": "yes" if config.boot.ha_enable is not False else "no",
+            "prio": config.boot.ha_prio or 0,
+        }
+    return answer
+
+
+def statistics(
+    node: Node, refs: Sequence[str], filters: Sequence[str] = ()
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return (uuid, [(counter, value)]) of the environments; `filters` are * patterns of names."""
+    found, errors = _resolve(node, refs)
+    if errors:
+        raise EnvironmentNotFound(errors[0][1])
+    statuses = StatusReader(node)
+    return [
+        (
+            env.uuid,
+            [pair for pair in _counters(Source(node, env, statuses)) if _wanted(pair, filters)],
+        )
+        for env in found
+    ]
+
+
+def node_info(node: Node, *, full: bool = False) -> Row:
+    """Return what `prlsrvctl info` prints about the node."""
+    _ = full
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    uname = platform.uname()
+    return {
+        "ID": _machine_id(),
+        "Hostname": socket.gethostname(),
+        "Version": f"Server {metadata.version('pyvz')}",
+        "VM home": os.fspath(node.paths.vz / "vmprivate"),
+        "Vcmmd policy": "noop config=noop",
+        "Minimal security level": "normal",
+        "Manage settings for new users": "deny",
+        "Backup path": os.fspath(node.paths.vz / "vmprivate/backups"),
+        "Backup temporary directory": os.fspath(node.paths.vz / "tmp"),
+        "Backup mode": "push",
+        "Traffic shaping": "on" if node.config().traffic_shaping else "off",
+        "Verbose log": "off",
+        "License": {"state": "not installed"},
+        "Hardware Id": _machine_id(),
+        "Hardware info": {
+            "cpu": {"name": f"{os.cpu_count()} CPUs, {uname.machine}", "type": "cpu"},
+            "memory": {"name": f"{memory // MIB} MiB", "type": "memory"},
+            "kernel": {"name": uname.release, "type": "kernel"},
+        },
+        "Features": [list(row) for row in node.features.as_rows()],
+    }
+
+
+def _resolve(node: Node, refs: Sequence[str]) -> tuple[list[Environment], list[tuple[str, str]]]:
+    if not refs:
+        return node.registry.environments(), []
+    found, errors = [], []
+    for ref in refs:
+        try:
+            found.append(node.registry.resolve(ref))
+        except VZError as error:
+            errors.append((ref, error.message))
+    return found, errors
+
+
+def _hardware(source: Source, *, full: bool) -> Row:
+    config = source.config
+    memory = config.memory.physpages
+    size = UNLIMITED if memory is None else memory.limit
+    hardware: Row = {
+        "cpu": _cpu(source),
+        "memory": {"size": "unlimited" if size >= UNLIMITED else f"{size * PAGE_SIZE // MIB}Mb"},
+        "video": {"size": "0Mb", "3d acceleration": "off", "vertical sync": "yes"},
+        "memory_guarantee": {
+            "value": "auto" if config.memory.guarantee is None else f"{config.memory.guarantee}%"
+        },
+    }
+    if config.network.ip:
+        ips = "".join(f"{address} " for address in fields.configured_addresses(config))
+        hardware["venet0"] = {"enabled": True, "type": "routed", "ips": ips}
+    for index, nic in enumerate(source.bridged):
+        hardware[f"net{index}"] = _interface(nic, full=full)
+    return hardware
+
+
+def _interface(nic: fields.NetIf, *, full: bool) -> Row:
+    device: Row = {
+        "enabled": True,
+        "dev": nic.host_ifname,
+        "ifname": nic.ifname,
+        "network": nic.network,
+        "mac": nic.mac.replace(":", "").upper(),
+        "card": "virtio",
+    }
+    if nic.ip or nic.ip6:
+        device["ips"] = "".join(f"{address} " for address in (*nic.ip, *nic.ip6))
+    if full:
+        device |= {
+            "mac_filter": "on" if nic.mac_filter else "off",
+            "ip_filter": "on" if nic.ip_filter else "off",
+        }
+    return device | {"state": "connected"}
+
+
+def _cpu(source: Source) -> Row:
+    config = source.config
+    cpu: Row = {
+        "sockets": 1,
+        "cpus": config.cpu.cpus or "unlimited",
+        "cores": config.cpu.cpus or os.cpu_count() or 1,
+        "cpuunits": config.cpu.units or 1000,
+    }
+    if config.cpu.limit:
+        cpu["cpulimit"] = f"{config.cpu.limit}%"
+    elif config.cpu.limit_mhz:
+        cpu["cpulimit"] = f"{config.cpu.limit_mhz}Mhz"
+    cpu["ioprio"] = 4 if config.io.priority is None else config.io.priority
+    cpu["iolimit"] = str(config.io.limit or 0)
+    optional = (
+        ("iopslimit", config.io.operations), ("mask", config.cpu.mask),
+        ("nodemask", config.cpu.nodemask),
+    )  # fmt: skip
+    return cpu | {name: str(value) for name, value in optional if value}
+
+
+def _counters(source: Source) -> list[tuple[str, str]]:
+    usage = source.usage
+    limit = usage.memory_limit
+    host_memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = host_memory if limit is None or limit >= UNLIMITED else min(limit, host_memory)
+    values: list[tuple[str, int | None]] = [
+        ("guest.cpu.time", None if usage.cpu_ns is None else usage.cpu_ns // 1000),
+        ("guest.ram.usage", None if usage.memory is None else usage.memory // MIB),
+        ("guest.ram.total", total // MIB if source.status in ALIVE else None),
+        ("guest.ram.swap", None if usage.swap is None else usage.swap // MIB),
+        ("guest.ram.oom_kill", usage.oom_kills),
+        ("guest.processes", usage.pids),
+        ("devices.disk.read_total", usage.io_read),
+        ("devices.disk.write_total", usage.io_written),
+    ]
+    return [(name, str(value)) for name, value in values if value is not None]
+
+
+def _wanted(pair: tuple[str, str], filters: Sequence[str]) -> bool:
+    return not filters or any(fnmatch.fnmatchcase(pair[0], pattern) for pattern in filters)
+
+
+def _machine_id() -> str:
+    """Return the machine's id in UUID form (machine-id(5)), zeros where it has none."""
+    try:
+        with open("/etc/machine-id", encoding="ascii") as file:
+            text = file.read().strip()
+    except OSError:
+        text = "0" * 32
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:32]}"
