@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import selectors
 import shlex
 import signal
@@ -111,20 +112,20 @@ class Process:
             self.close()
 
     def _end_session(self, grace: float) -> None:
-        if self._popen.poll() is None:
-            self._signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._popen.wait(grace)
-        if self._popen.poll() is None:
-            # Not reaped yet, so the session id cannot be anybody else's.
-            for pid in session_members(self.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        if self._popen.returncode is not None:
+            return  # reaped: its number may be somebody else's by now
+        self._signal(signal.SIGTERM)
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            poller = select.poll()
+            poller.register(pidfd, select.POLLIN)  # readable once it is a zombie
+            poller.poll(grace * 1000)
+        finally:
+            os.close(pidfd)
+        kill_session(self.pid)
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
-        # The process group outlives its leader while a member lives, and its number is not
-        # given to a new process meanwhile (kernel/pid.c: a pid in use as PGID stays allocated).
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
@@ -136,16 +137,19 @@ class Process:
                     stream.close()
 
 
-def session_members(session: int) -> list[int]:
-    """Return the pids whose session is SESSION."""
-    members = []
+def kill_session(session: int) -> None:
+    """Kill every process whose session is SESSION (whose leader must not be reaped yet)."""
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
         with contextlib.suppress(OSError):
-            if os.getsid(int(entry)) == session:
-                members.append(int(entry))
-    return members
+            pidfd = os.pidfd_open(int(entry))
+            try:
+                # Asked after the pidfd was opened, so it is this process that is killed.
+                if os.getsid(int(entry)) == session:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
 
 
 def start(argv: Argv, **options: Unpack[SpawnOptions]) -> Process:
