@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from pyvz.errors import ConfigError
+from pyvz.linux.file import read_text_limited
 from pyvz.model.conffile import ConfFile
+from pyvz.model.config import inheritable
 from pyvz.model.vzconf import NodeConfig, under
 from pyvz.store.paths import Paths
 
-_Stamp = tuple[int, int, int]  # modification time in ns, size, inode
-_cache: dict[Path, tuple[_Stamp, NodeConfig]] = {}  # a value per path, replaced as a whole
+Stamp = tuple[int, int, int]  # modification time in ns, size, inode
 _DEFAULTS = NodeConfig()
 
 
-def stamp(path: Path) -> _Stamp | None:
+class _Known(NamedTuple):
+    version: Stamp
+    config: NodeConfig
+    inherited: Mapping[str, Any]
+
+
+_cache: dict[Path, _Known] = {}  # a value per path, replaced as a whole
+
+
+def stamp(path: Path) -> Stamp | None:
     """Return what tells one version of a file from the next, or None when it is not there."""
     try:
         status = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
 
@@ -26,7 +38,7 @@ def stamp(path: Path) -> _Stamp | None:
 def read_conf(path: Path) -> ConfFile:
     """Return the configuration file at PATH; ConfigError when it cannot be read."""
     try:
-        text = path.read_bytes().decode("utf-8", "surrogateescape")
+        text = read_text_limited(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     return ConfFile.parse(text)
@@ -37,17 +49,29 @@ def node_config(paths: Paths) -> NodeConfig:
 
     Raises ConfigError, naming file and key, for a value that cannot be understood.
     """
-    now = stamp(paths.vz_conf)
-    if now is None:
-        return _DEFAULTS
-    known = _cache.get(paths.vz_conf)
-    if known is not None and known[0] == now:
-        return known[1]
-    config = NodeConfig.parse(read_conf(paths.vz_conf).values(), str(paths.vz_conf))
-    _cache[paths.vz_conf] = (now, config)
-    return config
+    known = _load(paths.vz_conf)
+    return _DEFAULTS if known is None else known.config
+
+
+def inherited(paths: Paths) -> Mapping[str, Any]:
+    """Return {field: value} that vz.conf gives to every container; raises ConfigError."""
+    known = _load(paths.vz_conf)
+    return {} if known is None else known.inherited
 
 
 def lock_directory(paths: Paths) -> Path:
     """Return LOCKDIR of the node."""
     return under(paths.root, node_config(paths).lockdir)
+
+
+def _load(path: Path) -> _Known | None:
+    version = stamp(path)
+    if version is None:
+        return None
+    known = _cache.get(path)
+    if known is None or known.version != version:
+        values = read_conf(path).values()
+        source = str(path)
+        known = _Known(version, NodeConfig.parse(values, source), inheritable(values, source))
+        _cache[path] = known
+    return known

@@ -1,0 +1,45 @@
+"""Events: what happened to an environment or to the node, as `prlctl monitor` shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+START = "ve-start"
+STOP = "ve-stop"
+REBOOT = "ve-reboot"
+OOM = "ve-oom"
+CONFIG = "ve-config"
+CREATE = "ve-create"
+DELETE = "ve-delete"
+REGISTER = "ve-register"
+UNREGISTER = "ve-unregister"
+RENAME = "ve-rename"
+PAUSE = "ve-pause"
+RESUME = "ve-resume"
+MOUNT = "ve-mount"
+UMOUNT = "ve-umount"
+CLONE = "ve-clone"
+MOVE = "ve-move"
+CRASH = "ve-crash"  # init ended in a way that nobody asked for
+NODE_START = "node-start"
+NODE_STOP = "node-stop"
+
+_NOTHING: Mapping[str, object] = {}
+
+
+class Event(NamedTuple):
+    """One event.
+
+    time: wall clock, seconds since the epoch.  name: one of the constants above.
+    uuid: of the environment, or "" when it is about the node.  data: JSON values.
+    """
+
+    time: float
+    name: str
+    uuid: str = ""
+    data: Mapping[str, object] = _NOTHING
+
+    def as_json(self) -> dict[str, object]:
+        """Return it as the API sends it."""
+        return {"time": self.time, "name": self.name, "uuid": self.uuid, "data": dict(self.data)}
