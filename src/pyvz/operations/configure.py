@@ -18,7 +18,9 @@ from pyvz.model.config import Config
 from pyvz.model.config_limits import limits_of
 from pyvz.model.environment import Environment
 from pyvz.model.limits import Limits
+from pyvz.model.param import normal
 from pyvz.model.status import Status
+from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import guestsettings, lifecycle, password
 from pyvz.operations.node import Node
 from pyvz.operations.options import GivenOptions, Plan, plan
@@ -46,6 +48,7 @@ def set_options(
     *,
     save: bool = True,
     setmode: str | None = None,
+    progress: Progress | None = None,
 ) -> SetResult:
     """Change a container as the options say.
 
@@ -56,6 +59,7 @@ def set_options(
     if setmode not in {None, "restart", "ignore"}:
         raise BadValue("--setmode: give restart or ignore")
     env = node.registry.resolve(ref)
+    (progress or NoProgress()).stage("Configuring")
     with node.lease(env, "set"):
         lifecycle.repair(node, env)
         old = node.registry.config(env)
@@ -84,12 +88,12 @@ def set_options(
 
 def limit_changes(old: Limits, new: Limits) -> Limits:
     """Return `new` with everything that equals `old` left out (None: leave it as it is)."""
-    return Limits(*(b if a != b else None for a, b in zip(old, new, strict=True)))
+    return Limits._make(b if a != b else None for a, b in zip(old, new, strict=True))
 
 
 def _with_sample(node: Node, config: Config, given: GivenOptions) -> Config:
     """Return the configuration with the sample of --applyconfig under the other options."""
-    names = [text for name, text in given if params.normal(name) == "applyconfig"]
+    names = [text for name, text in given if normal(name) == "applyconfig"]
     for name in names:
         sample = Config.parse(node.registry.sample(name or "").values(), f"ve-{name}.conf-sample")
         fields = [row.field for row in params.PARAMS if not row.local and sample.is_set(row.field)]

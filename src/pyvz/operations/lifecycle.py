@@ -8,6 +8,7 @@ fails.  The journal record lets `recover` do the same after vzd was killed in th
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from contextlib import ExitStack
@@ -245,6 +246,25 @@ def recover(node: Node) -> None:
             log.exception("%s: could not be repaired", env.name)
 
 
+def autostart_order(node: Node) -> list[Environment]:
+    """Return what starts with the node: ONBOOT=yes, and ONBOOT=auto that ran when it went down.
+
+    BOOTORDER decides, higher first, those without one last; then the name (config.md, 3.1).
+    """
+    wanted: list[tuple[float, str, Environment]] = []
+    for env in node.registry.environments():
+        try:
+            boot = node.registry.config(env).boot
+        except VZError as error:
+            log.warning("%s: not started: %s", env.name, error)
+            continue
+        ran = (env.home / ".running").exists()
+        if boot.onboot == "yes" or (boot.onboot == "auto" and ran):
+            rank = math.inf if boot.order is None else -boot.order
+            wanted.append((rank, env.name, env))
+    return [env for _, _, env in sorted(wanted)]
+
+
 def _start_locked(node: Node, env: Environment, options: StartOptions, progress: Progress) -> None:
     if env.kind != Kind.CT:
         raise Unsupported("Virtual machines are not supported by this version")
@@ -361,19 +381,19 @@ def _mount_root(node: Node, env: Environment, undo: ExitStack, *, readonly: bool
     if is_mount_point(root):
         return
     driver = storage.find(env.home)
-    actionscript.run_on_node(node, env, "premount")
+    actionscript.run(node, env, "premount")
     driver.mount(env.home, root, readonly=readonly)
     undo.callback(driver.umount, env.home, root)
-    actionscript.run_on_node(node, env, "mount")
+    actionscript.run(node, env, "mount")
 
 
 def _umount_root(node: Node, env: Environment) -> None:
     root = node.root(env)
     if not is_mount_point(root):
         return
-    actionscript.run_on_node(node, env, "umount")
+    actionscript.run(node, env, "umount")
     storage.find(env.home).umount(env.home, root)
-    actionscript.run_on_node(node, env, "postumount")
+    actionscript.run(node, env, "postumount")
 
 
 def _clear(node: Node, env: Environment, *, keep_mounted: bool = False) -> None:

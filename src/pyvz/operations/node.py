@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ class Node:
 
     def publish(self, name: str, env: Environment, **data: str) -> None:
         """Tell the world that `name` happened to `env`."""
-        self.events.publish(Event.now(name, env.uuid, data | {"name": env.name}))
+        self.events.publish(Event(time.time(), name, env.uuid, data | {"name": env.name}))
 
     def root(self, env: Environment, config: Config | None = None) -> Path:
         """Return the directory on which the environment's root file system is mounted."""

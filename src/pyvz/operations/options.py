@@ -9,6 +9,7 @@ from pyvz.errors import Unsupported, UsageError
 from pyvz.model import params
 from pyvz.model.config import Config
 from pyvz.model.environment import Kind
+from pyvz.model.param import normal
 from pyvz.model.secret import Secret
 from pyvz.operations.password import check_password, check_user
 
@@ -54,7 +55,7 @@ class Plan(NamedTuple):
 def plan(config: Config, dialect: str, given: GivenOptions, kind: Kind = Kind.CT) -> Plan:
     """Return what `given` makes of `config`; raises UsageError, BadValue, Unsupported."""
     made = Plan(config)
-    crypted = any(params.normal(name) == "crypted" for name, _ in given)
+    crypted = any(normal(name) == "crypted" for name, _ in given)
     for name, text in given:
         made = _add(made, dialect, (name, text), kind, crypted=crypted)
     return made

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from pyvz.errors import BadValue, EnvironmentNotFound, VZError
 from pyvz.linux.mount import is_mount_point
 from pyvz.model.environment import Environment, Kind
+from pyvz.model.grammar_net import NetIf
 from pyvz.model.status import Status
 from pyvz.operations import fields
 from pyvz.operations.fields import ALIVE, FIELDS, Source
@@ -63,7 +64,7 @@ def status(node: Node, ref: str) -> StatusReport:
 
 
 def info(node: Node, ref: str, *, full: bool = False) -> Row:
-    """Return everything about one environment, keyed and nested as `prlctl list -i -j` prints it."""
+    """Return everything about one environment, in the form of `prlctl list -i -j`."""
     env = node.registry.resolve(ref)
     source = Source(node, env, StatusReader(node))
     config = source.config
@@ -187,7 +188,7 @@ def _hardware(source: Source, *, full: bool) -> Row:
     return hardware
 
 
-def _interface(nic: fields.NetIf, *, full: bool) -> Row:
+def _interface(nic: NetIf, *, full: bool) -> Row:
     device: Row = {
         "enabled": True,
         "dev": nic.host_ifname,
