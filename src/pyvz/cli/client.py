@@ -274,6 +274,9 @@ def _start(root: str, path: str) -> socket:
                     return sock
                 child = _spawn(root)
             if child and _failed(child):
+                sock = _try(path)  # another one may have been started by hand meanwhile
+                if sock is not None:
+                    return sock
                 raise _not_started(root, "vzd ended at once")
             time.sleep(POLL)
     finally:

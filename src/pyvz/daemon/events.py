@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,6 @@ class Subscription:
         self._seen = seen  # the number of the last event that EVENTS covers
         self._lost = 0
         self._changed = asyncio.Event()
-        if events:
-            self._changed.set()
 
     def put(self, number: int, event: Event) -> None:
         """Add an event; the oldest goes when the queue is full."""
@@ -51,17 +49,16 @@ class Subscription:
         self._events.append(event)
         self._changed.set()
 
-    async def events(self) -> AsyncIterator[Event]:
-        """Yield the events as they come, without end."""
+    async def next(self) -> Event:
+        """Wait for the next event and return it."""
         while True:
-            await self._changed.wait()
             if self._lost:
                 lost, self._lost = self._lost, 0
-                yield Event(time.time(), LOST, "", {"count": str(lost)})
-            elif self._events:
-                yield self._events.popleft()
-            else:
-                self._changed.clear()
+                return Event(time.time(), LOST, "", {"count": str(lost)})
+            if self._events:
+                return self._events.popleft()
+            self._changed.clear()
+            await self._changed.wait()
 
 
 class Bus:
@@ -117,7 +114,7 @@ class Bus:
     def _write(self, event: Event) -> None:
         """Append to the file; a full disk loses lines of the file, never an event or the daemon."""
         try:
-            with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            with open(self._path, "a", encoding="utf-8", opener=_private) as file:
                 file.write(json.dumps(to_json(event), separators=(",", ":")) + "\n")
                 full = file.tell() > MAX_FILE
             if full:
@@ -128,6 +125,10 @@ class Bus:
             self._broken = True
         else:
             self._broken = False
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o640)
 
 
 def to_json(event: Event) -> dict[str, Any]:

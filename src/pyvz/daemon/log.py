@@ -43,12 +43,13 @@ class _File(logging.handlers.WatchedFileHandler):
         return stream
 
 
-def configure(folder: Path, *, stderr: bool, debug: bool) -> logging.Handler:
-    """Send the messages of pyvz to FOLDER/vzd.log (and to stderr); return the file's handler."""
+def configure(folder: Path, *, stderr: bool, debug: bool) -> None:
+    """Send the messages of pyvz to FOLDER/vzd.log, and to stderr."""
     logging.raiseExceptions = False  # a full disk must not end the daemon
     formatter = _Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
-    file = _File(folder / LOG_NAME, encoding="utf-8", errors="backslashreplace")
-    handlers: list[logging.Handler] = [file]
+    handlers: list[logging.Handler] = [
+        _File(folder / LOG_NAME, encoding="utf-8", errors="backslashreplace")
+    ]
     if stderr:
         handlers.append(logging.StreamHandler())
     root = logging.getLogger()
@@ -56,8 +57,19 @@ def configure(folder: Path, *, stderr: bool, debug: bool) -> logging.Handler:
         handler.setFormatter(formatter)
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
+    logging.getLogger("asyncvarlink").setLevel(logging.ERROR)  # it warns of clients that left
     logging.getLogger("pyvz").setLevel(logging.DEBUG if debug else logging.INFO)
-    return file
+
+
+def reopen() -> None:
+    """Open the file anew (SIGHUP); it happens by itself when the file was renamed."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _File):
+            handler.acquire()
+            try:
+                handler.reopenIfNeeded()
+            finally:
+                handler.release()
 
 
 def fields(**values: object) -> str:

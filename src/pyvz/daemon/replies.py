@@ -7,7 +7,12 @@ description from the annotations.
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from asyncvarlink import GenericVarlinkErrorReply, TypedVarlinkErrorReply, VarlinkInterface
+from asyncvarlink import (
+    FileDescriptor,
+    GenericVarlinkErrorReply,
+    TypedVarlinkErrorReply,
+    VarlinkInterface,
+)
 
 from pyvz import errors
 from pyvz.errors import VZError
@@ -50,6 +55,27 @@ class Uuid(TypedDict):
     """The environment that was made."""
 
     uuid: str
+
+
+class SessionReply(TypedDict):
+    """A session that has begun; descriptors[i] is the descriptor of streams[i]."""
+
+    id: str
+    streams: list[str]
+    descriptors: list[FileDescriptor]
+
+
+class ExitReply(TypedDict):
+    """How the program ended: its exit status, or 128 + the signal that killed it."""
+
+    exit_status: int
+
+
+class ExecReply(TypedDict, total=False):
+    """First `session`, at the end `result`."""
+
+    session: SessionReply
+    result: ExitReply
 
 
 class _ErrorParameters(TypedDict):

@@ -44,10 +44,14 @@ logger = logging.getLogger(__name__)
 
 
 class _Transport(VarlinkTransport):
-    """A transport with buffers for calls of some size; calls bring no descriptors."""
+    """Reads once per wake-up, so that a client that never stops sending holds up nobody.
 
-    RECV_BUFFER_SIZE = 65536
-    MAX_RECV_FDS = 16
+    Without a boundary predictor asyncvarlink reads MAX_RECV_FDS bytes at a time; the predictor
+    would read on until the socket is empty.  It only serves to tell which descriptors belong to
+    which call, and our calls bring none.
+    """
+
+    MAX_RECV_FDS = 8192
 
 
 class Connection(VarlinkServerProtocol):
@@ -278,7 +282,7 @@ class Server:
         access = access_of(caller, self._reader_gid)
         connection = Connection(sock, caller, access, self._interfaces(caller), self._failed)
         sock.settimeout(0)
-        transport = _Transport(self._loop, sock, sock, connection)
+        transport = _Transport(self._loop, sock, sock, connection, boundary_predictor=None)
         self._connections[transport] = connection
         transport.closed_future.add_done_callback(lambda _: self._closed(transport))
 

@@ -16,7 +16,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -123,19 +123,25 @@ class Task:
         self.state = State.CANCELLING
         return True
 
-    async def updates(self) -> AsyncIterator[Update]:
-        """Yield what the operation tells until it has ended."""
-        self.outcome.add_done_callback(lambda _: self._changed.set())
+    async def updates(self) -> list[Update]:
+        """Wait for what the operation tells next; an empty list means that it has ended."""
         while True:
-            await self._changed.wait()
             self._changed.clear()
-            ended = self.outcome.done()
             with self._lock:
-                updates, self._pending = self._pending, deque(maxlen=QUEUED_UPDATES)
-            for update in updates:
-                yield update
-            if ended:
-                return
+                updates, self._pending = list(self._pending), deque(maxlen=QUEUED_UPDATES)
+            if updates or self.outcome.done():
+                return updates
+            await self._changed.wait()
+
+    def end(self, result: Any, error: BaseException | None) -> None:  # noqa: ANN401
+        """Take the operation's result or error."""
+        self.state = State.FAILED if error else State.DONE
+        if error is None:
+            self.outcome.set_result(result)
+        else:
+            self.outcome.set_exception(error)
+            self.outcome.exception()  # nobody may be waiting any more, and that is fine
+        self._changed.set()
 
     def describe(self) -> dict[str, Any]:
         """Return the task for a list of tasks."""
@@ -224,13 +230,11 @@ class Tasks:
 
     def _ended(self, task: Task, future: asyncio.Future[Any]) -> None:
         self._tasks.pop(task.id, None)
-        error = future.exception() if not future.cancelled() else Cancelled("vzd is ending")
-        task.state = State.FAILED if error else State.DONE
-        if error is None:
-            task.outcome.set_result(future.result())
+        if future.cancelled():  # it never began: vzd is ending
+            task.end(None, Cancelled(f"{task.work.verb} was not begun: vzd is shutting down"))
             return
-        task.outcome.set_exception(error)
-        task.outcome.exception()  # nobody may be waiting any more, and that is fine
+        error = future.exception()
+        task.end(None if error else future.result(), error)
 
     def running(self) -> list[Task]:
         """Return the tasks that have not ended, oldest first."""
