@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyvz.errors import CommandFailed, TemplateError
-from pyvz.linux import run
 from pyvz.linux.guestroot import GuestRoot
 from pyvz.model.task import Progress
-from pyvz.template.base import CONTAINED, Guest, Package, Recipe, Update
+from pyvz.template.base import CONTAINED, Guest, Package, Recipe, Update, run_inside
 from pyvz.template.dpkg import Solver, installed_packages
 from pyvz.template.drop import dropped
 from pyvz.template.repository import Repository
@@ -72,7 +71,6 @@ def build_argv(root: Path, recipe: Recipe) -> list[str]:
     """Return the command line of mmdebstrap (the sources come on its standard input)."""
     # fmt: off
     return [
-        *CONTAINED,
         "mmdebstrap", "--verbose", "--mode=root", "--variant=minbase", "--format=directory",
         f"--architectures={architecture(recipe)}",
         f"--include={','.join(recipe.packages)}",
@@ -126,7 +124,8 @@ class Manager:
         """Make a root folder with mmdebstrap."""
         if not recipe.repositories:
             raise TemplateError(f"{recipe.template} has no repositories")
-        run.run(
+        run_inside(
+            CONTAINED,
             build_argv(root, recipe),
             input=sources_text(recipe.repositories),
             env=recipe.environment,

@@ -11,10 +11,12 @@ import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Unpack
 
-from pyvz.errors import TemplateError
+from pyvz.errors import CommandFailed, TemplateError
+from pyvz.linux import run
 from pyvz.linux.guestroot import GuestRoot
+from pyvz.linux.run import Result
 from pyvz.model.task import Progress
 from pyvz.template.repository import Repository
 
@@ -31,6 +33,15 @@ CONTAINED = (
     *("setpriv", "--pdeathsig", "KILL"),
     *("unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"),
 )
+
+
+def run_inside(prefix: Sequence[str], argv: run.Argv, **options: Unpack[run.RunOptions]) -> Result:
+    """Run ARGV behind PREFIX (CONTAINED, ...); errors name the program, not the prefix."""
+    try:
+        return run.run([*prefix, *argv], **options)
+    except CommandFailed as error:
+        message = error.message.replace(prefix[0], Path(argv[0]).name, 1)
+        raise CommandFailed(message, details=error.details) from error
 
 
 class Package(NamedTuple):

@@ -18,10 +18,10 @@ from pyvz.errors import CommandFailed, TemplateError
 from pyvz.linux import run
 from pyvz.linux.guestroot import GuestRoot
 from pyvz.model.task import Progress
-from pyvz.template.base import CONTAINED, Guest, Package, Recipe, Update
+from pyvz.template.base import CONTAINED, Guest, Package, Recipe, Update, run_inside
 from pyvz.template.drop import dropped
 from pyvz.template.repository import Repository
-from pyvz.template.rpmdb import DATABASES, Solver, installed_packages
+from pyvz.template.rpmdb import DATABASES, Solver, installed_packages, write_configuration
 
 BUILD_TIMEOUT = 7200.0
 INSTALL_TIMEOUT = 3600.0
@@ -78,15 +78,16 @@ def options(recipe: Recipe, home: Path) -> list[str]:
         "--noplugins",
         f"--releasever={recipe.release}",
         f"--forcearch={recipe.arch}",
-        "--config=/dev/null",
+        f"--config={home / 'dnf.conf'}",
         f"--setopt=reposdir={home / 'repos'}",
         f"--setopt=cachedir={home / 'cache'}",
         f"--setopt=logdir={home / 'log'}",
-        "--setopt=varsdir=/dev/null",
+        f"--setopt=varsdir={home / 'vars'}",
         "--setopt=keepcache=True",
         "--setopt=install_weak_deps=False",
         "--setopt=best=True",
-        f"--setopt=metadata_expire={min(int(recipe.expire), 1 << 30)}",
+        f"--setopt=metadata_expire={max(1, min(int(recipe.expire), 1 << 30))}",
+        *(["--refresh"] if not recipe.expire else []),
         *(f"--exclude={glob}" for glob in recipe.exclude),
     ]
 
@@ -115,19 +116,19 @@ class Manager:
     def build(self, root: Path, recipe: Recipe, progress: Progress) -> None:
         """Make a root folder with dnf."""
         home = recipe.data / "build"
-        (home / "repos").mkdir(parents=True, exist_ok=True)
-        (home / "repos/template.repo").write_text(repository_file(recipe), encoding="utf-8")
+        write_configuration(home, repository_file(recipe))
         progress.stage("Reading the package lists")
         argv = ["dnf", *options(recipe, home), f"--installroot={root}", "install"]
-        run.run(
-            [*CONTAINED, *argv, *recipe.packages],
-            env=recipe.environment,
+        run_inside(
+            CONTAINED,
+            [*argv, *recipe.packages],
+            env={**recipe.environment, "HOME": os.fspath(home)},
             timeout=BUILD_TIMEOUT,
             on_line=TransactionWatch(progress).line,
             poll=progress.check,
         )
         progress.stage("Converting the RPM database")
-        convert_database(root, progress)
+        convert_database(root, home, progress)
 
     def installed(self, root: GuestRoot) -> list[Package]:
         """Return what the RPM database says."""
@@ -207,7 +208,7 @@ def solver(recipe: Recipe) -> Solver:
     return Solver(recipe, home, options(recipe, home), repository_file(recipe))
 
 
-def convert_database(root: Path, progress: Progress) -> None:
+def convert_database(root: Path, home: Path, progress: Progress) -> None:
     """Let the tree's own rpm write its database, where and how that version keeps it.
 
     The node's rpm may use another folder or format (EL 8 has Berkeley DB, Fedora
@@ -222,6 +223,7 @@ def convert_database(root: Path, progress: Progress) -> None:
         run.run(
             ["rpmdb", f"--root={root}", "--exportdb"],
             stdout_fd=fd,
+            env={"HOME": os.fspath(home)},
             timeout=INSTALL_TIMEOUT,
             poll=progress.check,
         )
@@ -229,8 +231,9 @@ def convert_database(root: Path, progress: Progress) -> None:
             shutil.rmtree(root / name, ignore_errors=True)
             (root / name).mkdir(parents=True, exist_ok=True)
         os.lseek(fd, 0, os.SEEK_SET)
-        run.run(
-            [*CONTAINED, "chroot", root, "/usr/bin/rpmdb", "--importdb"],
+        run_inside(
+            CONTAINED,
+            ["chroot", root, "/usr/bin/rpmdb", "--importdb"],
             stdin_fd=fd,
             timeout=INSTALL_TIMEOUT,
             poll=progress.check,

@@ -20,7 +20,7 @@ from pyvz.errors import CommandFailed, TemplateError
 from pyvz.linux import run
 from pyvz.linux.guestroot import GuestRoot
 from pyvz.model.task import Progress
-from pyvz.template.base import Package, Recipe, Update
+from pyvz.template.base import Package, Recipe, Update, run_inside
 from pyvz.template.filelock import lock
 
 # Where rpm keeps its database: Fedora since 36, and everybody else.
@@ -49,8 +49,9 @@ def installed_packages(root: GuestRoot) -> list[Package]:
         if not copy_database(root, home):
             return []
         give_away(home)
-        text = run.run(
-            [*UNPRIVILEGED, "rpm", f"--dbpath={home}{DBPATH}", "-qa", "--qf", QUERY],
+        text = run_inside(
+            UNPRIVILEGED,
+            ["rpm", f"--dbpath={home}{DBPATH}", "-qa", "--qf", QUERY],
             env={"HOME": os.fspath(home)},
             timeout=QUERY_TIMEOUT,
         ).stdout
@@ -86,6 +87,15 @@ def write_macros(home: Path, *, berkeley: bool = False) -> None:
     (home / ".rpmmacros").write_text(text, encoding="utf-8")
 
 
+def write_configuration(home: Path, repositories: str) -> None:
+    """Write what dnf and rpm read below HOME: dnf.conf, repos/ and .rpmmacros."""
+    for name in ("repos", "cache", "log", "vars"):
+        (home / name).mkdir(parents=True, exist_ok=True)
+    (home / "dnf.conf").write_text("[main]\n", encoding="utf-8")
+    (home / "repos/template.repo").write_text(repositories, encoding="utf-8")
+    write_macros(home)
+
+
 def give_away(path: Path) -> None:
     """Make everything below PATH (ours alone so far) the unprivileged user's."""
     user = pwd.getpwnam("nobody")
@@ -115,15 +125,12 @@ class Solver:
     @contextlib.contextmanager
     def opened(self, root: GuestRoot, progress: Progress) -> Iterator[Solver]:
         """Copy the container's database for the length of the block."""
-        for name in ("repos", "cache", "log"):
-            (self.home / name).mkdir(parents=True, exist_ok=True)
+        write_configuration(self.home, self.repositories)
         with lock(self.home.parent / "guest", progress), contextlib.ExitStack() as stack:
             self.root = Path(tempfile.mkdtemp(prefix="root-", dir=self.home))
             stack.callback(shutil.rmtree, self.root, ignore_errors=True)
             if not copy_database(root, self.root):
                 raise TemplateError("the container has no RPM database")
-            path = self.home / "repos/template.repo"
-            path.write_text(self.repositories, encoding="utf-8")
             give_away(self.home)
             yield self
 
@@ -174,8 +181,9 @@ class Solver:
         options = [
             word for word in self.options if word != "--assumeyes" or "--assumeno" not in words
         ]
-        result = run.run(
-            [*UNPRIVILEGED, "dnf", *options, f"--installroot={self.root}", *words],
+        result = run_inside(
+            UNPRIVILEGED,
+            ["dnf", *options, f"--installroot={self.root}", *words],
             env={**self.recipe.environment, "HOME": os.fspath(self.root)},
             timeout=TIMEOUT,
             poll=progress.check,

@@ -81,4 +81,4 @@ def _files(folder: Path) -> Iterator[str]:
     for directory, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
-            yield os.path.relpath(os.path.join(directory, name), folder)  # noqa: PTH118
+            yield os.path.relpath(os.path.join(directory, name), folder)
