@@ -31,6 +31,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID, uuid5
@@ -78,12 +79,21 @@ class Registry:
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
+        self._conf = os.fspath(paths.conf)
         self._entries: dict[str, _Entry] = {}  # by file name in conf/
 
     def environments(self) -> list[Environment]:
         """Return every registered environment, those with a problem too, ordered by name."""
         found = [entry.environment for entry in self._containers()]
         return sorted(found, key=lambda env: (env.name, env.uuid))
+
+    def snapshot(self) -> list[tuple[Environment, Config, str]]:
+        """Return (environment, what peek() has, what problem() tells) of all, ordered by name.
+
+        One look at the disk for all of them: this is what `list` uses.
+        """
+        found = [(entry.environment, entry.config, entry.problem) for entry in self._containers()]
+        return sorted(found, key=lambda row: (row[0].name, row[0].uuid))
 
     def problem(self, env: Environment) -> str:
         """Return why ENV cannot be used (its status is then `invalid`), or ""."""
@@ -258,7 +268,7 @@ class Registry:
     def _find(self, uuid: str) -> _Entry | None:
         """Return the entry of a UUID, fast where its file is called so."""
         name = f"{uuid}.conf"
-        if os.path.lexists(self._paths.conf / name):
+        if os.path.lexists(f"{self._conf}/{name}"):
             entry = self._load(name, stamp(self._paths.vz_conf))
             if entry.named:
                 return entry
@@ -280,11 +290,10 @@ class Registry:
 
     def _load(self, name: str, shared: Stamp | None) -> _Entry:
         """Return the entry of a file in conf/, from memory when nothing has changed."""
-        path = self._paths.conf / name
-        version = (stamp(path), shared)
+        version = (stamp(f"{self._conf}/{name}"), shared)
         known = self._entries.get(name)
         if known is None or known.version != version:
-            known = self._read_entry(path, version)
+            known = self._read_entry(self._paths.conf / name, version)
             self._entries[name] = known
             for problem in filter(None, (known.problem, *known.config.problems)):
                 log.warning("%s", problem)
@@ -358,6 +367,7 @@ class Registry:
                 link.unlink(missing_ok=True)
 
 
+@lru_cache(maxsize=4096)
 def _file_id(name: str) -> str | None:
     """Return the id of a configuration file by its name, None when it is another kind of file.
 
