@@ -103,6 +103,8 @@ def install(kinds: list[type[Peer]]) -> None:
 
 def install_package(package: str, suite: str) -> None:
     """One package, from SUITE where the node's own suite does not have it."""
+    if subprocess.run(["dpkg", "-s", package], check=False, capture_output=True).returncode == 0:
+        return
     known = ["apt-cache", "show", package]
     if suite and subprocess.run(known, check=False, capture_output=True).returncode != 0:
         # The mirror is the one that the node's apt has for Debian itself.
@@ -116,7 +118,7 @@ def install_package(package: str, suite: str) -> None:
         Path("/etc/apt/preferences.d/pyvz-bench").write_text(pin)
         run("apt-get", "update")
     target = ["-t", suite] if suite else []
-    options = ["-o", "DPkg::Lock::Timeout=600", "-y", "--no-install-recommends"]
+    options = ["-qq", "-o", "DPkg::Lock::Timeout=600", "-y", "--no-install-recommends"]
     run("apt-get", *options, "install", *target, package)
 
 
