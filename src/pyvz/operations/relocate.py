@@ -1,0 +1,36 @@
+"""Move a stopped container to another directory of the node."""
+
+from __future__ import annotations
+
+from pyvz.errors import PrivateExists
+from pyvz.model.environment import Environment
+from pyvz.model.task import NoProgress, Progress
+from pyvz.operations import home, lifecycle, provision
+from pyvz.operations.node import Node
+from pyvz.operations.transfer import transfer
+from pyvz.storage import base as storage
+
+
+def move(
+    node: Node, ref: str, destination: str, *, progress: Progress | None = None
+) -> Environment:
+    """Move the home of the stopped container into the directory `destination`.
+
+    Raises AlreadyRunning, AlreadyMounted, PrivateExists, NoSpace, Cancelled: nothing has changed
+    then.
+    """
+    progress = progress or NoProgress()
+    old = node.registry.resolve(ref)
+    place = provision.place(node, f"{destination.rstrip('/')}/$VEID", old.uuid)
+    new = old._replace(home=place)
+    with node.lease(old, "move"):
+        provision.repair(node, old)
+        lifecycle.require(node, old, "move")
+        if place == old.home:
+            raise PrivateExists(f"{old.name} is in {destination} already")
+        home.check_place(node, place)
+        storage.check_unmounted(old.home)
+        progress.stage(f"Moving {old.name}")
+        transfer(node, old, new, progress)
+    node.publish("ve-config", new, fields="identity.private")
+    return new

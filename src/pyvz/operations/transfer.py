@@ -1,0 +1,162 @@
+"""A home goes to another place of the node.
+
+On one file system it is a rename.  Else it is copied to `.create-<uuid>` beside the new place,
+flushed, and renamed to its name; only then the old one is given up (`.delete-<uuid>`) and removed.
+
+The transfer commits when the registration leads to the new place.  What fails before it is undone
+at once.  After a death `repair` goes forward when the new home has its name (it is whole then),
+else it removes the copy.  The caller holds the lease.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from pyvz.errors import ConfigError, StorageError
+from pyvz.linux import file, run, syscall
+from pyvz.model.conffile import ConfFile
+from pyvz.model.environment import Environment
+from pyvz.model.task import NoProgress, Progress
+from pyvz.operations import home
+from pyvz.operations.node import Node
+from pyvz.storage import base as storage
+from pyvz.store.journal import Journal, Record
+
+log = logging.getLogger(__name__)
+
+VERB = "move"
+_CONF = "ve.conf"
+
+
+def transfer(node: Node, old: Environment, new: Environment, progress: Progress) -> None:
+    """Take the home of `old` to that of `new` (the same environment, another place).
+
+    Raises StorageError, PrivateExists, NoSpace, Cancelled: nothing has changed then.
+    """
+    conf = node.registry.conf_file(old)
+    data = home.to_data(old) | {"to": os.fspath(new.home)}
+    with Journal.begin(node.paths, old.uuid, VERB, data) as journal:
+        try:
+            with home.storage_errors(f"{old.home} could not be moved to {new.home}"):
+                _commit(node, old, new, conf, progress)
+        except BaseException:
+            if _is_as_before(node, old, new):
+                journal.done()
+            raise
+        _give_up(old)
+
+
+def _commit(
+    node: Node, old: Environment, new: Environment, conf: ConfFile, progress: Progress
+) -> None:
+    """Do all until the new place is the true one, or nothing."""
+    with ExitStack() as undo:
+        new.home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _same_file_system(old.home, new.home.parent):
+            undo.callback(home.dismantle, home.staging_of(new), NoProgress())
+            _copy(old, home.staging_of(new), progress)
+        progress.check()
+        undo.callback(_enrol, node, old, conf)
+        _place(old, new, undo)
+        _enrol(node, new, conf)
+        undo.pop_all()
+
+
+def _is_as_before(node: Node, old: Environment, new: Environment) -> bool:
+    """Whether nothing is left of a transfer that failed (else its record is still needed)."""
+    link = node.registry.config_path(old)
+    there = os.path.realpath(link) == os.path.realpath(old.home / _CONF)
+    return there and old.home.exists() and not home.staging_of(new).exists()
+
+
+def repair(node: Node, record: Record) -> None:
+    """Finish or undo a transfer that was killed, and close its record; repeatable."""
+    old = home.from_data(record.uuid, record.data)
+    new = old._replace(home=Path(str(record.data["to"])))
+    log.warning("%s: cleaning up an unfinished move to %s", old.name, new.home)
+    conf = _conf_of(new)
+    if conf is not None:
+        _enrol(node, new, conf)
+        _give_up(old)
+    elif (former := _conf_of(old)) is not None:
+        _enrol(node, old, former)
+    home.dismantle(home.staging_of(new), NoProgress())
+    Journal.forget(node.paths, record.uuid)
+
+
+def _same_file_system(old: Path, parent: Path) -> bool:
+    """Whether a rename from one to the other can work; the directory's device decides."""
+    return old.stat().st_dev == parent.stat().st_dev
+
+
+def _copy(old: Environment, staging: Path, progress: Progress) -> None:
+    """Copy the home to `staging` and flush it; the disk by its driver, the rest file by file."""
+    staging.mkdir(mode=0o700)
+    drivers = [storage.load(name) for name in storage.names()]
+    for driver in drivers:
+        if driver.present(old.home):
+            driver.clone(old.home, staging, progress)
+    theirs = {entry.name for entry in os.scandir(staging)}
+    for entry in sorted(os.scandir(old.home), key=lambda entry: entry.name):
+        if entry.name not in theirs:
+            run.run(["cp", "-a", "--", entry.path, staging], timeout=None, poll=progress.check)
+    missing = {path.name for path in old.home.iterdir()} - {path.name for path in staging.iterdir()}
+    if missing:
+        raise StorageError(f"The copy of {old.home} is incomplete", details="\n".join(missing))
+    progress.stage("Writing to disk")
+    fd = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        syscall.syncfs(fd)
+    finally:
+        os.close(fd)
+
+
+def _place(old: Environment, new: Environment, undo: ExitStack) -> None:
+    """Give the new home its name."""
+    home.check_free(new.home)
+    staging = home.staging_of(new)
+    if staging.exists():
+        staging.rename(new.home)
+        # Renamed before it is removed: what has its name is whole.
+        undo.callback(new.home.rename, staging)
+    else:
+        try:
+            old.home.rename(new.home)
+        except OSError as error:
+            if error.errno == errno.EXDEV:  # two mounts of one file system
+                raise StorageError(f"{old.home} and {new.home} are different mounts") from error
+            raise
+        undo.callback(new.home.rename, old.home)
+    file.fsync_directory(new.home.parent)
+
+
+def _enrol(node: Node, env: Environment, conf: ConfFile) -> None:
+    """Have the registration lead to `env.home`; there already: nothing happens."""
+    conf = conf.copy()
+    conf.set("VE_PRIVATE", home.private_of(node, env))
+    link = node.registry.config_path(env)
+    if os.path.realpath(link) == os.path.realpath(env.home / _CONF):
+        node.registry.save(env, conf)
+        return
+    node.registry.remove(env, keep_files=True)
+    node.registry.add(env, conf)
+
+
+def _give_up(old: Environment) -> None:
+    """Remove what is left at the old place, if anything."""
+    with home.storage_errors(f"{old.home} could not be removed"), suppress(FileNotFoundError):
+        old.home.rename(home.grave_of(old))
+    home.dismantle(home.grave_of(old), NoProgress())
+
+
+def _conf_of(env: Environment) -> ConfFile | None:
+    """Return the ve.conf in `env.home` when it is that of `env`."""
+    try:
+        conf = ConfFile.parse(file.read_text_limited(env.home / _CONF))
+    except (OSError, ConfigError):
+        return None
+    return conf if conf.get("UUID") == env.uuid else None
