@@ -18,7 +18,6 @@ import time
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from pyvz.model.event import Event
 
@@ -54,7 +53,7 @@ class Subscription:
         while True:
             if self._lost:
                 lost, self._lost = self._lost, 0
-                return Event(time.time(), LOST, "", {"count": str(lost)})
+                return Event(time.time(), LOST, "", {"count": lost})
             if self._events:
                 return self._events.popleft()
             self._changed.clear()
@@ -115,7 +114,7 @@ class Bus:
         """Append to the file; a full disk loses lines of the file, never an event or the daemon."""
         try:
             with open(self._path, "a", encoding="utf-8", opener=_private) as file:
-                file.write(json.dumps(to_json(event), separators=(",", ":")) + "\n")
+                file.write(json.dumps(event.as_json(), separators=(",", ":")) + "\n")
                 full = file.tell() > MAX_FILE
             if full:
                 self._path.replace(self._path.with_name(self._path.name + ".1"))
@@ -129,16 +128,6 @@ class Bus:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o640)
-
-
-def to_json(event: Event) -> dict[str, Any]:
-    """Return EVENT as the object that the file and the API hold."""
-    return {
-        "time": event.time,
-        "name": event.name,
-        "uuid": event.uuid,
-        "data": dict(event.data),
-    }
 
 
 def _load(file: Path) -> list[Event]:
@@ -158,7 +147,7 @@ def _load(file: Path) -> list[Event]:
 def _parse(line: str) -> Event | None:
     try:
         found = json.loads(line)
-        data = {str(key): str(value) for key, value in found["data"].items()}
+        data = dict(found["data"])
         return Event(float(found["time"]), str(found["name"]), str(found["uuid"]), data)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
