@@ -93,7 +93,7 @@ def parse(
     table: dict[str, OptionRow] = {}
     for row in rows:
         for name in option_names(row):
-            table.setdefault(name, row)
+            table.setdefault(_spelled(name), row)
     result = Arguments()
     rest = list(argv)
     while rest:
@@ -113,6 +113,11 @@ def parse(
     return result
 
 
+def _spelled(name: str) -> str:
+    """Return a name in the one spelling that the table has: the originals take - and _ alike."""
+    return name.replace("_", "-")
+
+
 def _long(
     table: dict[str, OptionRow],
     word: str,
@@ -122,9 +127,9 @@ def _long(
     abbreviations: bool,
 ) -> None:
     name, equals, value = word.partition("=")
-    row = table.get(name)
+    row = table.get(_spelled(name))
     if row is None and abbreviations:
-        row = _abbreviated(table, name)
+        row = _abbreviated(table, _spelled(name))
     if row is None:
         raise UsageError(f"Unrecognized option: {name}")
     if not row[1]:

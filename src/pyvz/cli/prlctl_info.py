@@ -18,6 +18,7 @@ import time
 
 from pyvz.cli.output import prl_json
 from pyvz.cli.program import failed
+from pyvz.cli.subject import unknown
 from pyvz.errors import EnvironmentNotFound, VZError
 
 TYPE_CHECKING = False
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     Info = dict[str, Any]
 
-_NAMELESS = frozenset({"size", "port", "value", "nodes"})
+_NAMELESS = frozenset({"size", "port", "value", "nodes", "runtime"})
 _QUOTED = frozenset(
     (
         *("image", "real", "ips", "dhcp", "dhcp6", "gw", "gw6", "dev", "ifname", "network"),
@@ -65,25 +66,37 @@ def _infos(args: Arguments, server: Server, kind: str | None) -> list[Info]:
     infos: list[Info] = []
     for ref in refs:
         try:
-            infos.append(server.ask("Environment.Info", ref=ref, full=full)["info"])
+            infos.append(_original(server.ask("Environment.Info", ref=ref, full=full)["info"]))
         except EnvironmentNotFound as error:
             if args.words:
-                raise failed("get VM config", error) from error
+                raise unknown(ref) from error
             # It was deleted between our two questions: it is not in the list any more.
         except VZError as error:
             raise failed("get VM config", error) from error
     return infos
 
 
+def _original(info: Info) -> Info:
+    """Return INFO with the switches as the one text that scripts know: "nfs:on bridge:off"."""
+    features = info.get("Features")
+    if isinstance(features, dict):
+        info["Features"] = " ".join(f"{name}:{_word(on)}" for name, on in features.items())
+    return info
+
+
 def plain(info: Info) -> str:
     """Return the lines of one environment."""
     lines: list[str] = []
     for key, value in info.items():
-        if isinstance(value, dict):
-            lines += _object(key, value)
-        else:
-            lines.append(f"{key}: {_top(key, value)}")
+        lines += plain_value(key, value)
     return "\n".join(lines) + "\n"
+
+
+def plain_value(key: str, value: Any) -> list[str]:
+    """Return the lines of one top-level key."""
+    if isinstance(value, dict):
+        return _object(key, value)
+    return [f"{key}: {_top(key, value)}"]
 
 
 def _top(key: str, value: Any) -> str:

@@ -9,7 +9,8 @@ import sys
 
 from pyvz.cli.output import first_addresses, on_off_list, prl_json
 from pyvz.cli.program import failed, tell
-from pyvz.errors import EnvironmentNotFound, UsageError, VZError
+from pyvz.cli.subject import unknown
+from pyvz.errors import UsageError, VZError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -232,8 +233,7 @@ def _rows(
     except VZError as error:
         raise failed("get VM config" if args.words else "get VM list", error) from error
     for problem in reply.get("errors") or ():
-        message = str(problem["message"])
-        raise EnvironmentNotFound(f"Failed to get VM config: {message}")
+        raise unknown(str(problem["ref"]))
     rows: list[Row] = reply["rows"]
     return rows
 

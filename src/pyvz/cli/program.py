@@ -24,6 +24,7 @@ VERSION = "7.0.1-pyvz"  # the generation of the interface, and whose it is
 
 def run(program: str, dispatch: Callable[[list[str]], int], argv: Sequence[str]) -> int:
     """Run DISPATCH and return the exit code for whatever it does or raises."""
+    _open_standard_files()
     words = list(argv)
     debug = "--debug" in words
     _lenient_output()
@@ -45,6 +46,15 @@ def run(program: str, dispatch: Callable[[list[str]], int], argv: Sequence[str])
     except Exception as error:  # noqa: BLE001  the outermost loop: a defect of ours
         return _defect(program, error, debug=debug)
     return code
+
+
+def _open_standard_files() -> None:
+    """Put /dev/null where the parent left 0, 1 or 2 closed: no descriptor of ours may get there."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
 
 
 def _lenient_output() -> None:

@@ -116,8 +116,7 @@ class _CancelOnSignal:
         try:
             cancel_own_tasks()
         except VZError as error:
-            sys.stderr.write(f"{error.message}\n")
-            raise KeyboardInterrupt from error
+            sys.stderr.write(f"{error.message}; press Ctrl-C again to stop waiting for it\n")
 
 
 def cancel_own_tasks() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from pyvz.cli.program import failed
-from pyvz.errors import VZError
+from pyvz.errors import EnvironmentNotFound, VZError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,9 +30,21 @@ def find(server: Server, ref: str) -> Subject:
     """
     try:
         reply = server.ask("Environment.Status", ref=ref)
+    except EnvironmentNotFound as error:
+        raise unknown(ref) from error
     except VZError as error:
         raise failed("get VM config", error) from error
+    if not reply["exists"]:
+        raise unknown(ref)
     return Subject(str(reply["uuid"]), str(reply["kind"]).upper(), str(reply["status"]))
+
+
+def unknown(ref: str) -> EnvironmentNotFound:
+    """Return the error for a REF that nothing answers to."""
+    return EnvironmentNotFound(
+        f"Failed to get VM config: The virtual environment '{ref}' could not be found.",
+        hint="prlctl list -a shows what there is.",
+    )
 
 
 def say(text: str) -> None:

@@ -1,0 +1,245 @@
+"""The manual pages, composed from the tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from manual import fileformats, options_module, roff
+from pyvz.cli import exitcodes, prlctl, prlsrvctl, vzctl, vzlist
+from pyvz.cli.arguments import option_names
+from pyvz.cli.prlctl_list import ALIASES, COLUMNS
+from pyvz.cli.vzlist_fields import FIELDS
+from pyvz.model.param import Option
+
+if TYPE_CHECKING:
+    from pyvz.cli.arguments import OptionRow
+
+DATE = "2026-11-23"
+
+_IDS = """An environment is named by its UUID (with or without braces), by its name, or by its
+legacy numeric CTID."""
+
+_PRLCTL_CODES = (
+    ("0", "Success; also stop of an environment that does not run."),
+    ("1", "The command line is wrong, or a value is out of its range."),
+    ("130", "Ctrl-C; what had been done was undone."),
+    ("253", "vzd cannot be reached."),
+    ("255", "Every other error."),
+    ("N", "exec, enter: the exit status of the command."),
+)
+
+
+def option_tag(row: OptionRow) -> str:
+    """Return the tag of an option in a list."""
+    value = " " + row[1].lstrip("+") if row[1] else ""
+    return ", ".join(option_names(row)) + value
+
+
+def option_items(rows: tuple[OptionRow, ...]) -> str:
+    """Return a list of options."""
+    return roff.tagged(
+        (option_tag(row), _sentence(row[2], repeat=row[1].startswith("+"))) for row in rows
+    )
+
+
+def _sentence(text: str, *, repeat: bool = False) -> str:
+    text = text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+    return text + (" May be given more than once." if repeat else "")
+
+
+def set_items(dialect: str) -> str:
+    """Return the list of the options of `set`."""
+    return roff.tagged(
+        (_set_tag(option), _sentence(option.help, repeat=option.repeat) + _scope(option))
+        for option in options_module.documented(dialect)
+    )
+
+
+def _set_tag(option: Option) -> str:
+    names = options_module.names(option).replace(",", ", ")
+    return names + (" " + option.metavar if option.metavar else "")
+
+
+def _scope(option: Option) -> str:
+    where = {"netif": "interface", "disk": "disk"}.get(option.scope)
+    return f" Belongs to the {where} named before it." if where else ""
+
+
+def _verbs(tool: str, verbs: tuple[tuple[str, str, str, str], ...], set_options: str) -> str:
+    text = ""
+    module = prlctl if tool == "prlctl" else vzctl
+    for row in verbs:
+        names, words, summary, _ = row
+        verb = names.split(",")[0]
+        title = " | ".join(names.split(",")) + (f" {words}" if words else "")
+        body = roff.paragraphs(_sentence(summary))
+        options = module.load(row).OPTIONS.get(verb, ())
+        if verb == "set":
+            own = tuple(option for option in options if option[2])
+            body += option_items(own) + set_options
+        else:
+            body += option_items(tuple(option for option in options if option[2]))
+        text += roff.part(title, body)
+    return text
+
+
+def prlctl_page() -> str:
+    """Return prlctl(8)."""
+    columns = [(column[0], f"{column[1]}") for column in COLUMNS if column[0] != "-"]
+    columns += [(alias, f"the same as {name}") for alias, name in ALIASES.items()]
+    return (
+        roff.heading("prlctl", "8", "manage containers and virtual machines", DATE)
+        + roff.chapter("SYNOPSIS", ".B prlctl\n.I action\n[\n.I id|name\n] [\n.I options\n]\n")
+        + roff.chapter(
+            "DESCRIPTION",
+            roff.paragraphs(
+                f"""prlctl creates, runs and changes the environments of this node. It asks the
+                daemon vzd, and starts it when it does not run and the user is root.
+
+                {_IDS} Switches take on or yes, off or no. Sizes take one of the suffixes B K M G
+                T, in steps of 1024."""
+            ),
+        )
+        + roff.chapter("ACTIONS", _verbs("prlctl", prlctl.VERBS, set_items("prlctl")))
+        + roff.chapter("GLOBAL OPTIONS", option_items(prlctl.GLOBAL))
+        + roff.chapter("COLUMNS OF LIST", roff.tagged(columns))
+        + roff.chapter("EXIT STATUS", roff.tagged(_PRLCTL_CODES))
+        + roff.chapter(
+            "EXAMPLES",
+            roff.example(
+                (
+                    "prlctl create web --vmtype ct --ostemplate debian-12-x86_64",
+                    "prlctl set web --cpus 2 --memsize 1G --hostname web.example.com",
+                    "prlctl start web --wait",
+                    "prlctl exec web apt-get update",
+                    "prlctl list -a -o uuid,status,name",
+                )
+            ),
+        )
+        + _see_also("prlsrvctl(8)", "vzctl(8)", "vzlist(8)", "vz.conf(5)", "ctid.conf(5)")
+    )
+
+
+def prlsrvctl_page() -> str:
+    """Return prlsrvctl(8)."""
+    verbs = ""
+    for names, words, summary in prlsrvctl.VERBS:
+        title = " | ".join(names.split(",")) + (f" {words}" if words else "")
+        rows = prlsrvctl.OPTIONS.get(names.split(",")[0], ())
+        verbs += roff.part(title, roff.paragraphs(_sentence(summary)) + option_items(rows))
+    return (
+        roff.heading("prlsrvctl", "8", "manage the node", DATE)
+        + roff.chapter("SYNOPSIS", ".B prlsrvctl\n.I action\n[\n.I options\n]\n")
+        + roff.chapter(
+            "DESCRIPTION",
+            roff.paragraphs(
+                """prlsrvctl tells what the node is and what its kernel can do, lists the
+                templates, and ends the daemon vzd. Environments run on without vzd; the next
+                command starts it again."""
+            ),
+        )
+        + roff.chapter("ACTIONS", verbs)
+        + roff.chapter("GLOBAL OPTIONS", option_items(prlsrvctl.GLOBAL))
+        + roff.chapter("EXIT STATUS", roff.tagged(_PRLCTL_CODES[:-1]))
+        + roff.chapter("EXAMPLES", roff.example(("prlsrvctl info", "prlsrvctl info -j")))
+        + _see_also("prlctl(8)", "vz.conf(5)")
+    )
+
+
+def vzctl_page() -> str:
+    """Return vzctl(8)."""
+    codes: dict[int, list[str]] = {0: ["Success."]}
+    for kind, code in exitcodes.VZCTL.items():
+        codes.setdefault(code, []).append(" ".join((kind.__doc__ or "").split()))
+    codes[3] = ["Any error without a number of its own."]
+    codes[8] = ["exec: the command failed or could not be run."]
+    codes[137] = ["The name cannot be set without --save."]
+    return (
+        roff.heading("vzctl", "8", "manage containers", DATE)
+        + roff.chapter(
+            "SYNOPSIS",
+            ".B vzctl\n[\n.I global options\n]\n.I command ctid|name\n[\n.I options\n]\n",
+        )
+        + roff.chapter(
+            "DESCRIPTION",
+            roff.paragraphs(
+                f"""vzctl is the older command line of OpenVZ, for containers only. {_IDS} Long
+                options may be shortened while they stay unambiguous, and take - and _ alike."""
+            ),
+        )
+        + roff.chapter("GLOBAL OPTIONS", option_items(vzctl.GLOBAL))
+        + roff.chapter("COMMANDS", _verbs("vzctl", vzctl.VERBS, set_items("vzctl")))
+        + roff.chapter(
+            "EXIT STATUS",
+            roff.tagged((str(code), " ".join(texts)) for code, texts in sorted(codes.items())),
+        )
+        + roff.chapter(
+            "EXAMPLES",
+            roff.example(
+                (
+                    "vzctl create 101 --ostemplate debian-12-x86_64 --hostname ct101",
+                    "vzctl set 101 --ram 512M --swap 512M --save",
+                    "vzctl start 101",
+                    "vzctl exec2 101 test -e /etc/debian_version",
+                    "vzctl enter 101",
+                )
+            ),
+        )
+        + _see_also("prlctl(8)", "vzlist(8)", "vz.conf(5)", "ctid.conf(5)")
+    )
+
+
+def vzlist_page() -> str:
+    """Return vzlist(8)."""
+    fields = [(name, field[0]) for name, field in FIELDS.items() if not name.startswith("slm")]
+    return (
+        roff.heading("vzlist", "8", "list containers", DATE)
+        + roff.chapter("SYNOPSIS", ".B vzlist\n[\n.I options\n] [\n.I ctid\n\\&...]\n")
+        + roff.chapter(
+            "DESCRIPTION",
+            roff.paragraphs(
+                """vzlist prints the running containers, or those that are named, in columns or as
+                JSON. The default fields are veid, numproc, status, configured_ip, hostname. Fields
+                of bean counters have the suffixes .m (maximum), .b (barrier), .l (limit) and .f
+                (failures); those of disks .s (soft limit) and .h (hard limit). What the kernel
+                does not count is printed as - and is null in JSON.
+
+                A field with several values shows the first one, all where it is the last
+                column."""
+            ),
+        )
+        + roff.chapter("OPTIONS", option_items(vzlist.OPTIONS))
+        + roff.chapter("FIELDS", roff.tagged(fields))
+        + roff.chapter(
+            "EXIT STATUS",
+            roff.tagged((("0", "Success."), ("1", "An unknown field or container, any error."))),
+        )
+        + roff.chapter(
+            "EXAMPLES",
+            roff.example(
+                ("vzlist -a", "vzlist -o ctid,numproc,physpages.l -s -numproc", "vzlist -j")
+            ),
+        )
+        + _see_also("vzctl(8)", "prlctl(8)")
+    )
+
+
+def _see_also(*names: str) -> str:
+    lines = []
+    for index, name in enumerate(names):
+        page, section = name.rstrip(")").split("(")
+        end = "," if index < len(names) - 1 else ""
+        lines.append(f".BR {roff.quoted(page)} ({section}){end}")
+    return ".SH SEE ALSO\n" + "\n".join(lines) + "\n"
+
+
+def all_pages() -> dict[str, str]:
+    """Return the text of every page by file name."""
+    return {
+        "prlctl.8": prlctl_page(),
+        "prlsrvctl.8": prlsrvctl_page(),
+        "vzctl.8": vzctl_page(),
+        "vzlist.8": vzlist_page(),
+        "vz.conf.5": fileformats.vz_conf(DATE),
+        "ctid.conf.5": fileformats.ctid_conf(DATE),
+    }
