@@ -31,7 +31,7 @@ def name_of(path: Path) -> str:
 def shell_scripts() -> list[Path]:
     """Every shell script of the repository, known by its first line or its name."""
     found = []
-    for folder in ("script", ".ci", "bench", "tests", "templates", "completion"):
+    for folder in ("script", ".ci", "bench", "tests", "templates", "completions"):
         for path in sorted((REPO / folder).rglob("*")):
             if path.is_file() and not path.is_symlink() and is_shell(path):
                 found.append(path)
