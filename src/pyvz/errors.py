@@ -146,6 +146,18 @@ class CacheMissing(TemplateError, NotFound):
     """The template has no cache yet."""
 
 
+class TemplateInstalled(TemplateError, AlreadyExists):
+    """The application template is in the container already."""
+
+
+class TemplateNotInstalled(TemplateError, NotFound):
+    """The container has no such application template or package."""
+
+
+class FileMissing(NotFound):
+    """A file of the node that was named is not there."""
+
+
 class StartError(VZError):
     """The container engine could not bring init up (details: the step and the kernel's answer)."""
 

@@ -108,3 +108,8 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="surrogateescape")
     except FileNotFoundError:
         return ""
+
+
+def bare_recipe(template: OsTemplate) -> Recipe:
+    """Return a recipe that only says where the template's data are (to clean them)."""
+    return Recipe(template.name, template.arch, template.version, (), (), {}, template.package_data)
