@@ -58,7 +58,7 @@ CLI_STANDARD_LIBRARY = {
 }
 
 # What they may load inside a function, where a person waits or something broke anyway.
-CLI_LATE = {"tqdm", "traceback"}
+CLI_LATE = {"fnmatch", "tqdm", "traceback"}
 
 
 class Import(NamedTuple):
