@@ -97,6 +97,15 @@ class ReadOnly(NamedTuple):
         return f"making {self.path} read-only"
 
 
+class Seal(NamedTuple):
+    """Make one mount that the stage made read-only, but none below it."""
+
+    path: str
+
+    def describe(self) -> str:
+        return f"making {self.path} read-only"
+
+
 class Mask(NamedTuple):
     """Hide a file or directory, where it exists, behind an empty one of ours."""
 
@@ -149,6 +158,7 @@ Operation = (
     | NodeBind
     | Attach
     | ReadOnly
+    | Seal
     | Mask
     | CgroupNamespace
     | Console
@@ -167,6 +177,7 @@ _KINDS: dict[str, Any] = {
         NodeBind,
         Attach,
         ReadOnly,
+        Seal,
         Mask,
         CgroupNamespace,
         Console,

@@ -21,6 +21,7 @@ from pyvz.container.operation import (
     NodeBind,
     Operation,
     ReadOnly,
+    Seal,
     StartPlan,
     Symlink,
 )
@@ -63,7 +64,7 @@ def plan(spec: ContainerSpec) -> StartPlan:
             Mount("/run", "tmpfs", _DATA, "mode=755", optional=True),
             *(Attach(number, bind.target) for number, bind in enumerate(spec.binds)),
             *_protections(spec),
-            ReadOnly("/sys"),
+            Seal("/sys"),
             Hostname(spec.hostname),
             *((Loopback(),) if spec.network_namespace else ()),
             Console("/dev/console"),

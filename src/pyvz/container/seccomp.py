@@ -3,7 +3,7 @@
 A deny list (reference/containers-and-criu.md, section 3): what reaches the whole node, and,
 unless the container has `nesting`, the namespaces that CRIU cannot dump when they are nested.
 clone3 hides its flags in memory where a filter cannot look, so it answers ENOSYS then and libc
-falls back to clone.  The rules hold for every ABI of the machine (x86-64, i386, x32 is refused as a whole).
+falls back to clone.  The rules hold for x86-64 and i386 alike; x32 is refused as a whole.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ namespaces refuses threaded processes).
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from pyvz.linux import syscall
 
@@ -19,6 +20,14 @@ KINDS = {
     "cgroup": syscall.CLONE_NEWCGROUP,
     "user": syscall.CLONE_NEWUSER,
     "time": syscall.CLONE_NEWTIME,
+}
+
+
+_ATTRIBUTES = {
+    "ro": syscall.MOUNT_ATTR_RDONLY,
+    "nosuid": syscall.MOUNT_ATTR_NOSUID,
+    "nodev": syscall.MOUNT_ATTR_NODEV,
+    "noexec": syscall.MOUNT_ATTR_NOEXEC,
 }
 
 
@@ -54,17 +63,20 @@ def open_user(pid: int) -> int:
 
 
 def detached_tree(
-    path: str, *, userns: int | None = None, read_only: bool = False, recursive: bool = True
+    path: str, *, userns: int | None = None, attributes: Sequence[str] = (), recursive: bool = True
 ) -> int:
     """Return a detached copy of the mount at PATH as a descriptor, idmapped into a user namespace.
 
+    attributes: of "ro", "nosuid", "nodev", "noexec".
     The super block stays busy, invisibly, until the descriptor is closed or the mount attached
     and gone; so close it at once when it was handed on.  OSError EINVAL: the file system does not
     support idmapped mounts.
     """
     deep = syscall.AT_RECURSIVE if recursive else 0
     tree = syscall.open_tree(syscall.AT_FDCWD, path, syscall.OPEN_TREE_CLONE | deep)
-    wanted = syscall.MOUNT_ATTR_RDONLY if read_only else 0
+    wanted = 0
+    for name in attributes:
+        wanted |= _ATTRIBUTES[name]
     if userns is not None:
         wanted |= syscall.MOUNT_ATTR_IDMAP
     if not wanted:
