@@ -202,7 +202,7 @@ def repair(node: Node, env: Environment) -> None:
             running = False
         if not running:
             _clear(node, env)
-        record.close()
+        Journal.forget(node.paths, env.uuid)
     elif not running and RunState.load(node.paths, env.uuid) is not None:
         log.warning("%s: its init is gone and nobody cleaned up", env.name)
         _clear(node, env)
