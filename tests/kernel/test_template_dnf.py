@@ -128,30 +128,17 @@ def make_rpm(folder: Path, spec: str, repository: Path) -> None:
     """Build one package into the repository."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "one.spec").write_text(spec.replace("@BUSYBOX@", str(BUSYBOX.resolve())))
-    subprocess.run(
-        # fmt: off
-        [
-            "rpmbuild",
-            "-bb",
-            "--quiet",
-            "--define",
-            f"_topdir {folder}",
-            "--define",
-            f"_rpmdir {repository}",
-            "--define",
-            "debug_package %{nil}",
-            "--define",
-            "__os_install_post %{nil}",
-            "--define",
-            f"_dbpath {folder}/db",
-            "--define",
-            "_build_id_links none",
-            folder / "one.spec",
-        ],
-        # fmt: on
-        check=True,
-        capture_output=True,
-    )
+    defines = {
+        "_topdir": folder,
+        "_rpmdir": repository,
+        "_dbpath": folder / "db",
+        "debug_package": "%{nil}",
+        "__os_install_post": "%{nil}",
+        "_build_id_links": "none",
+    }
+    words = [word for item in defines.items() for word in ("--define", "{} {}".format(*item))]
+    argv = ["rpmbuild", "-bb", "--quiet", *words, folder / "one.spec"]
+    subprocess.run(argv, check=True, capture_output=True)
 
 
 def make_index(repository: Path) -> None:
@@ -206,12 +193,15 @@ class Chroot:
         timeout: float,
         on_line: Callable[[str], None] | None = None,
     ) -> base.Answer:
-        # fmt: off
+        namespaces = ["unshare", "--mount", "--pid", "--net", "--fork", "/usr/sbin/chroot"]
         done = subprocess.run(
-            ["unshare", "--mount", "--pid", "--net", "--fork", "/usr/sbin/chroot", self.path, *argv],
-            check=False, capture_output=True, text=True, env=dict(env), timeout=timeout,
+            [*namespaces, self.path, *argv],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=dict(env),
+            timeout=timeout,
         )
-        # fmt: on
         return base.Answer(done.returncode, done.stdout + done.stderr)
 
 

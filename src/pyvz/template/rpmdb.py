@@ -39,7 +39,7 @@ UNPRIVILEGED = (
 # fmt: on
 
 _NOT_FOUND = re.compile(r"No match for argument: (\S+)")
-_REMOVES = re.compile(r"^ (\S+)\s+\S+\s+\S+\s+\S+\s+[\d.]+ ?[kMG]?$", re.MULTILINE)
+_REMOVES = re.compile(r"^ (\S+)\s+\S+\s+\S+\s+\S+\s+[\d.]+ ?[kMG]?\s*$", re.MULTILINE)
 
 
 def installed_packages(root: GuestRoot) -> list[Package]:

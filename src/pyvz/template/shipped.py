@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pyvz.errors import TemplateError
 from pyvz.linux.file import flock, write_atomic
+from pyvz.template.metadata import os_templates
 
 MANIFEST = "template-manifest"
 LOCK_TIMEOUT = 30.0
@@ -42,7 +43,8 @@ def install(shipped: Path, area: Path, lib: Path) -> list[str]:
     lib.mkdir(parents=True, exist_ok=True)
     area.mkdir(parents=True, exist_ok=True)
     with flock(lib / f"{MANIFEST}.lock", timeout=LOCK_TIMEOUT):
-        known = _read_manifest(lib / MANIFEST)
+        # An area without any template is a new one, whatever was written to another.
+        known = _read_manifest(lib / MANIFEST) if os_templates(area) else {}
         digests = {name: hashlib.sha256(data).hexdigest() for name, data in wanted.items()}
         written = [
             name
