@@ -52,6 +52,7 @@ def set_items(dialect: str) -> str:
     return roff.tagged(
         (_set_tag(option), _sentence(option.help, repeat=option.repeat) + _scope(option))
         for option in options_module.documented(dialect)
+        if option.name not in {"save", "setmode", "reset_ub", "force"}  # rows of vzctl's own
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from pyvz.cli import options
+from pyvz.cli.arguments import key_of
 from pyvz.cli.vzctl import container, tell
 from pyvz.errors import UsageError
 
@@ -22,7 +23,10 @@ _OWN: tuple[OptionRow, ...] = (
 _NOT_SENT = frozenset({"save", "setmode", "reset_ub", "force", "quiet", "debug", "timeout"})
 _NOT_SENT |= {"verbose", "skipowner", "ignore-ha-cluster", "configure-timeout"}
 
-OPTIONS: dict[str, tuple[OptionRow, ...]] = {"set": (*_OWN, *options.VZCTL)}
+_OWN_KEYS = frozenset(key_of(row) for row in _OWN)
+OPTIONS: dict[str, tuple[OptionRow, ...]] = {
+    "set": (*_OWN, *(row for row in options.VZCTL if key_of(row) not in _OWN_KEYS))
+}
 SET_NAME_ERROR = 137
 
 
