@@ -140,6 +140,22 @@ class KeeperClient:
         """The cgroup2 directory that the service manager has given to the keeper, if it has."""
         return cgroup.delegated_to(int(self.call("ping").data["pid"]))
 
+    def quit(self, *, force: bool = False) -> None:
+        """End the keeper; with containers only by force (they live on, for another to adopt).
+
+        Raises KeeperFailure when containers run.
+        """
+        spawn_again, self._spawn = self._spawn, None  # nobody is to start it anew
+        try:
+            self.call("quit", force=force)
+        except KeeperFailure:
+            self._spawn = spawn_again
+            raise
+
+    def upgrade(self) -> None:
+        """Have the keeper execute its program anew; raises KeeperFailure while a start runs."""
+        self.call("upgrade")
+
     def close(self) -> None:
         """Hang up; what waits fails."""
         with self._lock:

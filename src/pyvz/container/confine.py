@@ -27,6 +27,10 @@ _TIOCGPTPEER = 0x5441
 _PTMX = os.makedev(5, 2)  # Documentation/admin-guide/devices.txt
 
 
+# What the interpreter and the keeper ignore.
+IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+
 class Progress:
     """The step that a child is at, for the error that it may have to report."""
 
@@ -55,11 +59,13 @@ def run_child(progress: Progress, work: Callable[[], None]) -> NoReturn:
 
 
 def forget_keeper() -> None:
-    """Default signal actions, an empty mask, an ordinary place in the OOM killer's order."""
+    """Default signal actions, an empty mask, an ordinary place in the OOM killer's order.
+
+    Only what is ignored outlives execve, and the keeper ignores nothing else (keeper.py).
+    """
     signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals():
-        if signal.getsignal(number) not in (signal.SIG_DFL, None):
-            signal.signal(number, signal.SIG_DFL)
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     with contextlib.suppress(OSError):  # the keeper has none either, then
         _write("/proc/self/oom_score_adj", "0")

@@ -341,9 +341,9 @@ class Keeper:
         """End; with containers only when forced (they live on and can be adopted)."""
         if (self.containers or self.launches) and not message.get("force"):
             raise StepError("quitting", 16, "containers are running")
-        reply.ok({})
         with contextlib.suppress(OSError):
             os.unlink(self.listener.getsockname())  # noqa: PTH108
+        reply.ok({})
         os._exit(0)
 
     def request_upgrade(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:

@@ -13,10 +13,11 @@ import contextlib
 import fcntl
 import os
 import resource
+import signal
 import socket
 import sys
 
-from pyvz.container import handover
+from pyvz.container import confine, handover
 from pyvz.container.custody import Keeper, log
 from pyvz.linux import syscall
 
@@ -45,6 +46,9 @@ def _prepare_process() -> None:
     """
     os.chdir("/")
     os.umask(0o022)
+    for number in signal.valid_signals():  # whoever started us may have ignored some
+        if signal.getsignal(number) is signal.SIG_IGN and number not in confine.IGNORED:
+            signal.signal(number, signal.SIG_DFL)
     syscall.set_child_subreaper()
     syscall.prctl(syscall.PR_SET_DUMPABLE, 0)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -109,6 +109,8 @@ class Launch:
         self.follow()
         if self._session and pid == self._child and self.pid and not self.error:
             return  # the child between has done its part
+        if self._session and pid == self.pid and self.ready and not self.error:
+            return  # executed and ended before the child between could end: EOF will follow
         if not self.ended:
             self.error = self.error or StepError("starting", 0, "the child died")
             self._stop_following()

@@ -142,6 +142,8 @@ class Runtime:
         self._paths = paths
         self._killed: set[tuple[str, int]] = set()
         self._guard = threading.Lock()
+        # Loading libseccomp takes 0.1 s, which the first start need not wait for.
+        threading.Thread(target=_warm_up, name="seccomp", daemon=True).start()
 
     def start(self, spec: ContainerSpec) -> Init:
         """Start a container's init; returns when it has been executed.
@@ -222,7 +224,7 @@ class Runtime:
             raise BadValue("There is no program to run")
         if self._cgroups.frozen(uuid):
             raise NotRunning("The container is paused", hint="Let it go on first (prlctl resume).")
-        message = {
+        message: dict[str, Any] = {
             "uuid": uuid,
             "argv": list(request.argv),
             "env": list(request.env),
@@ -353,6 +355,11 @@ class Runtime:
                 if self._cgroups.usage(uuid).oom_kills:
                     reason = ExitReason.OOM
         return Exit(uuid, pid, reason, status)
+
+
+def _warm_up() -> None:
+    with suppress(VZError):  # who starts a container is told
+        seccomp.program(nesting=False)
 
 
 def exit_reason(status: int | None) -> ExitReason:

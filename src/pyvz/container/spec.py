@@ -62,7 +62,7 @@ class ContainerSpec(NamedTuple):
     time_namespace: bool = True
 
 
-def from_config(  # noqa: PLR0913  # all of what a start depends on
+def from_config(
     env: Environment,
     config: Config,
     *,
