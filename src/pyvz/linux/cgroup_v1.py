@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from pyvz.errors import BadValue, Busy, NotEnoughResources, SetError, Unsupported
 from pyvz.linux import cgroup_limits as plan
@@ -142,7 +142,7 @@ class CgroupsV1:
         if limits.io_weight is not None:
             weight = str(plan.IO_WEIGHTS[limits.io_weight])
             for file in ("blkio.weight", "blkio.bfq.weight"):
-                if os.path.exists(self._file("blkio", name, file)):
+                if self._text("blkio", name, file) is not None:
                     writes.append(plan.Write("io_weight", "blkio", file, weight))
                     break
             else:
@@ -156,33 +156,30 @@ class CgroupsV1:
         ]
         return {
             file: [
-                line.split(" ")[0]
-                for line in (cgroupfs.read(self._file("blkio", name, file)) or "").splitlines()
+                line.split(" ")[0] for line in (self._text("blkio", name, file) or "").splitlines()
             ]
             for file in files
         }
 
     def _apply_memory(self, name: str, limits: Limits, left: list[plan.Unapplied]) -> None:
-        file = self._file("memory", name, "memory.limit_in_bytes")
-        memory = cgroupfs.read_int(file)
+        memory = self._int("memory", name, "memory.limit_in_bytes")
         if memory is None:
             memory = UNLIMITED
-        memsw = cgroupfs.read_int(self._file("memory", name, "memory.memsw.limit_in_bytes"))
+        memsw = self._int("memory", name, "memory.memsw.limit_in_bytes")
         if memsw is None and limits.swap is not None:
             why = "the kernel does not account swap (boot it with swapaccount=1)"
             left.append(plan.Unapplied("swap", why))
-        done: list[Callable[[], None]] = []
+        done: list[plan.Write] = []
         for write in plan.v1_memory(limits, memory, memsw):
-            path = self._file("memory", name, write.file)
-            former = cgroupfs.read(path)
+            former = self._text("memory", name, write.file)
             try:
                 self._write(name, write, left)
             except BaseException:
                 for undo in reversed(done):
-                    undo()
+                    self._write(name, undo, left)
                 raise
             if former is not None:
-                done.append(lambda path=path, text=former: cgroupfs.write(path, text))  # type: ignore[misc]
+                done.append(plan.Write(write.field, "memory", write.file, former))
 
     def _write(self, name: str, write: plan.Write, left: list[plan.Unapplied]) -> None:
         if write.controller not in self.places:
@@ -196,7 +193,7 @@ class CgroupsV1:
 
     def devices(self, name: str) -> list[DeviceRule]:
         """Return the devices that the container may use."""
-        text = cgroupfs.read(self._file("devices", name, "devices.list")) or ""
+        text = self._text("devices", name, "devices.list") or ""
         return [DeviceRule.parse(line) for line in text.splitlines() if not line.startswith("a")]
 
     def usage(self, name: str) -> Usage:
@@ -211,7 +208,7 @@ class CgroupsV1:
             memory=memory,
             memory_peak=self._int("memory", name, "memory.max_usage_in_bytes"),
             memory_limit=limit,
-            memory_failures=self._int("memory", name, "memory.failcnt"),
+            memory_failures=self._memory_failures(name),
             swap=None if memsw is None or memory is None else max(memsw - memory, 0),
             swap_limit=_swap_limit(limit, both),
             cpu_ns=self._int("cpuacct", name, "cpuacct.usage"),
@@ -223,9 +220,15 @@ class CgroupsV1:
             io_written=written,
         )
 
+    def _memory_failures(self, name: str) -> int | None:
+        # With no swap allowed it is the sum of both that is hit and counted (not by Linux 6.18).
+        files = ("memory.failcnt", "memory.memsw.failcnt")
+        counts = [self._int("memory", name, file) for file in files]
+        return None if counts[0] is None else sum(filter(None, counts))
+
     def _io_bytes(self, name: str) -> tuple[int | None, int | None]:
         file = "blkio.throttle.io_service_bytes_recursive"
-        text = cgroupfs.read(self._file("blkio", name, file)) if "blkio" in self.places else None
+        text = self._text("blkio", name, file)
         if text is None:
             return None, None
         sums = {"Read": 0, "Write": 0}
@@ -239,6 +242,11 @@ class CgroupsV1:
         if controller not in self.places:
             return None
         return cgroupfs.read_int(self._file(controller, name, file))
+
+    def _text(self, controller: str, name: str, file: str) -> str | None:
+        if controller not in self.places:
+            return None
+        return cgroupfs.read(self._file(controller, name, file))
 
     def _keyed(self, controller: str, name: str, file: str) -> dict[str, int]:
         if controller not in self.places:

@@ -33,6 +33,9 @@ DETAIL_LINES = 20
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL
 TICK = 0.2  # seconds between two calls of `poll`
 
+# strerror(ENOSPC) and strerror(EDQUOT) in the C locale; GNU tar's words for a short write(2)
+_NO_SPACE = ("No space left on device", "Disk quota exceeded", "Wrote only ")
+
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
@@ -207,7 +210,7 @@ def failure(argv: Sequence[str], result: Result) -> CommandFailed | NoSpace:
     details = "\n".join(
         (result.stderr.strip() or result.stdout.strip()).splitlines()[-DETAIL_LINES:]
     )
-    if "No space left on device" in details or "Disk quota exceeded" in details:
+    if any(words in result.stderr for words in _NO_SPACE):
         return NoSpace(f"{name}: no space left", details=details)
     if result.code < 0:
         how = f"was killed by {_signal_name(-result.code)}"
@@ -303,7 +306,8 @@ class _Exchange:
 
     def _event(self, key: selectors.SelectorKey) -> None:
         if key.data == "stdin":
-            self._send(key)
+            if self._sending():  # closed by an exit seen in the same round
+                self._send(key)
         elif key.data == "exit":
             self.selector.unregister(key.fileobj)
             self._stop_sending()
@@ -319,6 +323,9 @@ class _Exchange:
             self.unsent = self.unsent[:0]
         if not self.unsent:
             self._stop_sending()
+
+    def _sending(self) -> bool:
+        return self.process.stdin is not None and not self.process.stdin.closed
 
     def _stop_sending(self) -> None:
         stdin = self.process.stdin
