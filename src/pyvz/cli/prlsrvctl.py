@@ -103,6 +103,8 @@ def info_text(info: dict[str, Any]) -> str:
         elif key == "Features":
             lines.append("Features:")
             lines += [_feature(*row) for row in _feature_rows(value)]
+        elif key == "License" and isinstance(value, dict):
+            lines.append("License:" + "".join(f" {name}='{item}'" for name, item in value.items()))
         else:
             lines += plain_value(key, value)
     return "\n".join(lines) + "\n"
