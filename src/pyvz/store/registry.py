@@ -391,7 +391,7 @@ def _read(link: Path) -> str:
     """Return the text of a symbolic link, "" when it is none."""
     try:
         return str(link.readlink())
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a null byte in what somebody typed
         return ""
 
 
