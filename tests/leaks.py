@@ -212,11 +212,22 @@ def _children(pid: int) -> list[int]:
 
 
 def _reap_zombies() -> None:
-    """Reap orphans that came to us as sub-reaper and have ended."""
+    """Reap orphans that came to us as sub-reaper and have ended; not what a Popen waits for."""
+    zombies = []
     for pid in _children(os.getpid()):
         with contextlib.suppress(OSError):
             if Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1] == "Z":
-                os.waitpid(pid, os.WNOHANG)
+                zombies.append(pid)
+    if not zombies:
+        return
+    awaited = {
+        found.pid
+        for found in gc.get_objects()
+        if isinstance(found, subprocess.Popen) and found.returncode is None
+    }
+    for pid in set(zombies) - awaited:
+        with contextlib.suppress(OSError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 def _reap_children(before: set[str]) -> None:

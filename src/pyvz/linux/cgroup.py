@@ -122,9 +122,11 @@ def delegated_to(pid: int, mount: str | Path = MOUNT) -> Path | None:
     if own is None or unified is None:
         return None
     path = Path(unified + own)
-    while path != Path(unified):
-        with contextlib.suppress(OSError):
-            if os.getxattr(path, "trusted.delegate") == b"1" and path.name != NODE_LEAF:
-                return path
+    if path.name == NODE_LEAF:  # we moved there ourselves (CgroupsV2)
         path = path.parent
+    # Only the process's own cgroup counts: what lies further up (user@0.service is delegated, too)
+    # belongs to another manager.
+    with contextlib.suppress(OSError):
+        if os.getxattr(path, "trusted.delegate") == b"1":
+            return path
     return None

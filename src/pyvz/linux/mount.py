@@ -43,7 +43,7 @@ class MountEntry(NamedTuple):
 
 def parse_mountinfo(text: str) -> list[MountEntry]:
     """Return the entries of a mountinfo file, in its order (a later one lies on top)."""
-    return [_entry(line) for line in text.splitlines() if line]
+    return [_entry(line) for line in text.split("\n") if line]
 
 
 def _entry(line: str) -> MountEntry:
@@ -68,6 +68,10 @@ def _entry(line: str) -> MountEntry:
 def _unescape(text: str) -> str:
     # seq_path() writes blanks, tabs, newlines and backslashes as three octal digits.
     return _ESCAPE.sub(lambda match: chr(int(match.group(1), 8)), text) if "\\" in text else text
+
+
+def _escape(path: str) -> str:
+    return path.translate({ord(char): f"\\{ord(char):03o}" for char in " \t\n\\"})
 
 
 def mounts(under: str | Path | None = None, *, pid: int | None = None) -> list[MountEntry]:
