@@ -102,7 +102,9 @@ def info_text(info: dict[str, Any]) -> str:
             lines += [_hardware(name, device) for name, device in (value or {}).items()]
         elif key == "Features":
             lines.append("Features:")
-            lines += [_feature(*row) for row in _feature_rows(value)]
+            rows = _feature_rows(value)
+            width = max([len(name) for name, _, _ in rows], default=0)
+            lines += [_feature(*row, width) for row in rows]
         elif key == "License" and isinstance(value, dict):
             lines.append("License:" + "".join(f" {name}='{item}'" for name, item in value.items()))
         else:
@@ -128,14 +130,13 @@ def _feature_rows(features: Any) -> list[tuple[str, Any, str]]:
     return [(str(row[0]), row[1], str(row[2]) if len(row) > 2 else "") for row in features or ()]
 
 
-def _feature(name: str, value: Any, reason: str) -> str:
+def _feature(name: str, value: Any, reason: str, width: int) -> str:
     """Return a probe's result: name, what was found, and why."""
     if isinstance(value, bool):
         value = "yes" if value else "no"
     if isinstance(value, list):
         value = " ".join(str(item) for item in value)
-    line = f"  {name:<22} {'-' if value is None else value}"
-    return f"{line:<44} {reason}".rstrip() if reason else line
+    return f"  {name:<{width}}  {'-' if value is None else value!s:<18}  {reason}".rstrip()
 
 
 def _statistics(args: Arguments, server: Server) -> int:
