@@ -102,8 +102,8 @@ _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
 
 _NUMBERS = {  # calls older than 5.1 differ between architectures
-    "x86_64": {"pivot_root": 155, "seccomp": 317, "bpf": 321, "ioprio_set": 251},
-    "aarch64": {"pivot_root": 41, "seccomp": 277, "bpf": 280, "ioprio_set": 30},
+    "x86_64": {"pivot_root": 155, "seccomp": 317, "bpf": 321, "ioprio_set": 251, "sigaction": 13},
+    "aarch64": {"pivot_root": 41, "seccomp": 277, "bpf": 280, "ioprio_set": 30, "sigaction": 134},
 }
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
@@ -364,6 +364,14 @@ def ioprio_set(pid: int, io_class: int, level: int) -> None:
     """ioprio_set(2) of one process: class 1 real time, 2 best effort, 3 idle; level 0..7."""
     value = io_class << IOPRIO_CLASS_SHIFT | level
     _check(_libc.syscall(_number("ioprio_set"), IOPRIO_WHO_PROCESS, pid, value), "ioprio_set")
+
+
+def default_signal(number: int) -> None:
+    """Give a signal its default action, also one that libc keeps for itself (32, 33)."""
+    action = bytes(32)  # struct kernel_sigaction with SIG_DFL, no flags, an empty mask
+    size = ctypes.c_size_t(8)
+    result = _libc.syscall(_number("sigaction"), number, action, None, size)
+    _check(result, "rt_sigaction")
 
 
 def syncfs(fd: int) -> None:
