@@ -1,6 +1,26 @@
-"""For all tests: the leak fixture and the `requires` marker (tests/leaks.py, tests/needs.py)."""
+"""For all tests: the leak fixture, the `requires` marker and the guard of unit tests."""
+
+from __future__ import annotations
+
+import pytest
 
 from leaks import leak_guard, short_root
 from needs import pytest_runtest_setup
+from pyvz.linux import run
 
-__all__ = ["leak_guard", "pytest_runtest_setup", "short_root"]
+__all__ = ["leak_guard", "pytest_runtest_setup", "short_root", "unit_guard"]
+
+
+class ProgramInUnitTest(BaseException):
+    """A unit test ran a program; not an Exception, so that nobody can swallow it."""
+
+
+@pytest.fixture(autouse=True)
+def unit_guard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every program that a unit test would run through linux/run.py an error."""
+
+    def refuse(argv: object, *_: object, **__: object) -> None:
+        raise ProgramInUnitTest(f"a unit test runs {argv}")
+
+    if "unit" in request.node.path.parts:
+        monkeypatch.setattr(run, "_start", refuse)

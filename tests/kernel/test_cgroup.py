@@ -7,6 +7,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -349,3 +350,30 @@ def test_reading_is_cheap(groups, name):
     for _ in range(100):
         groups.usage(name)
     assert (time.perf_counter() - begun) / 100 < 0.002
+
+
+def test_fork_bomb_is_killed_and_removed(groups, name):
+    groups.apply(name, Limits(pids=150, memory=200 * MIB, cpu_percent=100))
+    script = "b() { b | b & }; b; while :; do b; done"
+    process = start_inside(groups, name, script)
+    process.stdout.close()
+    time.sleep(0.5)
+    assert groups.usage(name).pids > 20
+    groups.kill(name)
+    assert groups.wait_empty(name, 10)
+    finish(process)
+    groups.remove(name)
+
+
+def test_many_at_once(groups):
+    def cycle(number: int) -> None:
+        for turn in range(10):
+            mine = f"many-{number}-{turn}"
+            groups.create(mine)
+            groups.apply(mine, Limits(memory=64 * MIB, swap=0, pids=10, cpus="", devices=(NULL,)))
+            assert groups.usage(mine).pids_limit == 10
+            groups.remove(mine)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(cycle, range(8)))
+    assert groups.names() == set()

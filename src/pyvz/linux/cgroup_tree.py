@@ -51,6 +51,9 @@ class Tree:
         try:
             os.mkdir(path)
         except FileExistsError:
+            # Asked first: removing would take empty cgroups away from under a living container.
+            if self.populated(name):
+                raise cgroupfs.busy(path) from None
             cgroupfs.remove([path], timeout=1.0)
             os.mkdir(path)
         cgroupfs.write_if_there(f"{path}/cgroup.max.depth", str(MAX_DEPTH))

@@ -53,7 +53,8 @@ class CgroupsV1:
 
     def create(self, name: str) -> None:
         """Make the container's cgroups anew, with every device denied."""
-        cgroupfs.check_name(name)
+        if self.tree.populated(name):
+            raise cgroupfs.busy(self.tree.path(name))
         try:
             for mount in self.mounts:
                 self._create_in(mount, name)

@@ -126,12 +126,13 @@ def remove(paths: Iterable[str], *, timeout: float = REMOVE_TIMEOUT) -> None:
                 if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
                     raise
                 if time.monotonic() >= deadline:
-                    raise _busy(path) from error
+                    raise busy(path) from error
             time.sleep(pause)
             pause = min(pause * 2, 0.05)
 
 
-def _busy(path: str) -> Busy:
+def busy(path: str) -> Busy:
+    """Return the error that names the processes in a cgroup."""
     pids = pids_below(path)
     return Busy(
         f"the cgroup {path} is in use",
