@@ -125,6 +125,11 @@ def repair(node: Node, env: Environment) -> None:
         lifecycle.repair(node, env)
 
 
+def recover(node: Node) -> None:
+    """Finish or undo what verbs left that died in the middle of homes (start of vzd)."""
+    leftovers.repair_all(node)
+
+
 def identity(node: Node, request: CreateRequest) -> Environment:
     """Return who the new environment will be; raises BadValue."""
     uuid = str(uuid4())
