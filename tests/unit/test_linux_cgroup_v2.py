@@ -140,6 +140,20 @@ def test_processes_of_others_are_left_alone(groups, monkeypatch):
         groups.create(NAME)
 
 
+def test_controller_that_refuses_does_not_stop_the_others(groups, monkeypatch, caplog, tmp_path):
+    done = []
+
+    def kernel(path: str, text: str) -> None:
+        if text == "+cpuset":
+            raise OSError(errno.EINVAL, "invalid", path)
+        done.append(text)
+
+    monkeypatch.setattr(cgroupfs, "write", kernel)
+    groups.create(NAME)
+    assert "+pids" in done
+    assert "cpuset cannot be enabled" in caplog.text
+
+
 def test_entries(groups, path):
     assert groups.entry(NAME) == {"procs": [], "v2_dir": str(path)}
     session = groups.session_entry(NAME)

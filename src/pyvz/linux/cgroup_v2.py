@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import Sequence
 
@@ -21,6 +22,8 @@ from pyvz.linux.cgroup_tree import Tree
 from pyvz.linux.cgroup_v1 import refused
 from pyvz.model.limits import Limits
 from pyvz.model.usage import Usage
+
+log = logging.getLogger(__name__)
 
 CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids")
 NODE_LEAF = ".node"
@@ -69,31 +72,35 @@ class CgroupsV2:
                     self._enable(directory, controller)
 
     def _enable(self, directory: str, controller: str) -> None:
-        file = f"{directory}/cgroup.subtree_control"
         for _ in range(5):  # somebody may join while we move the others
             try:
-                cgroupfs.write(file, f"+{controller}")
+                cgroupfs.write(f"{directory}/cgroup.subtree_control", f"+{controller}")
             except OSError as error:
-                # EBUSY: processes are in a cgroup that is to have controllers below it.  In a
-                # unit delegated to us these are our own.  Anywhere else they are not ours.
-                if error.errno != errno.EBUSY or directory != self.parent or not self.delegated:
-                    raise Unsupported(
-                        f"the {controller} controller cannot be enabled in {directory}",
-                        details=os.strerror(error.errno or 0),
-                    ) from error
-                self._evacuate(directory)
+                if error.errno != errno.EBUSY:
+                    # For instance cpu, which refuses while real-time processes are below
+                    # (CONFIG_RT_GROUP_SCHED).  `apply` reports its limits as not applied.
+                    log.warning("%s cannot be enabled in %s: %s", controller, directory, error)
+                    return
+                self._evacuate(directory, controller)
             else:
                 return
         raise Busy(f"processes keep coming into the cgroup {directory}")
 
-    def _evacuate(self, directory: str) -> None:
+    def _evacuate(self, directory: str, controller: str) -> None:
+        """Move the processes out of a cgroup that is to have controllers below it.
+
+        In a unit delegated to us they are our own.  Anywhere else they are not ours to move.
+        """
+        if directory != self.parent or not self.delegated:
+            raise Unsupported(
+                f"the {controller} controller cannot be enabled in {directory}",
+                details="There are processes in it (cgroup v2 allows them in leaves only).",
+            )
         leaf = f"{directory}/{NODE_LEAF}"
         os.makedirs(leaf, exist_ok=True)
         for pid in (cgroupfs.read(f"{directory}/cgroup.procs") or "").split():
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 cgroupfs.write(f"{leaf}/cgroup.procs", pid)
-            except ProcessLookupError:
-                continue
 
     def entry(self, name: str) -> CgroupEntry:
         """Return how init gets in."""
