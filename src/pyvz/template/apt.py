@@ -209,17 +209,9 @@ class Manager:
         before = set(self.installed(guest.root))
         with dropped(guest.root, DROP, files, progress) as paths:
             progress.stage("Installing packages")
-            _inside(
-                guest,
-                # --no-download: what is needed is there; the container may have no network.
-                [
-                    *("apt-get", "-y", "--no-download", "--no-install-recommends"),
-                    *KEEP_CONFIGURATION,
-                    "install",
-                    "--",
-                    *paths,
-                ],
-            )
+            # Files are named by their paths: apt takes these and no others, without any network.
+            argv = ["apt-get", "-y", "--no-install-recommends", *KEEP_CONFIGURATION]
+            _inside(guest, [*argv, "install", "--", *paths])
         if automatic:
             _inside(guest, ["apt-mark", "auto", *automatic])
         return sorted(set(self.installed(guest.root)) - before)

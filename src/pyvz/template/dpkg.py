@@ -28,6 +28,7 @@ STATUS = "var/lib/dpkg/status"
 AUTO = "var/lib/apt/extended_states"
 MAX_STATUS = 64 << 20  # bytes; 150 packages take 150 kB
 DOWNLOAD_TIMEOUT = 3600.0
+_FOLDERS = ("lists/partial", "archives/partial", "state", "etc/apt.conf.d", "etc/preferences.d")
 _NOT_FOUND = re.compile(
     r"E: (?:Unable to locate package|Package) '?([^\s']+)'?(?: has no installation candidate)?"
 )
@@ -111,7 +112,7 @@ class Solver:
     @contextlib.contextmanager
     def opened(self, root: GuestRoot, progress: Progress) -> Iterator[Solver]:
         """Copy the container's status, and bring the lists up to date when they are too old."""
-        for name in ("lists/partial", "archives/partial", "state", "etc"):
+        for name in _FOLDERS:
             (self.home / name).mkdir(parents=True, exist_ok=True)
         with lock(self.home / "etc/apt", progress), contextlib.ExitStack() as stack:
             self.scratch = Path(tempfile.mkdtemp(prefix="solve-", dir=self.home / "state"))
@@ -179,7 +180,7 @@ class Solver:
                     f"{self.recipe.template} has no package {', '.join(dict.fromkeys(missing))}",
                     details=error.details,
                 ) from error
-            raise TemplateError("the packages do not fit", details=error.details) from error
+            raise TemplateError("apt finds no way to do that", details=error.details) from error
 
     def download(self, words: Sequence[str], plan: Plan, progress: Progress) -> list[Path]:
         """Download the files of PLAN (of `apt-get WORDS`) and return them."""
