@@ -27,7 +27,7 @@ STREAMS = {
     "Environment": "Create Start Stop Restart Reset Delete Clone Move Exec",
     "Node": "Events Autostop",
     "Template": "CreateCache UpdateCache RemoveCache Install Remove Update Status Clean"
-    " LocalInstall",
+    " LocalInstall InstallTemplate RemoveTemplate",
 }
 
 

@@ -59,15 +59,15 @@ class Api:
         return self.services.tasks.start(work._replace(origin=origin), self.caller)
 
 
-def streaming(result: type) -> Callable[[Declared], Callable[..., AsyncIterator[AnnotatedResult]]]:
-    """Make a method that answers with a stream; RESULT is the TypedDict of its last reply.
+def streaming(last: type) -> Callable[[Declared], Callable[..., AsyncIterator[AnnotatedResult]]]:
+    """Make a method that answers with a stream; LAST is the TypedDict of its last reply.
 
     A client that goes away calls its task off, when the task can be called off.
     """
 
     class Reply(TypedDict, total=False):
         progress: Progress
-        result: result  # type: ignore[valid-type]
+        result: last  # type: ignore[valid-type]
 
     def decorate(declared: Declared) -> Callable[..., AsyncIterator[AnnotatedResult]]:
         async def stream(self: Api, **parameters: object) -> AsyncIterator[Any]:

@@ -25,7 +25,8 @@ def descriptions() -> dict[str, str]:
 
 def _wrapped(text: str) -> str:
     """Put the fields of a long line each on a line of its own (white space means nothing)."""
-    return "\n".join(line if len(line) <= 100 else _spread(line) for line in text.splitlines())
+    lines = (line.rstrip() for line in text.splitlines())
+    return "\n".join(line if len(line) <= 100 else _spread(line) for line in lines)
 
 
 def _spread(line: str) -> str:

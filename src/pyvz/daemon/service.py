@@ -29,6 +29,7 @@ from pyvz.errors import VZError
 from pyvz.model.task import NoProgress
 from pyvz.operations import lifecycle
 from pyvz.operations.node import open_node
+from pyvz.store import defaults
 from pyvz.store.paths import Paths
 
 PATIENCE = 2.0  # seconds that clients wait for the recovery; then they are served beside it
@@ -80,6 +81,7 @@ async def _daemon(
     began = time.monotonic()
     events = Bus(paths.log / "events.log")
     events.attach(asyncio.get_running_loop())
+    await asyncio.to_thread(defaults.seed, paths)
     node = await asyncio.to_thread(open_node, paths, events)
     stop = asyncio.Event()
     tasks = Tasks(os.fspath(paths.log / log.LOG_NAME))
