@@ -49,8 +49,8 @@ def _prepare_process() -> None:
     for number in signal.valid_signals():  # whoever started us may have ignored some
         if signal.getsignal(number) is signal.SIG_IGN and number not in confine.IGNORED:
             signal.signal(number, signal.SIG_DFL)
-    for number in (32, 33):  # posix_spawn of glibc leaves its own signals ignored
-        syscall.default_signal(number)
+    for private in (32, 33):  # posix_spawn of glibc leaves its own signals ignored
+        syscall.default_signal(private)
     syscall.set_child_subreaper()
     syscall.prctl(syscall.PR_SET_DUMPABLE, 0)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,10 +1,14 @@
 """The child side of a start: executes a StartPlan in fresh namespaces, then becomes init.
 
 Runs between clone3 and execve, as pid 1 of the new pid namespace.  The ladder of messages with
-the keeper is drawn in protocol.py.  The first thing is pivot_root, so that every later path is
-inside the container, whatever links its tree holds; the old root stays stacked on the new one
-until the end, because the kernel lets a user namespace mount /proc and /sys only where visible
-ones exist (fs/namespace.c, mount_too_revealing).
+the keeper is drawn in protocol.py.
+
+A hostile tree may hold links anywhere, so no path of it is looked up while the node's tree is in
+reach: first everything that comes from there is taken as detached mounts (device nodes; /proc and
+/sys, which the kernel lets a user namespace mount only where visible ones exist,
+fs/namespace.c: mount_too_revealing), then pivot_root, then the node's tree is unmounted, and only
+then the operations run.  In between not even ".." is safe: at "/" it climbs onto what is stacked
+there, which after pivot_root(".", ".") is the old root.
 """
 
 from __future__ import annotations
@@ -26,6 +30,9 @@ _MOVE_MOUNT_T_SYMLINKS = 0x10
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _QUIET = syscall.MOUNT_ATTR_NOSUID | syscall.MOUNT_ATTR_NODEV | syscall.MOUNT_ATTR_NOEXEC
 
+# Mounted with _QUIET; the kernel wants a visible one in the mount namespace at that moment.
+_FROM_VISIBLE = ("proc", "sysfs")
+
 
 class Order(NamedTuple):
     """What the keeper hands the child by the fork: the plan, and how to get into place."""
@@ -46,7 +53,7 @@ class _Stage:
     def __init__(self, progress: confine.Progress, order: Order) -> None:
         self.progress = progress
         self.order = order
-        self.old_root = -1
+        self.taken: dict[operation.Operation, int] = {}
         self.binds: list[int] = []
         self.slave = -1
 
@@ -58,7 +65,6 @@ class _Stage:
         for step in plan.operations:
             self.progress.step = step.describe()
             _DOERS[type(step)](self, step)
-        self._leave_old_root()
         self._become_init(plan)
 
     def _wait_for_go(self) -> int:
@@ -79,21 +85,30 @@ class _Stage:
             confine.become_root_inside()
         self.progress.step = "entering the root directory"
         syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_PRIVATE)
-        self.old_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._take_from_node()
+        self.progress.step = "entering the root directory"
+        old_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         # On top of "/", because the way to /vz/root/<id> may be closed to our ids.
-        syscall.move_mount(root, "", self.old_root, ".")
+        syscall.move_mount(root, "", old_root, ".")
         os.fchdir(root)
         # The mount lives by its place in the tree from here on: an open descriptor would keep
         # its super block busy after the container's end.
         os.close(root)
         syscall.pivot_root(".", ".")
-
-    def _leave_old_root(self) -> None:
         self.progress.step = "leaving the node's tree"
-        os.fchdir(self.old_root)
+        os.fchdir(old_root)
         syscall.umount2(".", syscall.MNT_DETACH)
-        os.close(self.old_root)
+        os.close(old_root)
         os.chdir("/")
+
+    def _take_from_node(self) -> None:
+        """Have what the operations need of the node as detached mounts."""
+        for step in self.order.plan.operations:
+            self.progress.step = step.describe()
+            if isinstance(step, operation.NodeBind):
+                self.taken[step] = _clone_tree(step.source)
+            elif isinstance(step, operation.Mount) and step.fstype in _FROM_VISIBLE:
+                self.taken[step] = syscall.detached_mount(step.fstype, _QUIET)
 
     def _become_init(self, plan: operation.StartPlan) -> None:
         self.progress.step = "preparing init"
@@ -117,6 +132,9 @@ class _Stage:
     def mount(self, step: operation.Mount) -> None:
         if step.optional and not os.path.isdir(step.target):
             return
+        if step in self.taken:
+            self._attach(self.taken[step], step.target)
+            return
         syscall.mount(step.fstype, step.target, step.fstype, step.flags, step.data or None)
 
     def directory(self, step: operation.Directory) -> None:
@@ -135,8 +153,7 @@ class _Stage:
         os.mknod(step.path, kind | step.mode, os.makedev(step.major, step.minor))
 
     def node_bind(self, step: operation.NodeBind) -> None:
-        tree = _clone_tree(step.source.lstrip("/"), self.old_root)
-        self._attach(tree, step.path)
+        self._attach(self.taken[step], step.path)
 
     def attach(self, step: operation.Attach) -> None:
         self._attach(self.binds[step.number], step.target)
@@ -197,10 +214,10 @@ class _Stage:
         os.close(tree)
 
 
-def _clone_tree(path: str, dirfd: int = syscall.AT_FDCWD) -> int:
+def _clone_tree(path: str) -> int:
     # Recursively, because in a user namespace a part of a tree with locked mounts may not be had.
     flags = syscall.OPEN_TREE_CLONE | syscall.AT_RECURSIVE
-    return syscall.open_tree(dirfd, path, flags)
+    return syscall.open_tree(syscall.AT_FDCWD, path, flags)
 
 
 def _make_file(path: str, mode: int) -> None:

@@ -99,6 +99,8 @@ BPF_PROG_QUERY = 16
 
 # linux/pidfd.h: _IOWR(0xFF, 11, struct pidfd_info), 64 bytes as published in 6.13
 _PIDFD_GET_INFO = 0xC040FF0B
+_FSCONFIG_CMD_CREATE = 6
+_FSMOUNT_CLOEXEC = 1
 _PIDFD_INFO_EXIT = 1 << 3
 
 _NUMBERS = {  # calls older than 5.1 differ between architectures
@@ -107,6 +109,9 @@ _NUMBERS = {  # calls older than 5.1 differ between architectures
 }
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
+_SYS_FSOPEN = 430
+_SYS_FSCONFIG = 431
+_SYS_FSMOUNT = 432
 _SYS_CLONE3 = 435
 _SYS_CLOSE_RANGE = 436
 _SYS_OPENAT2 = 437
@@ -201,6 +206,22 @@ def move_mount(
         _SYS_MOVE_MOUNT, from_fd, _c(from_path), to_fd, _c(to_path), ctypes.c_uint(flags)
     )
     _check(result, "move_mount", to_path)
+
+
+def detached_mount(fstype: str, attributes: int = 0) -> int:
+    """Mount a new file system without options, attached nowhere: fsopen(2) to fsmount(2).
+
+    attributes: MOUNT_ATTR_*.  Returns a descriptor for move_mount.
+    """
+    context = _check(_libc.syscall(_SYS_FSOPEN, _c(fstype), ctypes.c_uint(1)), "fsopen", fstype)
+    try:
+        result = _libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        _check(result, "fsconfig", fstype)
+        flags = ctypes.c_uint(_FSMOUNT_CLOEXEC)
+        result = _libc.syscall(_SYS_FSMOUNT, context, flags, ctypes.c_uint(attributes))
+        return _check(result, "fsmount", fstype)
+    finally:
+        os.close(context)
 
 
 def mount_setattr(dirfd: int, path: PathArg, attr: MountAttr, flags: int = 0) -> None:
