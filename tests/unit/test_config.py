@@ -138,6 +138,6 @@ def test_reading_is_fast() -> None:
 
 
 def _timed(text: str) -> float:
-    begin = time.perf_counter()
+    begin = time.thread_time()
     Config.parse(ConfFile.parse(text).values())
-    return time.perf_counter() - begin
+    return time.thread_time() - begin

@@ -8,6 +8,7 @@ are views, so that reading 200 files for ``prlctl list`` parses text and builds 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Generic, TypeVar, overload
 
 from pyvz.errors import BadValue, ConfigError
@@ -22,6 +23,12 @@ from pyvz.model.params import BY_FIELD, BY_KEY, PARAMS
 
 T = TypeVar("T")
 _DEFAULTS: dict[str, Any] = {row.field: row.default for row in PARAMS}
+
+
+@lru_cache(maxsize=8192)
+def _typed(key: str, text: str) -> Any:  # noqa: ANN401
+    """Return the value of a stored text; containers of one sample share most of theirs."""
+    return BY_KEY[key].kind.parse(text)
 
 
 class _Section:
@@ -263,7 +270,7 @@ class Config:
             if not text or (row.key != key and row.key in values):
                 continue
             try:
-                given[row.field] = row.kind.parse(text)
+                given[row.field] = _typed(key, text)
             except BadValue as error:
                 message = f"{source}: {key}: {error.message}" if source else f"{key}: {error}"
                 if not lenient:
