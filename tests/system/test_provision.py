@@ -7,10 +7,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import faults
 import pytest
-from worlds import Events, Nothing, make_archive, make_node
 
+import faults
 from pyvz.errors import (
     AlreadyExists,
     AlreadyRunning,
@@ -38,6 +37,7 @@ from pyvz.operations.node import Node
 from pyvz.operations.provision import CreateRequest
 from pyvz.store.journal import Journal
 from pyvz.store.lease import Lease
+from worlds import Events, Nothing, make_archive, make_node
 
 UUID = "1f2e3d4c-0000-4000-8000-00000000000a"
 TEMPLATE = ".tiny-1"
@@ -110,19 +110,23 @@ class TestCreate:
         assert (env.home / "fs/bin/sh").stat().st_mode & 0o7777 == 0o4755
         assert env.home.stat().st_mode & 0o777 == 0o700
         conf = conf_of(env)
-        assert conf.values() | {
-            "CPUUNITS": "2000",
-            "UUID": UUID,
-            "VEID": UUID,
-            "NAME": "ct1",
-            "VE_PRIVATE": "/vz/private/$VEID",
-            "VE_ROOT": "/vz/root/$VEID",
-            "ORIGIN_SAMPLE": "basic",
-            "VERSION": "2",
-            "PLATFORM": "linux",
-            "X_OURS": "kept",
-            "ONBOOT": "yes",
-        } == conf.values()
+        assert (
+            conf.values()
+            | {
+                "CPUUNITS": "2000",
+                "UUID": UUID,
+                "VEID": UUID,
+                "NAME": "ct1",
+                "VE_PRIVATE": "/vz/private/$VEID",
+                "VE_ROOT": "/vz/root/$VEID",
+                "ORIGIN_SAMPLE": "basic",
+                "VERSION": "2",
+                "PLATFORM": "linux",
+                "X_OURS": "kept",
+                "ONBOOT": "yes",
+            }
+            == conf.values()
+        )
         assert conf.get("HOSTNAME") is None
         assert conf.get("OSTEMPLATE") == ".tiny-1-x86_64"
         assert "# a sample" in conf.render()
@@ -220,8 +224,8 @@ class TestCreate:
 
     def test_not_inside_the_files_of_another(self, node: Node) -> None:
         provision.create(node, request())
+        inside = f"/vz/private/{UUID}/fs/srv/$VEID"
         with pytest.raises(BadValue):
-            inside = f"/vz/private/{UUID}/fs/srv/$VEID"
             provision.create(node, request(name="ct2", uuid=None, private=inside))
 
     def test_not_behind_a_guests_link(self, node: Node) -> None:

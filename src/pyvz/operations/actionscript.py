@@ -26,7 +26,7 @@ from typing import Final
 
 from pyvz.container.runtime import ExecRequest
 from pyvz.errors import ActionScriptFailed, VZError
-from pyvz.linux import run as program_run
+from pyvz.linux import run as programs
 from pyvz.model.environment import Environment
 from pyvz.operations.node import Node
 from pyvz.operations.program import finish
@@ -82,7 +82,7 @@ def run_inside(node: Node, env: Environment, action: str) -> None:
         return
     text = _read(script)
     argv, data = command(text)
-    environment = tuple(f"{key}={value}" for key, value in ENVIRONMENT.items())
+    environment = tuple(ENVIRONMENT.items())
     log.info("running %s inside %s", script, env.name)
     try:
         session = node.runtime.exec(env.uuid, ExecRequest(argv=argv, env=environment, cwd="/"))
@@ -112,9 +112,7 @@ def _run_one(node: Node, env: Environment, script: Path) -> bool:
     variables = {"VEID": env.envid, "VE_CONFFILE": os.fspath(node.registry.config_path(env))}
     log.info("running %s for %s", script, env.name)
     try:
-        ended = program_run.run(
-            [script], env=ENVIRONMENT | variables, timeout=TIME_LIMIT, check=False
-        )
+        ended = programs.run([script], env=ENVIRONMENT | variables, timeout=TIME_LIMIT, check=False)
     except VZError as error:
         raise _failed(script, error.message, error.details) from error
     output = (ended.stderr + ended.stdout).strip()

@@ -129,8 +129,8 @@ def _replace_keys(guest: GuestRoot, name: str, keys: list[str]) -> None:
         for kind in kinds:
             file = Path(directory) / f"ssh_host_{kind}_key"
             try:
-                argv = ["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", f"root@{name}", "-f", file]
-                run.run(argv)
+                options = ["-q", "-t", kind, "-N", "", "-C", f"root@{name}"]
+                run.run(["ssh-keygen", *options, "-f", os.fspath(file)])
             except VZError as error:
                 log.warning("%s keeps the SSH host keys of its original: %s", name, error)
                 return

@@ -14,6 +14,7 @@ from pyvz.errors import Timeout
 
 MAX_OUTPUT = 64 << 10  # bytes kept of what the program says: the last ones
 GRACE = 2.0  # seconds a program gets to end after its deadline
+TICK = 0.1  # seconds between two looks whether it has ended
 
 
 class Ended(NamedTuple):
@@ -32,7 +33,7 @@ def finish(session: Session, data: bytes = b"", *, timeout: float) -> Ended:
     deadline = time.monotonic() + timeout
     streams = list(session.fds)
     try:
-        output = _exchange(streams, data, deadline)
+        output = _exchange(session, streams, data, deadline)
         code = session.wait(max(0.1, deadline - time.monotonic()))
     except BaseException:
         with suppress(Exception):
@@ -45,31 +46,32 @@ def finish(session: Session, data: bytes = b"", *, timeout: float) -> Ended:
     return Ended(code, output.decode("utf-8", "replace"))
 
 
-def _exchange(streams: list[int], data: bytes, deadline: float) -> bytes:
-    """Write `data` to the first stream and close it; read the others to their end."""
+def _exchange(session: Session, streams: list[int], data: bytes, deadline: float) -> bytes:
+    """Write `data` to the first stream and close it; read the others until the program ended.
+
+    What it left running in the background may hold its output open: that is not waited for.
+    """
     kept = bytearray()
     unsent = memoryview(data)
+    stdin, *outputs = streams
     with selectors.DefaultSelector() as selector:
         for fd in streams:
             os.set_blocking(fd, False)
-        stdin, *outputs = streams
-        selector.register(stdin, selectors.EVENT_WRITE)
-        for fd in outputs:
-            selector.register(fd, selectors.EVENT_READ)
-        while selector.get_map():
-            left = deadline - time.monotonic()
-            if left <= 0:
+            selector.register(fd, selectors.EVENT_WRITE if fd == stdin else selectors.EVENT_READ)
+        while any(fd in selector.get_map() for fd in outputs):
+            ended = session.exit.done()
+            ready = [key.fd for key, _ in selector.select(TICK)]
+            if ended and not any(fd in outputs for fd in ready):
+                break
+            if time.monotonic() >= deadline:
                 raise Timeout("The program inside the container did not end in time")
-            for key, _ in selector.select(left):
-                if key.fd == stdin:
+            for fd in ready:
+                if fd == stdin:
                     unsent = _send(stdin, unsent)
-                    finished = not unsent
-                else:
-                    finished = not _receive(key.fd, kept)
-                if finished:
-                    selector.unregister(key.fd)
-                    streams.remove(key.fd)
-                    os.close(key.fd)
+                if (fd == stdin and not unsent) or (fd != stdin and not _receive(fd, kept)):
+                    selector.unregister(fd)
+                    streams.remove(fd)
+                    os.close(fd)
     return bytes(kept)
 
 
