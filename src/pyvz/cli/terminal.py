@@ -46,6 +46,8 @@ def set_size(fd: int, rows: int, columns: int) -> None:
 class Raw:
     """While open: the terminal at fd 0 passes every key; ending signals raise Ended.
 
+    What was typed ahead is kept, for the program inside at the beginning and for the shell after.
+
     The old mode comes back in every case that leaves Python a chance: errors, SIGTERM, SIGHUP.
     Where fd 0 is no terminal only the signals are handled.
     """
@@ -60,7 +62,7 @@ class Raw:
             self._handlers.append((number, signal.signal(number, _end)))
         if os.isatty(0):
             self._mode = termios.tcgetattr(0)
-            termios.tcsetattr(0, termios.TCSAFLUSH, _raw(self._mode))
+            termios.tcsetattr(0, termios.TCSADRAIN, _raw(self._mode))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,7 +70,7 @@ class Raw:
         for number in _ENDING:  # a second signal may not interrupt the restoring
             signal.signal(number, signal.SIG_IGN)
         if self._mode is not None:
-            termios.tcsetattr(0, termios.TCSAFLUSH, self._mode)
+            termios.tcsetattr(0, termios.TCSADRAIN, self._mode)
         for caught, handler in self._handlers:
             signal.signal(caught, handler)
 
