@@ -346,7 +346,7 @@ def exit_codes() -> None:
     """The codes of the originals."""
     run("prlctl", "status", "nobody", code=255)
     run("prlctl", "exec", NAME, "true", code=255)
-    run("vzctl", "exec", NAME, "true", code=31)
+    run("vzctl", "exec2", NAME, "true", code=31)
     run("vzctl", "set", NAME, "--cpuunits", "1", code=21)
     run("prlctl", "nonsense", code=1)
 
