@@ -72,6 +72,7 @@ def test_life(groups, name):
     assert groups.pids(name) == []
     groups.remove(name)
     assert groups.names() == set()
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/pyvz-t{os.getpid()}.slice"))
     groups.remove(name)  # idempotent
     assert groups.usage(name) == Usage()
     groups.kill(name)  # nothing there is fine

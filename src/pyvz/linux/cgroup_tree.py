@@ -18,6 +18,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Callable
 
 from pyvz.errors import Timeout
 from pyvz.linux import cgroupfs
@@ -27,8 +28,27 @@ SESSION_LEAF = ".exec"
 MAX_DEPTH = 64
 MAX_DESCENDANTS = 8192
 FREEZE_TIMEOUT = 10.0
+ATTEMPTS = 20
 DELEGATABLE = "/sys/kernel/cgroup/delegate"
 _DELEGATED_FILES = ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control")
+
+
+def despite_removals(make: Callable[[], None]) -> None:
+    """Do MAKE, again when a directory vanished under it.
+
+    Whoever removes the last container of a node takes the parent away as well, perhaps while
+    somebody else is about to make the next one in it.
+    """
+    for _ in range(ATTEMPTS):
+        with contextlib.suppress(FileNotFoundError):
+            make()
+            return
+    make()
+
+
+def is_own(parent: str) -> bool:
+    """Whether a parent directory is nobody's but this node's (machine.slice may be shared)."""
+    return os.path.basename(parent).startswith("pyvz")
 
 
 class Tree:

@@ -16,7 +16,7 @@ from pyvz.errors import BadValue, Busy, NotEnoughResources, SetError, Unsupporte
 from pyvz.linux import cgroup_limits as plan
 from pyvz.linux import cgroupfs
 from pyvz.linux.cgroup_entry import CgroupEntry
-from pyvz.linux.cgroup_tree import Tree
+from pyvz.linux.cgroup_tree import Tree, despite_removals, is_own
 from pyvz.linux.mount import MountEntry
 from pyvz.model.limits import UNLIMITED, DeviceRule, Limits
 from pyvz.model.usage import Usage
@@ -55,6 +55,9 @@ class CgroupsV1:
         """Make the container's cgroups anew, with every device denied."""
         if self.tree.populated(name):
             raise cgroupfs.busy(self.tree.path(name))
+        despite_removals(lambda: self._create(name))
+
+    def _create(self, name: str) -> None:
         try:
             for mount in self.mounts:
                 self._create_in(mount, name)
@@ -290,12 +293,14 @@ class CgroupsV1:
     def remove(self, name: str) -> None:
         """Take the cgroups away; idempotent; raises Busy."""
         cgroupfs.remove(self._directories(name))
+        if is_own(self.parent) and "/" not in self.parent:  # else delegated to us
+            self.remove_parent()
 
     def remove_parent(self) -> None:
-        """Take the parent directories away when nothing is in them (tests, uninstallation)."""
-        for mount in (*self.mounts, os.path.dirname(self.tree.parent)):
+        """Take the parent directories away where nothing is in them."""
+        for path in (*(f"{mount}/{self.parent}" for mount in self.mounts), self.tree.parent):
             with contextlib.suppress(OSError):
-                os.rmdir(f"{mount}/{os.path.basename(self.parent)}")
+                os.rmdir(path)
 
     def names(self) -> set[str]:
         """Return all containers that have a cgroup in any hierarchy."""

@@ -18,7 +18,7 @@ from pyvz.errors import Busy, NotEnoughResources, Unsupported
 from pyvz.linux import cgroup_limits as plan
 from pyvz.linux import cgroupfs, deviceprogram
 from pyvz.linux.cgroup_entry import CgroupEntry
-from pyvz.linux.cgroup_tree import Tree
+from pyvz.linux.cgroup_tree import Tree, despite_removals, is_own
 from pyvz.linux.cgroup_v1 import refused
 from pyvz.model.limits import Limits
 from pyvz.model.usage import Usage
@@ -46,6 +46,9 @@ class CgroupsV2:
 
     def create(self, name: str) -> None:
         """Make the container's cgroup anew, with every device denied."""
+        despite_removals(lambda: self._create(name))
+
+    def _create(self, name: str) -> None:
         os.makedirs(self.parent, exist_ok=True)
         self._enable_controllers()
         path = self.tree.create(name)
@@ -76,6 +79,8 @@ class CgroupsV2:
             try:
                 cgroupfs.write(f"{directory}/cgroup.subtree_control", f"+{controller}")
             except OSError as error:
+                if error.errno == errno.ENOENT and not os.path.isdir(directory):
+                    raise
                 if error.errno != errno.EBUSY:
                     # For instance cpu, which refuses while real-time processes are below
                     # (CONFIG_RT_GROUP_SCHED).  `apply` reports its limits as not applied.
@@ -224,9 +229,11 @@ class CgroupsV2:
     def remove(self, name: str) -> None:
         """Take the cgroup away; idempotent; raises Busy."""
         cgroupfs.remove([self.tree.path(name)])
+        if is_own(self.parent):
+            self.remove_parent()
 
     def remove_parent(self) -> None:
-        """Take the parent directory away when it is ours and empty (tests, uninstallation)."""
+        """Take the parent directory away when it was not given to us and nothing is in it."""
         if not self.delegated:
             with contextlib.suppress(OSError):
                 os.rmdir(self.parent)
