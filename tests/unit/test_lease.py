@@ -158,3 +158,10 @@ def test_lock_directory_of_vz_conf(paths: Paths) -> None:
     paths.vz_conf.write_text('LOCKDIR="/var/lock/vz"\n')
     with Lease.take(paths, UUID, "starting") as lease:
         assert lease.path.parent == paths.root / "var/lock/vz"
+
+
+def test_an_error_elsewhere_in_vz_conf_does_not_move_the_locks(paths: Paths) -> None:
+    paths.etc.mkdir(parents=True)
+    paths.vz_conf.write_text('LOCKDIR="/var/lock/vz"\nIPV6="perhaps"\n')
+    with Lease.take(paths, UUID, "starting") as lease:
+        assert lease.path.parent == paths.root / "var/lock/vz"

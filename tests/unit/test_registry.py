@@ -129,6 +129,7 @@ def test_defaults_of_vz_conf(paths: Paths, registry: Registry) -> None:
     paths.vz_conf.write_text('ONBOOT="perhaps"\n')
     with pytest.raises(ConfigError, match=r"vz\.conf.*ONBOOT"):
         registry.config(env)
+    assert registry.snapshot()[0][2] == ""  # a typing error in vz.conf makes nobody invalid
     assert registry.environments() == [env]
 
 

@@ -13,6 +13,8 @@ How a value is written.  In double quotes; backslash, quote, backtick and dollar
 backslash, so that both readers get the value back and ``. $VE_CONFFILE`` in a script never runs
 what a user put into a description.  Only the placeholder ``$VEID`` stays bare.  A value cannot
 hold control characters but tab (a line is a line); those are refused.
+One value the original alone misreads: an odd number of quotes followed by `` #``, because it takes
+comments away after escapes; free text (DESCRIPTION) is stored as =XX and never looks like that.
 
 Text is decoded as UTF-8 with surrogateescape, so that foreign bytes survive as well.
 """

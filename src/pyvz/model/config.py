@@ -308,6 +308,15 @@ class Config:
             given, inherited=self._inherited, unknown=self.unknown, problems=self.problems
         )
 
+    def with_problems(self, problems: tuple[str, ...]) -> Config:
+        """Return the same values with PROBLEMS told before its own."""
+        return Config(
+            self._given,
+            inherited=self._inherited,
+            unknown=self.unknown,
+            problems=problems + self.problems,
+        )
+
     def text(self) -> dict[str, str]:
         """Return {key: stored text} of what is set; empty lists and texts are not stored."""
         pairs = ((BY_FIELD[field], value) for field, value in self._given.items())

@@ -61,8 +61,16 @@ def inherited(paths: Paths) -> Mapping[str, Any]:
 
 
 def lock_directory(paths: Paths) -> Path:
-    """Return LOCKDIR of the node."""
-    return under(paths.root, node_config(paths).lockdir)
+    """Return LOCKDIR of the node, also when some other key of vz.conf cannot be understood.
+
+    A typing error in vz.conf must neither stop the node from working on containers nor, worse,
+    let two tools lock in two places.
+    """
+    try:
+        directory = node_config(paths).lockdir
+    except ConfigError:
+        directory = read_conf(paths.vz_conf).get("LOCKDIR") or _DEFAULTS.lockdir
+    return under(paths.root, directory)
 
 
 def _load(path: Path) -> _Known | None:

@@ -29,7 +29,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -300,21 +300,29 @@ class Registry:
         return known
 
     def _read_entry(self, path: Path, version: tuple[Stamp | None, Stamp | None]) -> _Entry:
-        problem, conf, defaults = "", ConfFile(), {}
+        problem, conf = "", ConfFile()
         try:
             if version[0] is None and path.is_symlink():
                 problem = f"{path}: the link leads nowhere ({_read(path)})"
             else:
                 conf = read_conf(path)
-            defaults = dict(inherited(self._paths))
         except ConfigError as error:
-            problem = problem or error.message
+            problem = error.message
         values = conf.values()
-        config = Config.parse(values, str(path), inherited=defaults, lenient=True)
+        config = self._parse(values, str(path))
         if not problem and len(config.unknown) == len(values):
             problem = f"{path} is not the configuration of a container"
         env = self._identity(path, config)
         return _Entry(version, env, config, problem, config.is_set("identity.name"))
+
+    def _parse(self, values: Mapping[str, str], source: str) -> Config:
+        """Read what can be read; an error of vz.conf is one of every container's config()."""
+        try:
+            shared = inherited(self._paths)
+        except ConfigError as error:
+            config = Config.parse(values, source, lenient=True)
+            return config.with_problems((error.message,))
+        return Config.parse(values, source, inherited=shared, lenient=True)
 
     def _identity(self, path: Path, config: Config) -> Environment:
         """Return who the file at PATH is about: its own name decides the id."""
