@@ -500,3 +500,16 @@ def test_a_defect_of_ours_is_told_in_one_line(
     assert "internal error" in err
     assert "Traceback" not in err
     assert "Traceback" in (short_root / "var/log/pyvz/cli.log").read_text()
+
+
+def test_templates(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.handlers["Template.List"] = lambda _: {
+        "rows": [
+            {"os": "debian-12-x86_64", "app": None, "summary": "Debian 12", "cached": True},
+            {"os": "debian-12-x86_64", "app": "mc", "summary": "A file manager", "cached": False},
+        ]
+    }
+    assert prlsrvctl.main(["cttemplate", "list"]) == 0
+    compare("prlsrvctl-cttemplate", capsys.readouterr().out)
+    assert prlsrvctl.main(["cttemplate", "list", "-j"]) == 0
+    compare("prlsrvctl-cttemplate-j", capsys.readouterr().out)

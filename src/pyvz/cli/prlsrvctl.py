@@ -155,7 +155,7 @@ def _cttemplate(args: Arguments, server: Server) -> int:
             raise Unsupported(f"prlsrvctl cttemplate {word} is not supported yet by this version")
         raise UsageError("Unrecognized action of cttemplate", hint="prlsrvctl cttemplate list")
     try:
-        templates = server.ask("Template.List")["templates"]
+        templates = server.ask("Template.List")["rows"]
     except VZError as error:
         raise failed("get the list of templates", error) from error
     if args.has("json"):
@@ -167,15 +167,13 @@ def _cttemplate(args: Arguments, server: Server) -> int:
 
 def _template(entry: dict[str, Any]) -> dict[str, str]:
     """Return a template with the keys and words of prlsrvctl."""
-    application = str(entry.get("kind") or entry.get("type") or "os").startswith("app")
-    arch = str(entry.get("arch") or "x86_64")
-    cached = "yes" if entry.get("cached") else "no"
+    system, application = str(entry["os"]), str(entry.get("app") or "")
     return {
-        "Name": str(entry["name"]),
+        "Name": application or system,
         "Type": "app" if application else "os",
-        "Arch": "x86_64" if arch in {"x86_64", "amd64"} else arch,
-        "Cached": "-" if application else cached,
-        "Description": str(entry.get("summary") or entry.get("description") or ""),
+        "Arch": "x86_64" if system.endswith("-x86_64") else system.rpartition("-")[2],
+        "Cached": "-" if application else "yes" if entry.get("cached") else "no",
+        "Description": str(entry.get("summary") or ""),
     }
 
 
