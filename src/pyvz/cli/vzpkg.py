@@ -13,7 +13,7 @@ from pyvz import errors
 from pyvz.cli import arguments, exitcodes
 from pyvz.cli.program import VERSION, run
 from pyvz.cli.server import Server
-from pyvz.errors import EnvironmentNotFound, NotFound, TemplateNotFound, Unsupported, UsageError
+from pyvz.errors import NotFound, TemplateNotFound, Unsupported, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -143,13 +143,12 @@ def _sorted_out(words: Sequence[str], server: Server) -> tuple[list[str], list[s
     """Return which words are containers and which must be OS templates."""
     containers, templates = [], []
     for word in words:
-        try:
-            server.ask("Environment.Status", ref=word)
-        except EnvironmentNotFound:
-            templates.append(word)
-        else:
-            containers.append(word)
+        (containers if _is_container(word, server) else templates).append(word)
     return containers, templates
+
+
+def _is_container(word: str, server: Server) -> bool:
+    return bool(server.ask("Environment.Status", ref=word)["exists"])
 
 
 def _is_kind(row: dict[str, Any], kind: str | None) -> bool:
@@ -177,8 +176,12 @@ def info(args: Arguments, server: Server) -> int:
     if not args.words:
         raise UsageError("A template is not specified")
     name, *parameters = args.words
-    # vzpkg info CT TEMPLATE [PARAMETER...] is vzpkg info -F CT TEMPLATE [PARAMETER...]
     for_os = args.value("for-os")
+    if for_os is None and parameters and _is_container(name, server):
+        # info CT APP [PARAMETER...] is info -F CT APP [PARAMETER...]
+        known = server.ask("Template.Info", name=name)["facts"]
+        if parameters[0] not in known:
+            for_os, name, parameters = name, parameters[0], parameters[1:]
     facts = server.ask("Template.Info", name=name, parameters=parameters, for_os=for_os)["facts"]
     for key, value in facts.items():
         lines = value if isinstance(value, list) else str(value).splitlines()
