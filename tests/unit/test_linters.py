@@ -114,7 +114,3 @@ def test_links_between_documents_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text()):
         if "://" not in target:
             assert (path.parent / target).exists(), f"{name_of(path)}: {target}"
-
-
-def test_the_pages_of_the_tools_say_what_the_man_pages_say() -> None:
-    check("/usr/bin/python3", REPO / "script/tool-pages", "--check")
