@@ -3,22 +3,27 @@
 vzd may have been killed in the middle of anything, and containers may have ended while it was
 away.  Truth is the kernel (the keeper's children, cgroups, mounts) and the journals: operations
 finish or undo what is half done.  Ends of containers that the keeper kept for us arrive as
-`Exit`s as soon as we listen, and are handled like any other.
+`Exit`s as soon as we listen, and are handled like any other; only then comes the repair, which
+would take a container that asked for its reboot meanwhile for one that is simply gone.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from pyvz.errors import VZError
+from pyvz.linux.process import boot_id
 from pyvz.operations import lifecycle, provision
+from pyvz.store.state import RunState
 
 if TYPE_CHECKING:
     from pyvz.container.runtime import Exit
     from pyvz.operations.node import Node
 
+EXPECT = 30.0  # seconds for the handling of ends that the keeper kept
 EXIT_WORKERS = 8  # a reboot starts the container again; this many at a time
 
 logger = logging.getLogger(__name__)
@@ -30,10 +35,29 @@ class Exits:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._pool = ThreadPoolExecutor(EXIT_WORKERS, "exit")
+        self._handled: set[str] | None = set()  # until `settle` is over
+        self._changed = threading.Condition()
 
     def watch(self) -> None:
         """Begin to listen; what the keeper remembers comes first."""
         self._node.runtime.on_exit(self._submit)
+
+    def settle(self, timeout: float = EXPECT) -> None:
+        """Wait until every end that must come has come and been handled; blocks.
+
+        It must come for what our state says to run and the keeper does not.
+        """
+        running = self._node.runtime.running()
+        now = boot_id()
+        missing = set()
+        for env in self._node.registry.environments():
+            state = None if env.uuid in running else RunState.load(self._node.paths, env.uuid)
+            if state is not None and state.boot_id == now:
+                missing.add(env.uuid)
+        with self._changed:
+            if not self._changed.wait_for(lambda: missing <= (self._handled or set()), timeout):
+                logger.warning("nobody knows how %s ended", ", ".join(sorted(missing)))
+            self._handled = None
 
     def _submit(self, ended: Exit) -> None:
         try:
@@ -49,6 +73,10 @@ class Exits:
             logger.warning("%s: after its end: %s", ended.uuid, error)
         except Exception:
             logger.exception("%s: after its end", ended.uuid)
+        with self._changed:
+            if self._handled is not None:
+                self._handled.add(ended.uuid)
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Take no more."""

@@ -109,7 +109,8 @@ async def _bring_up(services: Services, exits: recovery.Exits) -> None:
     try:
         first = autostart.due(node.paths.run)
         order = await asyncio.to_thread(lifecycle.autostart_order, node) if first else []
-        exits.watch()
+        await asyncio.to_thread(exits.watch)
+        await asyncio.to_thread(exits.settle)
         await asyncio.to_thread(recovery.recover, node)
         if order:
             logger.info("autostart of %d environments", len(order))
