@@ -21,6 +21,7 @@ from pyvz.errors import (
 from pyvz.model.conffile import ConfFile
 from pyvz.model.environment import Environment, Kind
 from pyvz.store import registry as module
+from pyvz.store.leftover import sweep
 from pyvz.store.paths import Paths
 from pyvz.store.registry import Registry
 
@@ -290,3 +291,17 @@ def test_two_hundred_are_listed_quickly(paths: Paths, registry: Registry) -> Non
         registry.snapshot()
         times.append(time.thread_time() - begin)
     assert min(times) < 0.02
+
+
+def test_temporaries_of_the_dead_are_swept(paths: Paths, registry: Registry) -> None:
+    env = add(registry, paths, "web")
+    old, new = paths.names / ".12.34.tmp", paths.conf / ".x.conf.0123456789ab"
+    old.symlink_to("nowhere")
+    new.write_text("half")
+    os.utime(old, (1, 1), follow_symlinks=False)
+    assert sweep(paths) == [old]
+    os.utime(new, (1, 1))
+    assert sweep(paths) == [new]
+    assert sweep(paths) == []
+    assert registry.environments() == [env]
+    assert sorted(os.listdir(paths.names)) == ["web"]

@@ -33,6 +33,7 @@ from pyvz.errors import NotEnoughResources
 from pyvz.linux.file import fsync_directory, write_atomic
 from pyvz.model.environment import canonical_uuid
 from pyvz.model.limits import IdRange
+from pyvz.store.leftover import sweep_directory
 from pyvz.store.paths import Paths
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ class IdRanges:
         Returns their UUIDs.  KEEP has to hold every registered container and every one that is
         being made.
         """
+        sweep_directory(self._claims)
         firsts = [int(path.name) for path in self._claims.glob("[0-9]*") if path.name.isdigit()]
         owners = [(first, owner) for first in firsts if (owner := self._owner(first))]
         gone = [(first, uuid) for first, (root, uuid) in owners if root == self._root]
