@@ -248,3 +248,15 @@ def test_stop_that_is_not_heeded(engine: Engine) -> None:
     engine.start(spec)
     assert not engine.runtime.stop(spec.uuid, guestinit.SYSTEMD, timeout=0.2)
     assert spec.uuid in engine.runtime.running()
+
+
+def test_init_that_ends_at_once(engine: Engine) -> None:
+    engine.watch()
+    for number in range(1, 6):
+        spec = engine.spec()._replace(argv=("/bin/true",))
+        engine.start(spec)
+        wait_for(lambda count=number: len(engine.exits) == count)
+        assert engine.exits[-1].reason is ExitReason.EXITED
+        assert engine.exits[-1].status == 0
+    log = engine.paths.log / "keeper.log"
+    assert log.read_text() == ""

@@ -16,7 +16,7 @@ from typing import Any
 
 from pyvz.container import protocol, session, stage
 from pyvz.container.loop import READ, Loop
-from pyvz.linux import namespace, syscall
+from pyvz.linux import namespace, process, syscall
 
 
 class StepError(Exception):
@@ -59,6 +59,8 @@ class Launch:
         self._session = session
         self.pid = 0 if session else pid
         self.pidfd = pidfd
+        # Read now: an init that ends at once is reaped before we look again.  execve keeps it.
+        self.started = process.start_time(pid)
         self.terminal = -1
         self.ready = False
         self.ended = False
