@@ -27,6 +27,7 @@ from pyvz.operations import (
     register,
     relocate,
 )
+from pyvz.operations.configure import SetRequest
 from pyvz.operations.lifecycle import StartOptions, StopOptions
 from pyvz.operations.node import Node
 from pyvz.operations.provision import CreateRequest
@@ -366,12 +367,11 @@ class Environment(Api, VarlinkInterface, name="io.pyvz.Environment"):
         setmode: str | None = None,
     ) -> Work:
         """Change parameters, live and (save) in its configuration.  Nothing or everything."""
+        request = SetRequest(dialect, _pairs(options), save, setmode)
         return Work(
             "set",
             ref,
-            lambda task: configure.set_options(
-                node, ref, dialect, _pairs(options), save=save, setmode=setmode, progress=task
-            ),
+            lambda task: configure.set_options(node, ref, request, task),
             lambda done: {name: list(lines) for name, lines in done._asdict().items()},
         )
 

@@ -100,7 +100,6 @@ DEVNODES = Param(
             kinds=CONTAINERS,
         )
     ),
-    live=True,
     vzlist="devnodes",
 )
 DEVICES = Param(
@@ -120,7 +119,6 @@ DEVICES = Param(
             ),
         )
     ),
-    live=True,
 )
 PCI_DEVICES = Param(
     "devices.pci",

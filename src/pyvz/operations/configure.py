@@ -29,6 +29,19 @@ from pyvz.storage import base as storage
 log = logging.getLogger(__name__)
 
 
+class SetRequest(NamedTuple):
+    """options: (name, value) in the words and units of `dialect` (prlctl, vzctl).
+
+    save: write ve.conf too.  setmode: "restart" restarts a running container when a change needs
+    it, "ignore" says nothing of it.
+    """
+
+    dialect: str
+    options: GivenOptions
+    save: bool = True
+    setmode: str | None = None
+
+
 class SetResult(NamedTuple):
     """echo: a line per change.  restart_needed: options that wait for the next start.
 
@@ -41,49 +54,39 @@ class SetResult(NamedTuple):
 
 
 def set_options(
-    node: Node,
-    ref: str,
-    dialect: str,
-    given: GivenOptions,
-    *,
-    save: bool = True,
-    setmode: str | None = None,
-    progress: Progress | None = None,
+    node: Node, ref: str, request: SetRequest, progress: Progress | None = None
 ) -> SetResult:
     """Change a container as the options say.
 
-    dialect: whose options and units they are (prlctl, vzctl).  save: write ve.conf too.
-    setmode: "restart" restarts a running container when a change needs it, "ignore" says nothing.
     Raises UsageError, BadValue, Unsupported, SetError, PasswordError: then nothing has changed.
     """
-    if setmode not in {None, "restart", "ignore"}:
+    if request.setmode not in {None, "restart", "ignore"}:
         raise BadValue("--setmode: give restart or ignore")
     env = node.registry.resolve(ref)
     (progress or NoProgress()).stage("Configuring")
     with node.lease(env, "set"):
         lifecycle.repair(node, env)
         old = node.registry.config(env)
-        made = plan(_with_sample(node, old, given), dialect, given, env.kind)
+        base = _with_sample(node, old, request.options)
+        made = plan(base, request.dialect, request.options, env.kind)
         running = node.status(env) in {Status.RUNNING, Status.PAUSED}
-        waiting = _waiting(made) if running and setmode != "ignore" else ()
+        warnings = [*made.warnings]
         with ExitStack() as undo:
             if running:
-                _put_in_force(node, env, old, made.config, undo)
-            if made.password is not None and running:
-                user, secret, crypted = made.password
-                password.set_inside(node, env, user, secret, crypted=crypted)
-            if save:
+                warnings += _put_in_force(node, env, old, made, undo)
+            if request.save:
                 _save(node, env, old, made.config)
             undo.pop_all()
     if made.password is not None and not running:
         # A stopped container is started minimally for it, which takes the lease itself.
-        user, secret, crypted = made.password
-        password.set_password(node, env.uuid, user, secret, crypted=crypted)
-    if waiting and setmode == "restart":
+        new = made.password
+        password.set_password(node, env.uuid, new.user, new.secret, crypted=new.crypted)
+    waiting = _waiting(made) if running and request.setmode != "ignore" else ()
+    if waiting and request.setmode == "restart":
         lifecycle.restart(node, env.uuid)
         waiting = ()
     node.publish("ve-config", env, fields=" ".join(made.fields))
-    return SetResult(made.echo, waiting, made.warnings)
+    return SetResult(made.echo, waiting, tuple(warnings))
 
 
 def limit_changes(old: Limits, new: Limits) -> Limits:
@@ -107,33 +110,45 @@ def _waiting(made: Plan) -> tuple[str, ...]:
     return tuple(field for field in dict.fromkeys(made.fields) if not params.by_field(field).live)
 
 
-def _put_in_force(node: Node, env: Environment, old: Config, new: Config, undo: ExitStack) -> None:
+def _put_in_force(
+    node: Node, env: Environment, old: Config, made: Plan, undo: ExitStack
+) -> list[str]:
+    """Change the running container; return what its kernel cannot keep, in words."""
+    unapplied = _apply_limits(node, env, old, made.config, undo)
+    hostname = made.config.network.hostname
+    if hostname and hostname != old.network.hostname:
+        guestsettings.set_hostname_live(node, env, hostname)
+        undo.callback(guestsettings.set_hostname_live, node, env, old.network.hostname or env.name)
+    if (new := made.password) is not None:
+        password.set_inside(node, env, new.user, new.secret, crypted=new.crypted)
+    return unapplied
+
+
+def _apply_limits(
+    node: Node, env: Environment, old: Config, new: Config, undo: ExitStack
+) -> list[str]:
     cpus = os.cpu_count() or 1
     before, after = limits_of(old, cpus=cpus), limits_of(new, cpus=cpus)
     changed = limit_changes(before, after)
-    if changed != Limits():
-        disks = tuple(storage.find(env.home).devices(env.home))
-        back = limit_changes(after, before)
-        undo.callback(_put_back, node, env, back, disks)
-        try:
-            node.cgroups.apply(env.uuid, changed, disks)
-        except OSError as error:
-            raise SetError(
-                f"The kernel refused the new limits of {env.name}: {error.strerror}",
-                details=str(error.filename or ""),
-            ) from error
-    hostname = new.network.hostname
-    if hostname and hostname != old.network.hostname:
-        guestsettings.set_hostname_live(node, env, hostname)
-        if old.network.hostname:
-            undo.callback(guestsettings.set_hostname_live, node, env, old.network.hostname)
+    if changed == Limits():
+        return []
+    disks = tuple(storage.find(env.home).devices(env.home))
+    undo.callback(_put_back, node, env, limit_changes(after, before), disks)
+    try:
+        unapplied = node.runtime.apply(env.uuid, changed, disks)
+    except OSError as error:
+        raise SetError(
+            f"The kernel refused the new limits of {env.name}: {error.strerror}",
+            details=str(error.filename or ""),
+        ) from error
+    return [f"{missing.field} is not in force: {missing.reason}" for missing in unapplied]
 
 
 def _put_back(
     node: Node, env: Environment, limits: Limits, disks: tuple[tuple[int, int], ...]
 ) -> None:
     try:
-        node.cgroups.apply(env.uuid, limits, disks)
+        node.runtime.apply(env.uuid, limits, disks)
     except (OSError, VZError):
         log.exception("%s: the old limits could not be put back", env.name)
 

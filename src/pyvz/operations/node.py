@@ -115,7 +115,7 @@ def open_node(
     Raises VZError when the keeper cannot be reached or the machine lacks what every node needs.
     """
     registry = Registry(paths)
-    found = features.probe(paths.run)
+    found = features.probe(paths.run, [paths.private])
     keeper = connect_keeper(paths)
     slice_name = registry.node_config().cgroup_slice
     parent = slice_name if paths.root == Path("/") else f"{paths.instance}.slice"

@@ -36,12 +36,20 @@ _IN_FORCE = frozenset(
 _QUIET = frozenset({"save", "setmode", "crypted", "force"})  # flags of the call, not changes
 
 
+class NewPassword(NamedTuple):
+    """A password for a user inside; crypted: it is a hash as in shadow(5)."""
+
+    user: str
+    secret: Secret
+    crypted: bool
+
+
 class Plan(NamedTuple):
     """What the options mean.
 
     config: the new configuration.  fields: the fields that were named, in order.
     echo: one line per change, as `prlctl set` prints them.  warnings: what is accepted and ignored.
-    sample: a sample to apply first.  password: (user, password, whether it is a hash).
+    sample: a sample to apply first.  password: to be set inside.
     """
 
     config: Config
@@ -49,7 +57,7 @@ class Plan(NamedTuple):
     echo: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     sample: str | None = None
-    password: tuple[str, Secret, bool] | None = None
+    password: NewPassword | None = None
 
 
 def plan(config: Config, dialect: str, given: GivenOptions, kind: Kind = Kind.CT) -> Plan:
@@ -92,7 +100,7 @@ def _act(made: Plan, name: str, text: str, *, crypted: bool) -> Plan:
             raise UsageError("--userpasswd: give USER:PASSWORD")
         check_user(user)
         check_password(Secret(password), crypted=crypted)
-        return made._replace(password=(user, Secret(password), crypted))
+        return made._replace(password=NewPassword(user, Secret(password), crypted))
     if name == "applyconfig":
         return made._replace(sample=text, echo=(*made.echo, f"set applyconfig {text}"))
     raise Unsupported(f"--{name} is not supported by this version")
