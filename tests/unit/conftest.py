@@ -30,7 +30,7 @@ def real_kernel() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _guard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def unit_guard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every use of linux.run and linux.syscall fail the test."""
     if "real_kernel" in request.fixturenames:
         return

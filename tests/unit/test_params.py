@@ -346,6 +346,13 @@ def test_cpulimit_in_mhz_goes_to_the_other_parameter() -> None:
     assert config.text() == {"CPULIMIT": "25"}
 
 
+def test_a_list_that_is_given_in_parts_is_one_list() -> None:
+    config = Config.parse({"NAMESERVER": "9.9.9.9"})
+    config = config.changed(changes("vzctl", "nameserver", "8.8.8.8", config))
+    config = config.changed(changes("vzctl", "nameserver", "1.1.1.1", config, again=True))
+    assert config.text() == {"NAMESERVER": "8.8.8.8 1.1.1.1"}
+
+
 def test_lists_grow_and_shrink() -> None:
     config = Config.parse({"IP_ADDRESS": "10.0.0.1"})
     config = config.changed(changes("vzctl", "ipadd", "10.0.0.2/24", config))

@@ -236,6 +236,10 @@ class Nameservers:
         """Return the list."""
         return " ".join(value)
 
+    def add(self, old: tuple[str, ...] | None, text: str) -> tuple[str, ...]:
+        """Return OLD with those of TEXT behind them."""
+        return tuple(dict.fromkeys((*(old or ()), *self.parse(text))))
+
 
 class Domains:
     """SEARCHDOMAIN: list of domain names."""
@@ -247,6 +251,10 @@ class Domains:
     def format(self, value: tuple[str, ...]) -> str:
         """Return the list."""
         return " ".join(value)
+
+    def add(self, old: tuple[str, ...] | None, text: str) -> tuple[str, ...]:
+        """Return OLD with those of TEXT behind them."""
+        return tuple(dict.fromkeys((*(old or ()), *self.parse(text))))
 
 
 def _domain(word: str) -> str:

@@ -29,6 +29,8 @@ class Option:
     name: long name without dashes.  short: a letter, or "".  metavar: "" for a flag without value.
     parse: text -> new value.  merge: (old value or None, text) -> new value.  With neither, the
     grammar of the parameter reads the text.
+    more: as merge(), for the second and later times in one call of an option that replaces a list
+    (``--nameserver A --nameserver B`` means both).
     route: text -> name of the field that this text sets, where that is not the row's own field.
     scope: "netif" or "disk" for an option that says something about the interface or disk named
     before it; its merge() takes and gives one NetIf or DiskEntry.
@@ -47,21 +49,32 @@ class Option:
     ignored: str = ""
     kinds: frozenset[Kind] = BOTH_KINDS
     route: Callable[[str], str] | None = None
+    more: Callable[[Any, str], Any] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """Its name and the others it answers to."""
         return (self.name, *self.aliases)
 
-    def value(self, grammar: Grammar[Any] | None, old: Any, text: str | None) -> Any:  # noqa: ANN401
+    def value(
+        self,
+        grammar: Grammar[Any] | None,
+        old: Any,  # noqa: ANN401
+        text: str | None,
+        *,
+        again: bool = False,
+    ) -> Any:  # noqa: ANN401
         """Return the new value that TEXT means, given the OLD one.
+
+        again: the same option was given before in this call.
 
         Raises BadValue that names the option, the value and what is allowed.
         """
         text = text or ""
         try:
-            if self.merge is not None:
-                return self.merge(old, text)
+            merge = self.more if again and self.more else self.merge
+            if merge is not None:
+                return merge(old, text)
             if self.parse is not None:
                 return self.parse(text)
             return text if grammar is None else grammar.parse(text)

@@ -95,11 +95,19 @@ def options(dialect: str) -> tuple[_Found, ...]:
     return tuple({id(pair[1]): pair for pair in _OPTIONS[dialect].values()}.values())
 
 
-def changes(dialect: str, name: str, text: str | None, old: Any) -> dict[str, Any]:  # noqa: ANN401
+def changes(
+    dialect: str,
+    name: str,
+    text: str | None,
+    old: Any,  # noqa: ANN401
+    *,
+    again: bool = False,
+) -> dict[str, Any]:
     """Return {field: new value} that the option NAME with TEXT means.
 
-    old: a Config, asked for the present value with get(field).  Empty when the option is ignored or
-    is no parameter.  Raises BadValue or UsageError with the option's name.
+    old: a Config, asked for the present value with get(field).  again: the same option was given
+    before in this call, so a list is continued.  Empty when the option is ignored or is no
+    parameter.  Raises BadValue or UsageError with the option's name.
     """
     row, option = by_option(dialect, name)
     if row is None or option.ignored:
@@ -108,4 +116,4 @@ def changes(dialect: str, name: str, text: str | None, old: Any) -> dict[str, An
     if option.metavar and text is None:
         raise BadValue(f"--{option.name} needs a value: {option.metavar}")
     field = option.route(text or "") if option.route else row.field
-    return {field: option.value(row.kind, old.get(field), text)}
+    return {field: option.value(row.kind, old.get(field), text, again=again)}

@@ -9,6 +9,8 @@ from pyvz.model.param import CONTAINERS, MACHINES, Option, Param, both, tools
 
 _ADDRESSES = Addresses()
 _RATES = Rates()
+_NAMESERVERS = Nameservers()
+_DOMAINS = Domains()
 _NETIFS = NetIfs()
 _NO_ARP = "addresses are always checked before they are used"
 
@@ -104,7 +106,7 @@ IP_ADDRESS = Param(
         prlctl=(
             _ipadd("ip"),
             _ipdel("ip"),
-            Option("ipset", "IP[/MASK]", "replace all addresses"),
+            Option("ipset", "IP[/MASK]", "replace all addresses", repeat=True, more=_ADDRESSES.add),
         ),
         vzctl=(_ipadd("ip"), _ipdel("ip")),
     ),
@@ -211,7 +213,15 @@ NAMESERVER = Param(
     Nameservers(),
     (),
     "DNS servers",
-    both(Option("nameserver", "IP[,IP...]", "DNS servers; replaces them", repeat=True)),
+    both(
+        Option(
+            "nameserver",
+            "IP[,IP...]",
+            "DNS servers; replaces them",
+            repeat=True,
+            more=_NAMESERVERS.add,
+        )
+    ),
     live=True,
     vzlist="nameserver",
 )
@@ -221,7 +231,15 @@ SEARCHDOMAIN = Param(
     Domains(),
     (),
     "domains to search names in",
-    both(Option("searchdomain", "NAME[,NAME...]", "search domains; empty: none", repeat=True)),
+    both(
+        Option(
+            "searchdomain",
+            "NAME[,NAME...]",
+            "search domains; empty: none",
+            repeat=True,
+            more=_DOMAINS.add,
+        )
+    ),
     live=True,
     vzlist="searchdomain",
 )
