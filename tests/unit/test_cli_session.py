@@ -364,6 +364,25 @@ def test_console(guest: Guest) -> None:
     assert terminal.seen.endswith(f"Detached from CT {UUID}\r\n".encode())
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_only(guest: Guest, terminal: bool) -> None:
+    def start(_: Parameters) -> Iterator[Parameters]:
+        for done in (1, 50, 100):
+            yield {"progress": {"stage": "Copying", "done": done, "total": 100, "unit": "files"}}
+            time.sleep(0.2)
+        yield {"result": {}}
+
+    guest.handlers["Environment.Start"] = start
+    if not terminal:
+        assert run("prlctl", "start", "web").stderr == b""
+        return
+    shown = Terminal(*command("prlctl", "start", "web"))
+    shown.expect(b"Copying")
+    shown.expect(b"100%")
+    shown.expect(b"successfully started.")
+    assert shown.end() == 0
+
+
 def test_console_ends_with_the_container(guest: Guest) -> None:
     terminal = Terminal(*command("prlctl", "console", "web"))
     terminal.expect(b"Attached")

@@ -44,7 +44,7 @@ PRLCTL: tuple[OptionRow, ...] = (
     ("--bindmount_del", "+DST|all", ""),
     ("--ipadd", "+IP[/MASK]", ""),
     ("--ipdel", "+IP[/MASK]|all", ""),
-    ("--ipset", "IP[/MASK]", ""),
+    ("--ipset", "+IP[/MASK]", ""),
     ("--netif_add", "+IFNAME", ""),
     ("--netif_del", "+IFNAME|all", ""),
     ("--gw", "IP", ""),

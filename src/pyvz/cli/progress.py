@@ -52,8 +52,7 @@ class Bar:
     def _line(self, text: str) -> None:
         """Overwrite the current line; it is erased when the next part begins."""
         self._erase()
-        columns = os.get_terminal_size(2).columns or 80
-        text = text[: columns - 1]
+        text = text[: _columns() - 1]
         sys.stderr.write(text)
         sys.stderr.flush()
         self._columns = len(text)
@@ -72,6 +71,11 @@ class Bar:
         self._erase()
 
 
+def _columns() -> int:
+    """Return the width of the terminal; 80 where it does not tell (a serial line)."""
+    return os.get_terminal_size(2).columns or 80
+
+
 def _tqdm(stage: str, total: int, unit: str) -> Any:
     """Return a tqdm bar, or None where the library is missing."""
     sys.path += [place for place in _libraries() if place not in sys.path]
@@ -87,7 +91,8 @@ def _tqdm(stage: str, total: int, unit: str) -> Any:
         unit_scale=of_bytes,
         unit_divisor=1024,
         leave=False,
-        dynamic_ncols=True,
+        ncols=_columns() - 1,
+        nrows=20,  # a terminal that does not tell its size would hide the bar
         file=sys.stderr,
     )
 
