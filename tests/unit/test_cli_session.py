@@ -276,18 +276,18 @@ class Terminal:
         if self.pid == 0:
             os.execvp(argv[0], argv)
         self.seen = b""
-        self.code: int | None = None
+        self.at = 0
 
     def expect(self, text: bytes) -> None:
-        """Read until TEXT comes."""
-        begin = len(self.seen)
+        """Read until TEXT comes, after what was expected before it."""
         end = time.monotonic() + 20
-        while text not in self.seen[begin:]:
+        while text not in self.seen[self.at :]:
             ready, _, _ = select.select([self.fd], [], [], max(0.0, end - time.monotonic()))
             assert ready, f"{text!r} did not come: {self.seen!r}"
             data = self._read()
             assert data, f"it ended before {text!r}: {self.seen!r}"
             self.seen += data
+        self.at = self.seen.index(text, self.at) + len(text)
 
     def _read(self) -> bytes:
         try:
