@@ -92,12 +92,18 @@ def test_quit_is_refused_while_containers_run(engine: Engine) -> None:
         engine.keeper.quit()
 
 
-def test_signals_do_not_end_it(engine: Engine) -> None:
+def test_signals_do_not_end_it_while_containers_run(engine: Engine) -> None:
+    spec = engine.spec()
+    engine.start(spec)
     pid = keeper_pid(engine)
+    started = process.start_time(pid)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         os.kill(pid, number)
     time.sleep(0.05)
     assert keeper_pid(engine) == pid
+    engine.runtime.kill(spec.uuid)
+    os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: not process.alive(pid, started))
 
 
 def test_upgrade_keeps_everything(engine: Engine) -> None:

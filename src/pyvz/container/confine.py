@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import gc
 import os
 import resource
 import signal
@@ -63,6 +64,7 @@ def forget_keeper() -> None:
 
     Only what is ignored outlives execve, and the keeper ignores nothing else (keeper.py).
     """
+    gc.disable()  # a collection would copy every page that we share with the keeper
     signal.set_wakeup_fd(-1)
     for number in IGNORED:
         signal.signal(number, signal.SIG_DFL)

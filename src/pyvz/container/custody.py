@@ -75,8 +75,9 @@ class Keeper:
     def run(self) -> None:
         """Serve until asked to quit."""
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-            # Containers must not end because somebody ends a terminal or stops a service.
+        # Containers must not lose us because somebody ends a terminal or stops a service.
+        signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+        for number in (signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
         self.loop.add(self._wake, READ, lambda _events: self._children_ended())
@@ -346,9 +347,13 @@ class Keeper:
         """End; with containers only when forced (they live on and can be adopted)."""
         if (self.containers or self.launches) and not message.get("force"):
             raise StepError("quitting", 16, "containers are running")
+        self._quit(reply)
+
+    def _quit(self, reply: Reply | None = None) -> None:
         with contextlib.suppress(OSError):
             os.unlink(self.listener.getsockname())  # noqa: PTH108
-        reply.ok({})
+        if reply is not None:
+            reply.ok({})
         os._exit(0)
 
     def request_upgrade(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
@@ -374,9 +379,10 @@ class Keeper:
     # -- ends -----------------------------------------------------------------------------------
 
     def _children_ended(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while len(os.read(self._wake, 4096)) == 4096:
-                pass
+        with contextlib.suppress(BlockingIOError):  # one byte per signal: its number
+            while signals := os.read(self._wake, 4096):
+                if signal.SIGTERM in signals and not (self.containers or self.launches):
+                    self._quit()
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
