@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -65,28 +66,15 @@ class Node:
 
 
 def gone(pid: int, number: int) -> None:
-    """Signal a process of ours and wait for its end."""
+    """Signal a process of ours and wait for its end (the last thread's: pidfd_open(2))."""
     pidfd = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(pidfd, number)
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            with suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-            try:
-                signal.pidfd_send_signal(pidfd, 0)
-            except ProcessLookupError:
-                return
-            state = Path(f"/proc/{pid}/stat")
-            try:
-                if state.read_text().rpartition(")")[2].split()[0] == "Z":
-                    return
-            except OSError:
-                return
-            time.sleep(0.01)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        assert poll.poll(20000), f"{pid} does not end"
     finally:
         os.close(pidfd)
-    raise AssertionError(f"{pid} does not end")
 
 
 @pytest.fixture

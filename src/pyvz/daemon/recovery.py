@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from pyvz.errors import VZError
 from pyvz.linux.process import boot_id
 from pyvz.operations import lifecycle, provision
+from pyvz.store import lease
 from pyvz.store.state import RunState
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from pyvz.operations.node import Node
 
 EXPECT = 30.0  # seconds for the handling of ends that the keeper kept
+OTHERS = 120.0  # seconds for an operation under way to finish
 EXIT_WORKERS = 8  # a reboot starts the container again; this many at a time
 
 logger = logging.getLogger(__name__)
@@ -68,7 +71,8 @@ class Exits:
     def _handle(self, ended: Exit) -> None:
         logger.info("%s: init ended: %s, status %s", ended.uuid, ended.reason, ended.status)
         try:
-            lifecycle.exited(self._node, ended)
+            if not self._done_by_others(ended):
+                lifecycle.exited(self._node, ended)
         except VZError as error:
             logger.warning("%s: after its end: %s", ended.uuid, error)
         except Exception:
@@ -77,6 +81,21 @@ class Exits:
             if self._handled is not None:
                 self._handled.add(ended.uuid)
                 self._changed.notify_all()
+
+    def _done_by_others(self, ended: Exit) -> bool:
+        """Whether a stop under way cleaned up, so that nothing is left to do.
+
+        It is awaited without queueing for the lease: else the user's next command would find the
+        environment locked for nothing.
+        """
+        paths = self._node.paths
+        if not any(env.uuid == ended.uuid for env in self._node.registry.environments()):
+            return False
+        deadline = time.monotonic() + OTHERS
+        while lease.holder(paths, ended.uuid) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        state = RunState.load(paths, ended.uuid)
+        return state is None or state.pid != ended.pid
 
     def close(self) -> None:
         """Take no more."""

@@ -85,18 +85,23 @@ async def _daemon(
     node = await asyncio.to_thread(open_node, paths, events)
     stop = asyncio.Event()
     tasks = Tasks(os.fspath(paths.log / log.LOG_NAME))
-    services = Services(node, tasks, events, Sessions(), stop.set)
-    _on_signals(stop)
+    server = Server(sock, lambda caller: interfaces(services, caller), tasks.internal_error)
+
+    def end() -> None:
+        server.stop()  # at once: who connects from now on starts the next vzd
+        stop.set()
+
+    services = Services(node, tasks, events, Sessions(), end)
+    _on_signals(end)
     exits = recovery.Exits(node)
     start = asyncio.create_task(_bring_up(services, exits))
     await asyncio.wait({start}, timeout=PATIENCE)
-    server = Server(sock, lambda caller: interfaces(services, caller), tasks.internal_error)
-    server.start()
-    serving()
+    if not stop.is_set():
+        server.start()
+        serving()
     logger.info("vzd serves after %.3f s", time.monotonic() - began)
     await stop.wait()
     notify(b"STOPPING=1")
-    server.stop()
     start.cancel()
     await _wind_up(services)
     exits.close()
@@ -131,10 +136,10 @@ async def _wind_up(services: Services) -> None:
         )
 
 
-def _on_signals(stop: asyncio.Event) -> None:
+def _on_signals(end: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end)
     loop.add_signal_handler(signal.SIGHUP, log.reopen)
 
 
