@@ -3,8 +3,9 @@
 One per node, root, single-threaded and small, because it forks and its children enter namespaces.
 It starts inits and sessions, reaps them, holds the consoles, and tells its clients (vzd) what
 ended and how.  It lives on when vzd goes, and containers live on when it goes; its successor
-adopts them (ledger.py).  SIGTERM ends it only while there is no container.  What it is asked and answers is in protocol.py; who may ask is root.
-The socket is guarded by a lock file, <socket>.lock: there is only one keeper.
+adopts them (ledger.py).  SIGTERM ends it only while there is no container.  What it is asked and
+answers is in protocol.py; who may ask is root.  The socket is guarded by a lock file,
+<socket>.lock: there is only one keeper.
 """
 
 from __future__ import annotations
