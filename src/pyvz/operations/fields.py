@@ -28,10 +28,13 @@ ALIVE = frozenset({Status.RUNNING, Status.PAUSED, Status.STARTING, Status.STOPPI
 class Source:
     """Where the fields of one environment come from; each part is read at most once."""
 
-    def __init__(self, node: Node, env: Environment, statuses: StatusReader) -> None:
+    def __init__(
+        self, node: Node, env: Environment, statuses: StatusReader, config: Config | None = None
+    ) -> None:
         self.node = node
         self.env = env
         self._statuses = statuses
+        self._config = config
 
     @cached_property
     def status(self) -> Status:
@@ -40,11 +43,8 @@ class Source:
 
     @cached_property
     def config(self) -> Config:
-        """The configuration; an unreadable one counts as empty (the status says invalid)."""
-        try:
-            return self.node.registry.config(self.env)
-        except (VZError, OSError):
-            return Config.parse({})
+        """The configuration; what cannot be understood in it counts as not set."""
+        return self._config or self.node.registry.peek(self.env)
 
     @cached_property
     def usage(self) -> Usage:

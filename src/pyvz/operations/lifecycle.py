@@ -37,7 +37,7 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import LEGAL_FROM, Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import actionscript, guestsettings
+from pyvz.operations import actionscript, guestsettings, leftovers
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store.journal import Journal
@@ -192,10 +192,12 @@ def require(node: Node, env: Environment, verb: str) -> Status:
 
 
 def repair(node: Node, env: Environment) -> None:
-    """Finish or undo what a killed start or stop left behind; the caller holds the lease."""
+    """Finish or undo what a killed predecessor left behind; the caller holds the lease."""
     record = Journal.leftover(node.paths, env.uuid)
+    if record is not None and leftovers.repair(node, record):
+        return
     running = env.uuid in node.runtime.running()
-    if record is not None and record.verb in {"start", "stop"}:
+    if record is not None:
         log.warning("%s: repairing an unfinished %s", env.name, record.verb)
         # A start that got as far as its state record has a whole container: it may live.
         if running and record.verb == "start" and RunState.load(node.paths, env.uuid) is None:
@@ -382,19 +384,21 @@ def _mount_root(node: Node, env: Environment, undo: ExitStack, *, readonly: bool
     if is_mount_point(root):
         return
     driver = storage.find(env.home)
-    actionscript.run(node, env, "premount")
-    driver.mount(env.home, root, readonly=readonly)
+    if not actionscript.run(node, env, "premount"):  # "skip": the script has mounted it itself
+        driver.mount(env.home, root, readonly=readonly)
     undo.callback(driver.umount, env.home, root)
     actionscript.run(node, env, "mount")
 
 
-def _umount_root(node: Node, env: Environment) -> None:
+def _umount_root(node: Node, env: Environment, *, cleaning: bool = False) -> None:
+    """Unmount with the action scripts; while cleaning up a script that fails stops nothing."""
     root = node.root(env)
     if not is_mount_point(root):
         return
-    actionscript.run(node, env, "umount")
+    run_scripts = actionscript.run_ignoring_failure if cleaning else actionscript.run
+    run_scripts(node, env, "umount")
     storage.find(env.home).umount(env.home, root)
-    actionscript.run(node, env, "postumount")
+    run_scripts(node, env, "postumount")
 
 
 def _clear(node: Node, env: Environment, *, keep_mounted: bool = False) -> None:
@@ -402,5 +406,5 @@ def _clear(node: Node, env: Environment, *, keep_mounted: bool = False) -> None:
     node.runtime.clean(env.uuid)
     (env.home / ".running").unlink(missing_ok=True)
     if not keep_mounted:
-        _umount_root(node, env)
+        _umount_root(node, env, cleaning=True)
     RunState.clear(node.paths, env.uuid)

@@ -78,12 +78,19 @@ class StatusReader:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._running = node.runtime.running()
+        self._problems: dict[str, str] = {}
+
+    def knowing(self, env: Environment, problem: str) -> StatusReader:
+        """Take note of what the registry says about one, so that it is not asked again."""
+        self._problems[env.uuid] = problem
+        return self
 
     def of(self, env: Environment) -> Status:
         """Return the status of one environment."""
         if env.uuid in self._running:
             return self._of_running(env)
-        if not (env.home / "ve.conf").exists():
+        problem = self._problems.get(env.uuid)
+        if self._node.registry.problem(env) if problem is None else problem:
             return Status.INVALID
         if is_mount_point(self._node.root(env)):
             return Status.MOUNTED

@@ -44,6 +44,13 @@ class NewPassword(NamedTuple):
     crypted: bool
 
 
+class Around(NamedTuple):
+    """What the other options of the call say about one: a hash follows; it was given before."""
+
+    crypted: bool
+    again: bool
+
+
 class Plan(NamedTuple):
     """What the options mean.
 
@@ -64,13 +71,15 @@ def plan(config: Config, dialect: str, given: GivenOptions, kind: Kind = Kind.CT
     """Return what `given` makes of `config`; raises UsageError, BadValue, Unsupported."""
     made = Plan(config)
     crypted = any(normal(name) == "crypted" for name, _ in given)
-    for name, text in given:
-        made = _add(made, dialect, (name, text), kind, crypted=crypted)
+    for index, (name, text) in enumerate(given):
+        # A list option that is repeated in one call adds to what the first one replaced.
+        again = any(normal(name) == normal(before) for before, _ in given[:index])
+        made = _add(made, dialect, (name, text), kind, Around(crypted, again))
     return made
 
 
 def _add(
-    made: Plan, dialect: str, given: tuple[str, str | None], kind: Kind, *, crypted: bool
+    made: Plan, dialect: str, given: tuple[str, str | None], kind: Kind, around: Around
 ) -> Plan:
     name, text = given
     row, option = params.by_option(dialect, name)
@@ -79,8 +88,8 @@ def _add(
     if option.ignored:
         return made._replace(warnings=(*made.warnings, f"--{option.name}: {option.ignored}"))
     if row is None:
-        return _act(made, option.name, text or "", crypted=crypted)
-    changes = params.changes(dialect, name, text, made.config)
+        return _act(made, option.name, text or "", crypted=around.crypted)
+    changes = params.changes(dialect, name, text, made.config, again=around.again)
     for field in changes:
         _check_in_force(field, option.name)
     return made._replace(

@@ -39,6 +39,7 @@ from pyvz.operations import home, leftovers, lifecycle, options, template
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store.journal import Journal
+from pyvz.store.leftover import sweep
 from pyvz.units import UNLIMITED
 
 log = logging.getLogger(__name__)
@@ -126,8 +127,15 @@ def repair(node: Node, env: Environment) -> None:
 
 
 def recover(node: Node) -> None:
-    """Finish or undo what verbs left that died in the middle of homes (start of vzd)."""
+    """Finish or undo what verbs left that died in the middle of homes (start of vzd).
+
+    Then forget temporary files and id ranges that belong to nobody any more.
+    """
     leftovers.repair_all(node)
+    sweep(node.paths)
+    known = {env.uuid for env in node.registry.environments()}
+    unfinished = {record.uuid for record in Journal.all(node.paths)}
+    node.id_ranges.prune(known | unfinished | node.runtime.running().keys())
 
 
 def identity(node: Node, request: CreateRequest) -> Environment:

@@ -46,14 +46,21 @@ def rows(
     unknown = sorted(set(wanted) - FIELDS.keys())
     if unknown:
         raise BadValue(f"Unknown field: {', '.join(unknown)}")
-    found, errors = _resolve(node, refs)
+    found, errors = _resolve(node, refs) if refs else ([], [])
     statuses = StatusReader(node)
+    if refs:
+        sources = [Source(node, env, statuses) for env in found]
+    else:
+        sources = [
+            Source(node, env, statuses.knowing(env, problem), config)
+            for env, config, problem in node.registry.snapshot()
+        ]
     readers = [(name, FIELDS[name]) for name in wanted]
-    answer: list[Row] = []
-    for env in found:
-        if kind is None or env.kind == kind:
-            source = Source(node, env, statuses)
-            answer.append({name: read(source) for name, read in readers})
+    answer: list[Row] = [
+        {name: read(source) for name, read in readers}
+        for source in sources
+        if kind is None or source.env.kind == kind
+    ]
     return Rows(answer, errors)
 
 

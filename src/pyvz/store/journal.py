@@ -99,10 +99,12 @@ class Journal:
 
     def done(self) -> None:
         """Forget the journal: there is nothing to repair.  A second time is fine."""
-        if self._fd >= 0:
-            self._path.unlink(missing_ok=True)
-            fsync_directory(self._path.parent)
-        self.leave()
+        try:
+            if self._fd >= 0:
+                self._path.unlink(missing_ok=True)
+                fsync_directory(self._path.parent)
+        finally:
+            self.leave()
 
     def leave(self) -> None:
         """Close the file and leave it for recovery."""

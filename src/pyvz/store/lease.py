@@ -75,7 +75,7 @@ class Lease:
     def note(self, action: str) -> None:
         """Tell others that we do something else now ("starting" -> "mounting")."""
         self.action = action
-        self._write()
+        self._write(self._fd)
 
     def release(self) -> None:
         """Give it back; a second time is fine."""
@@ -115,8 +115,8 @@ class Lease:
                     )
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    holder = read_holder(self.path)
-                    since = holder.since if holder else 0.0
+                    written = read_holder(self.path)
+                    since = written.since if written else 0.0
                     raise self._refused(Holder(os.getpid(), other.action, since))
                 _changed.wait(left)
             _held[self.path] = self
@@ -133,21 +133,23 @@ class Lease:
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
                 if _try_flock(fd) and _same_file(fd, self.path):
+                    self._write(fd)
                     self._fd = fd
-                    self._write()
                     return
             finally:
                 if self._fd != fd:
                     os.close(fd)
-            if time.monotonic() >= deadline and (holder := read_holder(self.path)):
-                raise self._refused(holder)
+            if time.monotonic() >= deadline:
+                raise self._refused(read_holder(self.path))
             time.sleep(_POLL)
 
-    def _write(self) -> None:
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n{self.action}\n".encode(), 0)
+    def _write(self, fd: int) -> None:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n{self.action}\n".encode(), 0)
 
-    def _refused(self, holder: Holder) -> Locked:
+    def _refused(self, holder: Holder | None) -> Locked:
+        if holder is None:  # it holds the lock and has not written yet who it is
+            return Locked(f"Container {self.uuid} is busy", hint="Try again in a moment.")
         seconds = f" for {max(0, time.time() - holder.since):.0f} s" if holder.since else ""
         return Locked(
             f"Container {self.uuid} is busy: process {holder.pid} has been "

@@ -415,7 +415,11 @@ def _symlink(target: Path, link: Path) -> None:
     temporary = link.with_name(f".{os.getpid()}.{threading.get_ident()}.tmp")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
-    temporary.rename(link)
+    try:
+        temporary.rename(link)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync_directory(link.parent)
 
 
