@@ -59,7 +59,7 @@ class World:
     def end(self) -> None:
         """Delete the environments, then end vzd and the keeper."""
         for row in json.loads(self.run("prlctl", "list", "-a", "-j")):
-            self.run("prlctl", "delete", row["uuid"], "--force", "--timeout", "30")
+            self.run("prlctl", "delete", row["uuid"], "--force")
         run = self.root / "run/pyvz"
         keeper = KeeperClient(run / "keeper.sock")
         try:
