@@ -141,7 +141,8 @@ def list_(args: Arguments, server: Server) -> int:
 
 def _sorted_out(words: Sequence[str], server: Server) -> tuple[list[str], list[str]]:
     """Return which words are containers and which must be OS templates."""
-    containers, templates = [], []
+    containers: list[str] = []
+    templates: list[str] = []
     for word in words:
         (containers if _is_container(word, server) else templates).append(word)
     return containers, templates
