@@ -274,19 +274,31 @@ class Runtime:
         """What it uses now."""
         return self._cgroups.usage(uuid)
 
-    def on_exit(self, callback: Callable[[Exit], None]) -> None:
+    def on_exit(self, callback: Callable[[Exit], Future[None] | None]) -> None:
         """Have every end of an init told, in a thread of its own; also those that nobody heard.
 
-        To be called once.  When the callback returns, the keeper forgets that end.
+        To be called once.  The keeper forgets an end when the callback has returned None, or when
+        the future that it returned is done; so what vzd did not finish is told to the next one.
         """
 
         def tell(event: Any) -> None:  # noqa: ANN401  # JSON
-            if event["event"] == "exit":
-                callback(self._exit(event["uuid"], event["pid"], event["status"]))
-                key = {name: event[name] for name in ("uuid", "pid", "started")}
-                self._keeper.call("ack", **key)
+            if event["event"] != "exit":
+                return
+            handled = callback(self._exit(event["uuid"], event["pid"], event["status"]))
+            if handled is None:
+                self._acknowledge(event)
+            else:
+                handled.add_done_callback(
+                    lambda future: None if future.cancelled() else self._acknowledge(event)
+                )
 
         self._keeper.listen(tell)
+
+    def _acknowledge(self, event: dict[str, Any]) -> None:
+        """Let the keeper forget an end; one that cannot be reached tells it again later."""
+        key = {name: event[name] for name in ("uuid", "pid", "started")}
+        with suppress(VZError):
+            self._keeper.call("ack", **key)
 
     # -- parts ----------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from pyvz.errors import VZError
@@ -62,11 +62,13 @@ class Exits:
                 logger.warning("nobody knows how %s ended", ", ".join(sorted(missing)))
             self._handled = None
 
-    def _submit(self, ended: Exit) -> None:
+    def _submit(self, ended: Exit) -> Future[None]:
         try:
-            self._pool.submit(self._handle, ended)
-        except RuntimeError:  # shut down: the next vzd gets it from the keeper or recovers it
+            return self._pool.submit(self._handle, ended)
+        except RuntimeError:  # shut down: the keeper tells the next vzd
             logger.debug("%s: end of init not handled any more", ended.uuid)
+            never: Future[None] = Future()
+            return never
 
     def _handle(self, ended: Exit) -> None:
         logger.info("%s: init ended: %s, status %s", ended.uuid, ended.reason, ended.status)

@@ -28,6 +28,9 @@ from pyvz.storage import base as storage
 
 log = logging.getLogger(__name__)
 
+# What a running container gets by a file of the guest, at once.
+_WRITTEN_INSIDE = frozenset({"network.hostname", "network.nameservers", "network.searchdomains"})
+
 
 class SetRequest(NamedTuple):
     """options: (name, value) in the words and units of `dialect` (prlctl, vzctl).
@@ -81,10 +84,12 @@ def set_options(
         # A stopped container is started minimally for it, which takes the lease itself.
         new = made.password
         password.set_password(node, env.uuid, new.user, new.secret, crypted=new.crypted)
-    waiting = _waiting(made) if running and request.setmode != "ignore" else ()
+    waiting = _waiting(made, request.dialect) if running and request.setmode != "ignore" else ()
     if waiting and request.setmode == "restart":
         lifecycle.restart(node, env.uuid)
         waiting = ()
+    if made.config.identity.name not in {None, env.name} and request.save:
+        node.publish("ve-rename", env, new_name=str(made.config.identity.name))
     node.publish("ve-config", env, fields=" ".join(made.fields))
     return SetResult(made.echo, waiting, tuple(warnings))
 
@@ -105,9 +110,11 @@ def _with_sample(node: Node, config: Config, given: GivenOptions) -> Config:
     return config
 
 
-def _waiting(made: Plan) -> tuple[str, ...]:
-    """Return the fields that a running container gets only at its next start."""
-    return tuple(field for field in dict.fromkeys(made.fields) if not params.by_field(field).live)
+def _waiting(made: Plan, dialect: str) -> tuple[str, ...]:
+    """Return the options that a running container obeys only from its next start on."""
+    rows = [params.by_field(field) for field in dict.fromkeys(made.fields)]
+    late = [row for row in rows if not row.live and row.field not in _WRITTEN_INSIDE]
+    return tuple(row.options[dialect][0].name for row in late if row.options.get(dialect))
 
 
 def _put_in_force(
@@ -119,6 +126,9 @@ def _put_in_force(
     if hostname and hostname != old.network.hostname:
         guestsettings.set_hostname_live(node, env, hostname)
         undo.callback(guestsettings.set_hostname_live, node, env, old.network.hostname or env.name)
+    if _WRITTEN_INSIDE.intersection(made.fields):
+        guestsettings.write_running(node, env, made.config)
+        undo.callback(guestsettings.write_running, node, env, old)
     if (new := made.password) is not None:
         password.set_inside(node, env, new.user, new.secret, crypted=new.crypted)
     return unapplied

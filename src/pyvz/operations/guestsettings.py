@@ -24,6 +24,12 @@ def write(guest: GuestRoot, env: Environment, config: Config) -> None:
         _write_changed(guest, "etc/resolv.conf", resolver)
 
 
+def write_running(node: Node, env: Environment, config: Config) -> None:
+    """Write the settings into a container that runs, through its root on the node."""
+    with GuestRoot.open(node.root(env, config)) as guest:
+        write(guest, env, config)
+
+
 def resolver_text(config: Config) -> str:
     """Return resolv.conf(5) as NAMESERVER and SEARCHDOMAIN say; empty when neither is set."""
     lines = []
