@@ -422,12 +422,14 @@ class Keeper:
         self._publish(end.to_event())
 
     def _adopted_ended(self, container: Container, since: float | None = None) -> None:
-        """The kernel tells the status of a foreign child as soon as its parent has reaped it."""
+        """Learn a foreign child's status: from the zombie, or once its parent has reaped it."""
         self.loop.remove(container.pidfd)
         since = since or time.monotonic()
-        status = None
-        with contextlib.suppress(OSError):
-            status = syscall.pidfd_info(container.pidfd).exit_status
+        record = container.record
+        status = process.zombie_status(record.pid, record.started)
+        if status is None:
+            with contextlib.suppress(OSError):
+                status = syscall.pidfd_info(container.pidfd).exit_status
         if status is None and time.monotonic() - since < _ADOPTED_PATIENCE:
             self.loop.after(0.02, lambda: self._adopted_ended(container, since))
             return

@@ -34,6 +34,20 @@ def state(pid: int) -> str:
     return _stat_fields(pid)[0]
 
 
+def zombie_status(pid: int, started: int) -> int | None:
+    """The wait status of a zombie, whoever its parent is; None when it was reaped already.
+
+    proc_pid_stat(5), field 52: for a whole thread group it is what wait(2) would tell, so the init
+    of a pid namespace shows the signal of reboot(2); PIDFD_GET_INFO has the thread's own status,
+    which is 0 for an init that called reboot(2) itself.
+    """
+    try:
+        fields = _stat_fields(pid)
+    except ProcessLookupError:
+        return None
+    return int(fields[49]) if int(fields[19]) == started and fields[0] == "Z" else None
+
+
 def _stat_fields(pid: int) -> list[str]:
     """The fields of /proc/PID/stat after the name, which may itself hold blanks and brackets."""
     try:
