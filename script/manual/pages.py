@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from manual import fileformats, options_module, roff
-from pyvz.cli import exitcodes, prlctl, prlsrvctl, vzctl, vzlist
+from pyvz.cli import exitcodes, prlctl, prlsrvctl, vzctl, vzlist, vzpkg
 from pyvz.cli.arguments import option_names
 from pyvz.cli.prlctl_list import ALIASES, COLUMNS
 from pyvz.cli.vzlist_fields import FIELDS
@@ -225,6 +225,55 @@ def vzlist_page() -> str:
     )
 
 
+def vzpkg_page() -> str:
+    """Return vzpkg(8)."""
+    commands = [
+        (f"{words} {operands}", _sentence(summary))
+        for words, operands, summary, _ in vzpkg.COMMANDS
+    ]
+    codes = [("0", "Success."), ("2", "status: something is not up to date.")]
+    codes += _codes(exitcodes.VZPKG)
+    return (
+        roff.heading("vzpkg", "8", "manage EZ templates and the packages of containers", DATE)
+        + roff.chapter(
+            "SYNOPSIS", ".B vzpkg\n.I command\n[\n.I options\n]\n[\n.I object\n\\&...]\n"
+        )
+        + roff.chapter(
+            "DESCRIPTION",
+            roff.paragraphs(
+                """vzpkg builds caches of OS templates, from which containers are created, and
+                installs application templates and packages in running containers. A template is
+                named by distribution, version and architecture, as in debian-12-x86_64; the
+                architecture may be left out."""
+            ),
+        )
+        + roff.chapter("COMMANDS", roff.tagged(commands))
+        + roff.chapter("OPTIONS", option_items(vzpkg.OPTIONS))
+        + roff.chapter("EXIT STATUS", roff.tagged(codes))
+        + roff.chapter(
+            "EXAMPLES",
+            roff.example(
+                (
+                    "vzpkg create cache debian-12-x86_64",
+                    "vzpkg list -O",
+                    "vzpkg install web1 nginx",
+                    "vzpkg install -p web1 mc tmux",
+                )
+            ),
+        )
+        + _see_also("prlctl(8)", "vzctl(8)", "vz.conf(5)")
+    )
+
+
+def _codes(table: exitcodes.Table) -> list[tuple[str, str]]:
+    """Return the codes of errors with the first sentence of what each error means."""
+    rows: dict[int, str] = {}
+    for kind, code in table.items():
+        meaning = (kind.__doc__ or "").strip().splitlines()[0]
+        rows.setdefault(code, meaning)
+    return [(str(code), meaning) for code, meaning in sorted(rows.items())]
+
+
 def _see_also(*names: str) -> str:
     lines = []
     for index, name in enumerate(names):
@@ -241,6 +290,7 @@ def all_pages() -> dict[str, str]:
         "prlsrvctl.8": prlsrvctl_page(),
         "vzctl.8": vzctl_page(),
         "vzlist.8": vzlist_page(),
+        "vzpkg.8": vzpkg_page(),
         "vz.conf.5": fileformats.vz_conf(DATE),
         "ctid.conf.5": fileformats.ctid_conf(DATE),
     }

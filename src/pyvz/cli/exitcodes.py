@@ -58,6 +58,33 @@ VZCTL: Table = {
     errors.Cancelled: INTERRUPTED,
 }
 
+VZPKG: Table = {
+    errors.VZError: 1,
+    errors.InternalError: 2,
+    errors.ExecError: 3,
+    errors.AlreadyExists: 6,
+    errors.CommandFailed: 70,
+    errors.NotFound: 9,
+    errors.FileMissing: 9,
+    errors.PermissionDenied: 10,
+    errors.ConfigError: 14,
+    errors.NotRunning: 15,
+    errors.EnvironmentNotFound: 16,
+    errors.NotMounted: 18,
+    errors.InvalidState: 19,
+    errors.Locked: 21,
+    errors.CacheMissing: 23,
+    errors.TemplateNotFound: 24,
+    errors.TemplateError: 25,
+    errors.TemplateNotInstalled: 26,
+    errors.TemplateInstalled: 27,
+    errors.CacheExists: 29,
+    errors.UsageError: 35,
+    errors.Unsupported: 73,
+    errors.DaemonUnreachable: 55,
+    errors.Cancelled: INTERRUPTED,
+}
+
 VZLIST: Table = {errors.VZError: 1, errors.Cancelled: INTERRUPTED}
 
 DIALECTS: dict[str, Table] = {
@@ -65,9 +92,10 @@ DIALECTS: dict[str, Table] = {
     "prlsrvctl": PRLCTL,
     "vzctl": VZCTL,
     "vzlist": VZLIST,
+    "vzpkg": VZPKG,
 }
 
-INTERNAL: dict[str, int] = {"prlctl": 255, "prlsrvctl": 255, "vzctl": 3, "vzlist": 1}
+INTERNAL: dict[str, int] = {"prlctl": 255, "prlsrvctl": 255, "vzctl": 3, "vzlist": 1, "vzpkg": 2}
 
 
 def exit_code(dialect: str, error: errors.VZError) -> int:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from pyvz import errors
-from pyvz.cli import arguments, exitcodes
+from pyvz.cli import arguments
 from pyvz.cli.program import VERSION, run
 from pyvz.cli.server import Server
 from pyvz.errors import NotFound, TemplateNotFound, Unsupported, UsageError
@@ -25,32 +24,6 @@ if TYPE_CHECKING:
     Row = tuple[str, str, str, Callable[[Arguments, Server], int]]
 
 # vztt include/vztt_error.h
-CODES = {
-    errors.VZError: 1,
-    errors.InternalError: 2,
-    errors.ExecError: 3,
-    errors.AlreadyExists: 6,
-    errors.CommandFailed: 70,
-    errors.NotFound: 9,
-    errors.FileMissing: 9,
-    errors.PermissionDenied: 10,
-    errors.ConfigError: 14,
-    errors.NotRunning: 15,
-    errors.EnvironmentNotFound: 16,
-    errors.NotMounted: 18,
-    errors.InvalidState: 19,
-    errors.Locked: 21,
-    errors.CacheMissing: 23,
-    errors.TemplateNotFound: 24,
-    errors.TemplateError: 25,
-    errors.TemplateNotInstalled: 26,
-    errors.TemplateInstalled: 27,
-    errors.CacheExists: 29,
-    errors.UsageError: 35,
-    errors.Unsupported: 73,
-    errors.DaemonUnreachable: 55,
-    errors.Cancelled: exitcodes.INTERRUPTED,
-}
 NOT_UP_TO_DATE = 2  # `status`: vzpkg(8)
 
 OPTIONS: tuple[OptionRow, ...] = (
@@ -80,8 +53,6 @@ OPTIONS: tuple[OptionRow, ...] = (
 
 def main(argv: Sequence[str]) -> int:
     """Run vzpkg with the words after the program's name; return the exit code."""
-    exitcodes.DIALECTS.setdefault("vzpkg", CODES)
-    exitcodes.INTERNAL.setdefault("vzpkg", CODES[errors.InternalError])
     return run("vzpkg", dispatch, argv)
 
 

@@ -94,6 +94,7 @@ def create(node: Node, request: CreateRequest, progress: Progress | None = None)
             if archive is not None:
                 progress.stage(f"Unpacking {archive.name}")
                 driver.create(staging, size=size, source=archive, progress=progress)
+                template.created(staging, (conf.get("OSTEMPLATE") or "").lstrip("."))
             progress.check()
     node.publish("ve-create", env)
     return env
@@ -256,6 +257,8 @@ def _archive(
         return None
     found = template.ensure_cache(node, conf.get("OSTEMPLATE") or "", progress)
     conf.set("OSTEMPLATE", f".{found.template}")
+    if not conf.get("DISTRIBUTION"):
+        conf.set("DISTRIBUTION", template.distribution(node, found.template))
     _check_space(env.home, found.path)
     return found.path
 

@@ -19,6 +19,7 @@ from pyvz.errors import (
     NotMounted,
     TemplateError,
     TemplateInstalled,
+    TemplateNotFound,
     TemplateNotInstalled,
 )
 from pyvz.linux.file import copy_tree, remove_tree
@@ -437,6 +438,14 @@ def find_os_name(name: str, template: OsTemplate) -> bool:
 # Containers
 
 
-def created(node: Node, env: Environment) -> None:
-    """Write what a new container's home remembers of its template; called by provision."""
-    record.note(env.home, template_of(node, env).name)
+def created(home: Path, name: str) -> None:
+    """Write what a new container's home remembers of its OS template; called by provision."""
+    record.note(home, name)
+
+
+def distribution(node: Node, name: str) -> str:
+    """Return the family of an OS template; a cache without metadata tells it by its name."""
+    try:
+        return find_template(node, name).distribution
+    except TemplateNotFound:
+        return name.partition("-")[0]
