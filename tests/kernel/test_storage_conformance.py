@@ -13,11 +13,12 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dying import Dying, cancel, in_child
 from pyvz.errors import (
     AlreadyMounted,
     Busy,
@@ -153,44 +154,6 @@ def fill(path: Path, size: int) -> None:
         for _ in range(size >> 20):
             file.write(b"\1" * (1 << 20))
             os.fsync(file.fileno())
-
-
-class Dying:
-    """A progress that does something at its n-th call."""
-
-    def __init__(self, at: int, act: Callable[[], None]) -> None:
-        self.left = at
-        self.act = act
-
-    def _step(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            self.act()
-
-    def stage(self, text: str) -> None:
-        self._step()
-
-    def advance(self, done: int, total: int | None = None, *, unit: str = "B") -> None:
-        self._step()
-
-    def check(self) -> None:
-        self._step()
-
-
-def cancel() -> None:
-    raise Cancelled("called off")
-
-
-def in_child(work: Callable[[], None]) -> int:
-    """Run `work` in a child; return how it ended (minus the signal)."""
-    pid = os.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException):
-            work()
-            os._exit(0)
-        os._exit(1)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status)
 
 
 class TestLife:
