@@ -16,7 +16,7 @@ import pytest
 
 from pyvz.errors import Unsupported
 from pyvz.linux import cgroup_v2, cgroupfs, deviceprogram
-from pyvz.linux.cgroup import delegated_to
+from pyvz.linux.cgroup import delegated_unit
 from pyvz.linux.cgroup_v2 import CgroupsV2
 from pyvz.linux.mount import mounts
 from pyvz.model.limits import DeviceRule, Limits
@@ -99,8 +99,10 @@ def test_delegated_parent_is_vacated_for_controllers(hugetlb, top, parent, sleep
     assert cgroupfs.read(f"{parent}/.node/cgroup.procs") == str(sleeper.pid)
     assert os.path.exists(f"{groups.entry(NAME)['v2_dir']}/hugetlb.2MB.max")
     assert groups.names() == {NAME}
+    unit = os.path.relpath(parent, top)
+    assert delegated_unit(unit, top) is None
     os.setxattr(parent, "trusted.delegate", b"1")
-    assert delegated_to(sleeper.pid, top) == Path(parent)
+    assert delegated_unit(unit, top) == Path(parent)
     sleeper.kill()
     sleeper.wait()
     groups.remove(NAME)
@@ -135,6 +137,5 @@ def test_session_beside_enabled_controllers(hugetlb, top, parent, sleeper):
     groups.remove(NAME)
 
 
-def test_process_without_delegation(top):
-    assert delegated_to(os.getpid(), top) is None
-    assert delegated_to(1, top) is None
+def test_no_such_unit(top):
+    assert delegated_unit("machine.slice/pyvz-nothing.service", top) is None

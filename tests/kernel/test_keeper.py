@@ -180,7 +180,8 @@ def test_container_that_ends_while_there_is_no_keeper(engine: Engine) -> None:
     wait_for(lambda: not process.alive(init.pid, init.start_time))
     engine.watch()
     wait_for(lambda: engine.exits)
-    assert engine.exits[0].reason is ExitReason.UNKNOWN
+    # Unknown when its parent has reaped it before the next keeper looked at the zombie.
+    assert engine.exits[0].reason in {ExitReason.KILLED, ExitReason.UNKNOWN}
 
 
 def test_exits_are_kept_until_acknowledged(engine: Engine) -> None:

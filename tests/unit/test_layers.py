@@ -19,6 +19,7 @@ PACKAGE = SRC / "pyvz"
 RANKS = {
     "errors": 0,
     "units": 1,
+    "version": 0,
     "model": 2,
     "linux": 3,
     "store": 4,
@@ -30,7 +31,7 @@ RANKS = {
     "cli": 7,
 }
 
-CLI_MAY_IMPORT = {"errors", "units", "cli"}
+CLI_MAY_IMPORT = {"errors", "units", "version", "cli"}
 
 # What a command line may load besides its own modules; each costs a millisecond or less.
 CLI_STANDARD_LIBRARY = {

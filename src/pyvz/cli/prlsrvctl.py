@@ -9,9 +9,10 @@ from pyvz.cli.output import prl_json
 from pyvz.cli.prlctl import GLOBAL as _PRLCTL_GLOBAL
 from pyvz.cli.prlctl import check_login
 from pyvz.cli.prlctl_info import plain_value
-from pyvz.cli.program import VERSION, failed, run
+from pyvz.cli.program import failed, run
 from pyvz.cli.server import Server
 from pyvz.errors import Unsupported, UsageError, VZError
+from pyvz.version import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

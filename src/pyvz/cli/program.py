@@ -19,8 +19,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-VERSION = "7.0.1-pyvz"  # the generation of the interface, and whose it is
-
 
 def run(program: str, dispatch: Callable[[list[str]], int], argv: Sequence[str]) -> int:
     """Run DISPATCH and return the exit code for whatever it does or raises."""

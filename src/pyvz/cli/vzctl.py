@@ -8,9 +8,10 @@ from __future__ import annotations
 import sys
 
 from pyvz.cli import arguments
-from pyvz.cli.program import VERSION, run
+from pyvz.cli.program import run
 from pyvz.cli.server import Server
 from pyvz.errors import BadValue, EnvironmentNotFound, Unsupported, UsageError
+from pyvz.version import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,10 +6,11 @@ import os
 import sys
 
 from pyvz.cli import arguments
-from pyvz.cli.program import VERSION, run
+from pyvz.cli.program import run
 from pyvz.cli.server import Server
 from pyvz.cli.vzlist_fields import FIELDS
 from pyvz.errors import PermissionDenied, UsageError, VZError
+from pyvz.version import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 from pyvz.container import protocol
 from pyvz.errors import DaemonUnreachable, Timeout, VZError
-from pyvz.linux import cgroup
 from pyvz.store.paths import Paths
 
 ANSWER_TIMEOUT = 10.0  # seconds; a start or exec gets protocol.SETUP_TIMEOUT more
@@ -135,10 +134,6 @@ class KeeperClient:
         self._listener = listener
         threading.Thread(target=self._tell, name="keeper-events", daemon=True).start()
         self.call("subscribe")
-
-    def delegated_cgroup(self) -> Path | None:
-        """The cgroup2 directory that the service manager has given to the keeper, if it has."""
-        return cgroup.delegated_to(int(self.call("ping").data["pid"]))
 
     def quit(self, *, force: bool = False) -> None:
         """End the keeper; with containers only by force (they live on, for another to adopt).

@@ -12,11 +12,11 @@ from pyvz.daemon import report
 from pyvz.daemon.autostart import autostop
 from pyvz.daemon.calls import Api, streaming
 from pyvz.daemon.replies import Empty
-from pyvz.daemon.services import VERSION
 from pyvz.daemon.tasks import Work
 from pyvz.errors import InvalidState
 from pyvz.operations import query
 from pyvz.operations.node import Node as NodeParts
+from pyvz.version import VERSION
 
 
 class TaskReply(TypedDict):

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from pyvz.daemon import service
 from pyvz.daemon.access import reader_group
-from pyvz.daemon.services import VERSION
 from pyvz.errors import InvalidState, VZError
 from pyvz.store.paths import Paths
+from pyvz.version import VERSION
 
 LISTEN_FD = 3  # sd_listen_fds(3): SD_LISTEN_FDS_START
 LOCK_TIMEOUT = 35.0  # seconds: a vzd that is ending finishes its tasks first

@@ -22,7 +22,7 @@ from pyvz.daemon.api_template import Template
 from pyvz.daemon.events import Bus
 from pyvz.daemon.replies import ErrorInterface
 from pyvz.daemon.server import Server
-from pyvz.daemon.services import VERSION, Services
+from pyvz.daemon.services import Services
 from pyvz.daemon.sessions import Sessions
 from pyvz.daemon.tasks import Tasks
 from pyvz.errors import VZError
@@ -31,6 +31,7 @@ from pyvz.operations import lifecycle
 from pyvz.operations.node import open_node
 from pyvz.store import defaults
 from pyvz.store.paths import Paths
+from pyvz.version import VERSION
 
 PATIENCE = 2.0  # seconds that clients wait for the recovery; then they are served beside it
 DRAIN = 30.0  # seconds that running tasks get at the end

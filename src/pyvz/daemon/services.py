@@ -10,8 +10,6 @@ from pyvz.daemon.sessions import Sessions
 from pyvz.daemon.tasks import Tasks
 from pyvz.operations.node import Node
 
-VERSION = "7.0.1-pyvz"  # as `prlctl --version` says
-
 
 @dataclass(frozen=True)
 class Services:

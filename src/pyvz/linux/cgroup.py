@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Protocol
 
 from pyvz.errors import Unsupported
-from pyvz.linux import cgroupfs
 from pyvz.linux.cgroup_entry import CgroupEntry
 from pyvz.linux.cgroup_limits import Unapplied
 from pyvz.linux.cgroup_v1 import CgroupsV1, hierarchies
-from pyvz.linux.cgroup_v2 import NODE_LEAF, CgroupsV2
+from pyvz.linux.cgroup_v2 import CgroupsV2
 from pyvz.linux.mount import mounts
 from pyvz.model.limits import Limits
 from pyvz.model.usage import Usage
 
-__all__ = ["CgroupEntry", "Cgroups", "Unapplied", "Usage", "delegated_to", "detect"]
+__all__ = ["CgroupEntry", "Cgroups", "Unapplied", "Usage", "delegated_unit", "detect"]
 
 MOUNT = "/sys/fs/cgroup"
 
@@ -92,7 +91,7 @@ def detect(
 ) -> Cgroups:
     """Return the cgroups below PARENT_NAME ("machine.slice") of this node.
 
-    delegated: a cgroup2 directory that the service manager has given to us (see `delegated_to`);
+    delegated: a cgroup2 directory that the service manager has given to us (see `delegated_unit`);
     then this is the parent.  Raises Unsupported, saying what is missing.
     """
     top = os.fspath(mount).rstrip("/")
@@ -110,22 +109,16 @@ def detect(
     return CgroupsV2(unified, parent, delegated=delegated is not None)
 
 
-def delegated_to(pid: int, mount: str | Path = MOUNT) -> Path | None:
-    """Return the cgroup2 directory that systemd has delegated to process PID's unit, or None.
+def delegated_unit(unit: str, mount: str | Path = MOUNT) -> Path | None:
+    """Return the cgroup2 directory of `unit` ("machine.slice/x.service") when systemd gave it away.
 
     systemd marks it with the extended attribute trusted.delegate (Delegate= in
-    systemd.resource-control(5)); the process itself may sit in a leaf below.
+    systemd.resource-control(5)).  None where there is no such unit, or no systemd.
     """
-    text = cgroupfs.read(f"/proc/{pid}/cgroup") or ""
-    own = next((line[3:] for line in text.splitlines() if line.startswith("0::/")), None)
     unified = next((entry.target for entry in mounts(mount) if entry.fstype == "cgroup2"), None)
-    if own is None or unified is None:
+    if unified is None:
         return None
-    path = Path(unified + own)
-    if path.name == NODE_LEAF:  # we moved there ourselves (CgroupsV2)
-        path = path.parent
-    # Only the process's own cgroup counts: what lies further up (user@0.service is delegated, too)
-    # belongs to another manager.
+    path = Path(unified) / unit
     with contextlib.suppress(OSError):
         if os.getxattr(path, "trusted.delegate") == b"1":
             return path

@@ -67,6 +67,10 @@ class CgroupsV2:
         chain = [self.parent]
         while not self.delegated and chain[0] != self.mount:
             chain.insert(0, os.path.dirname(chain[0]))
+        if self.delegated:
+            # First: with cpu enabled beside a process, the cgroup becomes the root of a threaded
+            # tree, and memory and io answer EOPNOTSUPP (cgroups(7), "Thread mode").
+            self._evacuate(self.parent, "memory")
         for directory in chain:
             enabled = (cgroupfs.read(f"{directory}/cgroup.subtree_control") or "").split()
             available = (cgroupfs.read(f"{directory}/cgroup.controllers") or "").split()
@@ -126,7 +130,11 @@ class CgroupsV2:
         path = self.tree.path(name)
         left: list[plan.Unapplied] = []
         self._make_room(name, limits.memory)
-        writes = [*_cpusets(limits), *plan.v2_writes(limits, disks), *_io_weight(path, limits)]
+        writes = [
+            *_cpusets(self.parent, limits),
+            *plan.v2_writes(limits, disks),
+            *_io_weight(path, limits),
+        ]
         writes += self._unthrottle(path, limits, disks)
         for write in writes:
             self._write(name, write, left)
@@ -243,13 +251,18 @@ class CgroupsV2:
         return self.tree.names()
 
 
-def _cpusets(limits: Limits) -> list[plan.Write]:
-    # An empty text hands down everything of the parent; the kernel wants at least a newline.
+def _cpusets(parent: str, limits: Limits) -> list[plan.Write]:
+    # An empty text stands for everything of the parent.  The kernel takes it as long as nobody is
+    # in the cgroup and refuses it afterwards, so everything is written out.
     return [
-        plan.Write(field, "cpuset", f"cpuset.{field}", text or "\n")
+        plan.Write(field, "cpuset", f"cpuset.{field}", text or _effective(parent, field))
         for field, text in (("mems", limits.mems), ("cpus", limits.cpus))
         if text is not None
     ]
+
+
+def _effective(parent: str, field: str) -> str:
+    return (cgroupfs.read(f"{parent}/cpuset.{field}.effective") or "").strip() or "\n"
 
 
 def _io_weight(path: str, limits: Limits) -> list[plan.Write]:

@@ -79,10 +79,10 @@ def detached_tree(
         wanted |= _ATTRIBUTES[name]
     if userns is not None:
         wanted |= syscall.MOUNT_ATTR_IDMAP
-    if not wanted:
-        return tree
     try:
-        attr = syscall.MountAttr(set=wanted, userns_fd=userns or 0)
+        # A copy of a shared mount (systemd makes "/" one) is shared too, and pivot_root(2) refuses
+        # that; nor shall what is mounted inside show up on the node.
+        attr = syscall.MountAttr(set=wanted, propagation=syscall.MS_PRIVATE, userns_fd=userns or 0)
         syscall.mount_setattr(tree, "", attr, syscall.AT_EMPTY_PATH | deep)
     except BaseException:
         os.close(tree)

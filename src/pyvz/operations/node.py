@@ -26,6 +26,9 @@ from pyvz.store.paths import Paths
 from pyvz.store.registry import Registry
 from pyvz.store.state import RunState
 
+# The systemd unit whose control groups are ours (systemd/pyvz-containers.service).
+CONTAINERS_UNIT = "machine.slice/pyvz-containers.service"
+
 
 class EventSink(Protocol):
     """Where operations tell what happened; the daemon's bus, or a list in a test."""
@@ -124,8 +127,10 @@ def open_node(
     registry = Registry(paths)
     found = features.probe(paths.run, [paths.private])
     keeper = connect_keeper(paths)
-    slice_name = registry.node_config().cgroup_slice
-    parent = slice_name if paths.root == Path("/") else f"{paths.instance}.slice"
-    cgroups = cgroup.detect(parent, delegated=keeper.delegated_cgroup())
+    parent, delegated = f"{paths.instance}.slice", None
+    if paths.root == Path("/"):
+        parent = registry.node_config().cgroup_slice
+        delegated = cgroup.delegated_unit(CONTAINERS_UNIT)
+    cgroups = cgroup.detect(parent, delegated=delegated)
     runtime = Runtime(keeper, cgroups, found, paths)
     return Node(paths, registry, runtime, cgroups, found, IdRanges(paths), events)

@@ -7,7 +7,6 @@ import os
 import platform
 import socket
 from collections.abc import Sequence
-from importlib import metadata
 from typing import NamedTuple
 
 from pyvz.errors import BadValue, EnvironmentNotFound, VZError
@@ -19,6 +18,7 @@ from pyvz.operations import fields
 from pyvz.operations.fields import ALIVE, FIELDS, Source
 from pyvz.operations.node import Node, StatusReader
 from pyvz.units import MIB, PAGE_SIZE, UNLIMITED
+from pyvz.version import VERSION
 
 Row = dict[str, object]
 
@@ -142,7 +142,7 @@ def node_info(node: Node, *, full: bool = False) -> Row:
     return {
         "ID": _machine_id(),
         "Hostname": socket.gethostname(),
-        "Version": f"Server {metadata.version('pyvz')}",
+        "Version": f"Server {VERSION}",
         "VM home": os.fspath(node.paths.vz / "vmprivate"),
         "Vcmmd policy": "noop config=noop",
         "Minimal security level": "normal",
