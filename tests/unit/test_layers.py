@@ -36,6 +36,8 @@ CLI_MAY_IMPORT = {"errors", "units", "version", "cli"}
 # What a command line may load besides its own modules; each costs a millisecond or less.
 CLI_STANDARD_LIBRARY = {
     "__future__",
+    "_json",
+    "_signal",
     "_socket",
     "array",
     "collections",

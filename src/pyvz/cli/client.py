@@ -10,7 +10,6 @@ Every command line imports this module, so it imports nothing that starts slowly
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import sys
 import time
@@ -26,6 +25,7 @@ from _socket import (  # the C half: `socket` adds enum wrappers and selectors, 
 )
 
 from pyvz import errors
+from pyvz.cli import quickjson
 
 TYPE_CHECKING = False  # `typing` costs 5 ms
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Connection:
         if more:
             call["more"] = True
         try:
-            self._sock.sendall(json.dumps(call).encode() + b"\0")
+            self._sock.sendall(quickjson.dumps(call).encode() + b"\0")
         except OSError as error:
             raise self._lost() from error
 
@@ -143,7 +143,7 @@ class Connection:
         fds: list[int] = []
         if not self._buffer:
             fds, self._fds = self._fds, fds
-        reply = json.loads(message)
+        reply = quickjson.loads(message.decode())
         name = reply.get("error")
         parameters = reply.get("parameters") or {}
         if name:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,6 +13,8 @@ def prl_json(value: Any, depth: int = 0) -> str:
 
     Source: PrlOutFormatter.cpp; an empty list is "[", an empty line, "]".
     """
+    import json  # noqa: PLC0415  only for -j
+
     tabs = "\t" * (depth + 1)
     if isinstance(value, dict) and value:
         inner = ",\n".join(

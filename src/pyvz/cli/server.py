@@ -8,10 +8,10 @@ Ctrl-C does not wait any more; vzd cancels the task anyway when the connection i
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 from pyvz.cli.client import connect
+from pyvz.cli.signals import signal
 from pyvz.errors import Cancelled, VZError
 
 TYPE_CHECKING = False

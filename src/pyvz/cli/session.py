@@ -7,13 +7,13 @@ through them directly.  vzd only tells the exit status in the end.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 
 from pyvz.cli import terminal
 from pyvz.cli.client import connect
 from pyvz.cli.relay import Relay
+from pyvz.cli.signals import signal
 from pyvz.errors import ExecError, VZError
 
 TYPE_CHECKING = False

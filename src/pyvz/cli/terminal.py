@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import termios
+
+from pyvz.cli.signals import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
