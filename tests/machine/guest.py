@@ -257,11 +257,15 @@ def a_fork_bomb_ends_inside() -> None:
     """The number of processes is limited; the node still answers."""
     running()
     run("vzctl", "set", NAME, "--numproc", "150:150", "--save")
-    ct("for i in $(seq 250); do sleep 1000 </dev/null >/dev/null 2>&1 & done; true", code=None)
+    said = ct(
+        "for i in $(seq 250); do sleep 1000 </dev/null >/dev/null 2>&1 & done; true", code=None
+    )
     need(int(limit("pids.current")) <= 150, "more processes than the limit")
-    need(int(re.findall(r"max (\d+)", limit("pids.events"))[0]) > 0, "nothing was refused")
-    ct("pkill sleep", code=None)
+    # Not by pids.events: before 6.12 the kernel counts where the fork was tried, in a leaf.
+    need("temporarily unavailable" in said, "nothing was refused")
+    # At its limit nothing can be started inside, not even from outside: first there must be room.
     run("vzctl", "set", NAME, "--numproc", "1000:1000", "--save")
+    ct("pkill sleep", code=None)
 
 
 @step
