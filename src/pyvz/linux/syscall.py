@@ -15,6 +15,7 @@ import fcntl
 import os
 import signal
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 AT_FDCWD = -100
@@ -99,6 +100,8 @@ BPF_PROG_QUERY = 16
 
 # linux/pidfd.h: _IOWR(0xFF, 11, struct pidfd_info), 64 bytes as published in 6.13
 _PIDFD_GET_INFO = 0xC040FF0B
+_FSCONFIG_SET_FLAG = 0
+_FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 _FSMOUNT_CLOEXEC = 1
 _PIDFD_INFO_EXIT = 1 << 3
@@ -208,13 +211,21 @@ def move_mount(
     _check(result, "move_mount", to_path)
 
 
-def detached_mount(fstype: str, attributes: int = 0) -> int:
-    """Mount a new file system without options, attached nowhere: fsopen(2) to fsmount(2).
+def detached_mount(
+    fstype: str, attributes: int = 0, options: Sequence[tuple[str, str | None]] = ()
+) -> int:
+    """Mount a file system, attached nowhere: fsopen(2) to fsmount(2).
 
-    attributes: MOUNT_ATTR_*.  Returns a descriptor for move_mount.
+    attributes: MOUNT_ATTR_*.  options: of the file system (None: a flag without a value), with
+    "source" for its device.  Returns a descriptor, as long as which the mount lives, or for
+    move_mount.
     """
     context = _check(_libc.syscall(_SYS_FSOPEN, _c(fstype), ctypes.c_uint(1)), "fsopen", fstype)
     try:
+        for name, value in options:
+            command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
+            result = _libc.syscall(_SYS_FSCONFIG, context, command, _c(name), _c(value), 0)
+            _check(result, "fsconfig", name)
         result = _libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
         _check(result, "fsconfig", fstype)
         flags = ctypes.c_uint(_FSMOUNT_CLOEXEC)
