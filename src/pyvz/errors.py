@@ -46,6 +46,14 @@ class TemplateNotFound(NotFound):
     """No such template, or no cache of it."""
 
 
+class SnapshotNotFound(NotFound):
+    """The container has no snapshot of that id."""
+
+
+class DiskNotFound(NotFound):
+    """The container has no disk of that name or id."""
+
+
 class AlreadyExists(VZError):
     """An object of that name or id is there already."""
 
@@ -116,6 +124,10 @@ class MountError(StorageError):
 
 class Busy(MountError):
     """It is in use and cannot be unmounted, detached or removed."""
+
+
+class SnapshotError(StorageError):
+    """A snapshot could not be made, deleted, mounted, or switched to."""
 
 
 class PrivateExists(StorageError, AlreadyExists):

@@ -45,6 +45,9 @@ VZCTL: Table = {
     errors.NoSpace: 46,
     errors.TemplateError: 47,
     errors.StorageError: 48,
+    errors.SnapshotError: 156,  # VZCTL_E_CREATE_SNAPSHOT; the verbs have their own, vzctl_snapshot
+    errors.SnapshotNotFound: 156,
+    errors.DiskNotFound: 165,  # VZCTL_E_DISK_CONFIGURE
     errors.MountError: 50,
     errors.Busy: 231,
     errors.PasswordError: 74,
