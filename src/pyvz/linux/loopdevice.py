@@ -207,6 +207,20 @@ def find(path: Path) -> list[Loop]:
     return found
 
 
+def below(directory: Path) -> list[Path]:
+    """Return the devices whose files lie in `directory` (a real path) or deeper, by name."""
+    top = os.path.join(directory, "")
+    found = []
+    for number in _attached_numbers():
+        with (
+            contextlib.suppress(OSError),
+            open(f"{_SYS_BLOCK}/loop{number}/loop/backing_file", encoding="utf-8") as file,
+        ):
+            if file.read().startswith(top):
+                found.append(_device(number))
+    return found
+
+
 def _key(status: os.stat_result) -> tuple[int, int]:
     # loop_info64 has the device as huge_encode_dev() writes it, which is the layout of glibc.
     return status.st_dev, status.st_ino
