@@ -117,12 +117,13 @@ def _header(fd: int, path: str | Path) -> Header:
 class Stack:
     """A disk made of layers, the base first; all with the same size of clusters.
 
-    size: of the topmost layer, in bytes.  Not thread-safe only in that it must stay open.
+    size: of the topmost layer, in bytes.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         if not 0 < len(layers) <= MAX_LAYERS:
             raise StorageError(f"a disk cannot have {len(layers)} layers")
+        layers = _needed(layers)
         top = layers[-1]
         # A raw base has no clusters of its own and takes those of the deltas above it.
         clusters = {each.cluster for each in layers if each.table is not None}
@@ -179,6 +180,15 @@ class Stack:
                 continue
             yield begin, min(length, self.size - begin), run, run_at
             begin, run, run_at = index * self.cluster, found, at
+
+
+def _needed(layers: Sequence[Layer]) -> Sequence[Layer]:
+    """Leave out the layers that lie below a complete one (as every one of the identity form is)."""
+    for number in reversed(range(len(layers))):
+        table = layers[number].table
+        if table is not None and 0 not in table and layers[number].size >= layers[-1].size:
+            return layers[number:]
+    return layers
 
 
 def _data_in_file(fd: int, begin: int, end: int) -> Iterator[tuple[int, int]]:
