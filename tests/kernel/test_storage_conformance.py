@@ -285,14 +285,17 @@ class TestUsage:
                 assert 0.8 * SIZE < usage.total <= SIZE
         assert driver.usage(home).total > 0
 
-    def test_devices_are_disks(self, driver: StorageDriver, home: Path, caps: Capabilities) -> None:
+    def test_devices_are_disks(
+        self, driver: StorageDriver, home: Path, target: Path, caps: Capabilities
+    ) -> None:
         create(driver, home)
-        devices = driver.devices(home)
-        for major, minor in devices:
-            node = Path(f"/sys/dev/block/{major}:{minor}")
-            assert node.exists()
-            assert not (node / "partition").exists()
-        assert devices or not caps.block_device
+        with mounted(driver, home, target):
+            devices = driver.devices(home)
+            for major, minor in devices:
+                node = Path(f"/sys/dev/block/{major}:{minor}")
+                assert node.exists()
+                assert not (node / "partition").exists()
+            assert devices or not caps.block_device
 
 
 class TestSize:

@@ -17,7 +17,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pyvz.errors import MountError, NoSpace, StorageError, Timeout, Unsupported
 from pyvz.linux import run, syscall
@@ -38,7 +38,75 @@ _XFS_BLOCKS: Final = struct.Struct("=I24xIQ")  # blocksize at 0, imaxpct at 28, 
 _EXT_SUPERBLOCK: Final = 1024
 _EXT_MAGIC: Final = (_EXT_SUPERBLOCK + 56, b"\x53\xef")
 _XFS_MAGIC: Final = (0, b"XFSB")
+_XFS_SECTOR: Final = 102  # sb_sectsize
+_LARGEST_SECTOR: Final = 4096
 _CHECK_TIMEOUT: Final = 3600.0
+
+
+class Space(NamedTuple):
+    """Bytes and inodes of a file system; spanned: how much of its device it makes use of."""
+
+    total: int
+    used: int
+    free: int
+    inodes: int
+    inodes_used: int
+    spanned: int
+
+
+def space_of(path: str | Path) -> Space:
+    """Return the space of the mounted file system that `path` is in."""
+    found = os.statvfs(path)
+    block = found.f_frsize
+    return Space(
+        total=found.f_blocks * block,
+        used=(found.f_blocks - found.f_bfree) * block,
+        free=found.f_bavail * block,
+        inodes=found.f_files,
+        inodes_used=found.f_files - found.f_ffree,
+        spanned=found.f_blocks * block,
+    )
+
+
+def space_at(path: Path, offset: int = 0) -> Space:
+    """Return the space of the unmounted file system at `offset` of a file or device.
+
+    What its superblock said when it was unmounted.  Raises StorageError for an unknown one.
+    """
+    kind = kind_at(path, offset)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if kind == "ext4":
+            return _space_ext4(os.pread(fd, 1024, offset + _EXT_SUPERBLOCK))
+        if kind == "xfs":
+            return _space_xfs(os.pread(fd, 512, offset))
+    finally:
+        os.close(fd)
+    raise StorageError(f"There is no file system of a known kind in {path}")
+
+
+def _space_ext4(raw: bytes) -> Space:
+    """Read struct ext4_super_block: low halves at 0, 4, 12, 16, 24, high ones at 0x150."""
+    inodes, low, _reserved, free_low, free_inodes, _first, log_block = struct.unpack_from(
+        "<7I", raw
+    )
+    high, _, free_high = struct.unpack_from("<3I", raw, 0x150)
+    block = 1024 << log_block
+    blocks, free = (high << 32 | low) * block, (free_high << 32 | free_low) * block
+    return Space(blocks, blocks - free, free, inodes, inodes - free_inodes, blocks)
+
+
+def _space_xfs(raw: bytes) -> Space:
+    """Read struct xfs_dsb: sizes at 4 and 8, log at 96, imaxpct at 127, counters at 128."""
+    block, blocks = struct.unpack_from(">IQ", raw, 4)
+    (log_blocks,) = struct.unpack_from(">I", raw, 96)
+    (inode_size,) = struct.unpack_from(">H", raw, 104)
+    allocated, unused, free = struct.unpack_from(">3Q", raw, 128)
+    total = (blocks - log_blocks) * block
+    most = blocks * block * raw[127] // 100 // inode_size
+    inodes = min(allocated + free * block // inode_size, most or 2**63)
+    used = allocated - unused
+    return Space(total, total - free * block, free * block, inodes, used, blocks * block)
 
 
 def kind_at(path: Path, offset: int = 0) -> str | None:
@@ -51,6 +119,21 @@ def kind_at(path: Path, offset: int = 0) -> str | None:
     finally:
         os.close(fd)
     return None
+
+
+def sector_at(path: Path, offset: int = 0) -> int:
+    """Return the largest sector in bytes with which the device of the file system may come.
+
+    0: any.  xfs refuses a device whose sectors are larger than those it was made for.
+    """
+    if kind_at(path, offset) != "xfs":
+        return 0
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        sector = int.from_bytes(os.pread(fd, 2, offset + _XFS_SECTOR), "big")
+    finally:
+        os.close(fd)
+    return 0 if sector >= _LARGEST_SECTOR else sector
 
 
 def can_grow_ext4_online() -> bool:
@@ -72,7 +155,8 @@ def make(device: Path, kind: str, *, label: str = "") -> None:
         options = ["-q", "-F", "-b", "4096", "-i", "16384", "-m", "0",
                    "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"]  # fmt: skip
     elif kind == "xfs":
-        options = ["-q", "-f", "-K", "-m", "reflink=1"]
+        # Sectors of 4 KiB: the kernel gives a loop device on a file that shares blocks no less.
+        options = ["-q", "-f", "-K", "-m", "reflink=1", "-s", "size=4096"]
     else:
         raise Unsupported(f"There is no file system '{kind}'", hint=f"Known: {', '.join(TYPES)}.")
     named = ["-L", label] if label else []

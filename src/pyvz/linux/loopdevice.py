@@ -67,20 +67,24 @@ class Backing(NamedTuple):
     flags: int
 
 
-def attach(path: Path, offset: int, size: int, *, readonly: bool = False) -> Loop:
+def attach(path: Path, offset: int, size: int, *, readonly: bool = False, sector: int = 0) -> Loop:
     """Attach `size` bytes of the regular file at `path` from `offset` on; it stays until `detach`.
 
+    sector: bytes of the device's sectors; 0: what direct I/O on that file needs (512, but 4096 on
+    xfs as soon as the file shares blocks).  A smaller one than that means no direct I/O.
     Raises StorageError (no regular file, too short, refused by the kernel), NotEnoughResources.
     """
-    loop, fd = _configured(path, (offset, size), readonly=readonly, flags=0)
+    loop, fd = _configured(path, (offset, size, sector), readonly=readonly, flags=0)
     os.close(fd)
     return loop
 
 
 @contextlib.contextmanager
-def attached(path: Path, offset: int, size: int, *, readonly: bool = False) -> Iterator[Loop]:
+def attached(
+    path: Path, offset: int, size: int, *, readonly: bool = False, sector: int = 0
+) -> Iterator[Loop]:
     """Attach as `attach` does, for the length of the block and of any mount made in it."""
-    loop, fd = _configured(path, (offset, size), readonly=readonly, flags=_AUTOCLEAR)
+    loop, fd = _configured(path, (offset, size, sector), readonly=readonly, flags=_AUTOCLEAR)
     try:
         yield loop
     finally:
@@ -88,9 +92,11 @@ def attached(path: Path, offset: int, size: int, *, readonly: bool = False) -> I
 
 
 def _configured(
-    path: Path, part: tuple[int, int], *, readonly: bool, flags: int
+    path: Path, wanted: tuple[int, int, int], *, readonly: bool, flags: int
 ) -> tuple[Loop, int]:
-    """Return a device configured for a part (offset, size) of the file, and it opened."""
+    """Return a device configured for (offset, size, sector) of the file, and it opened."""
+    *_, sector = wanted
+    part = wanted[:2]
     access = os.O_RDONLY if readonly else os.O_RDWR
     file = os.open(path, access | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
@@ -102,7 +108,7 @@ def _configured(
         )
         for _ in range(_ATTEMPTS):
             number = _free()
-            opened = _try(number, _CONFIG.pack(file, 0, info, *(0,) * 8), access)
+            opened = _try(number, _CONFIG.pack(file, sector, info, *(0,) * 8), access)
             if opened is not None:
                 break
         else:
