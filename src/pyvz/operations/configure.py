@@ -29,7 +29,9 @@ from pyvz.storage import base as storage
 log = logging.getLogger(__name__)
 
 # What a running container gets by a file of the guest, at once.
-_WRITTEN_INSIDE = frozenset({"network.hostname", "network.nameservers", "network.searchdomains"})
+_WRITTEN_INSIDE = frozenset(
+    f"network.{name}" for name in ("hostname", "nameservers", "searchdomains", "ip", "interfaces")
+)
 
 
 class SetRequest(NamedTuple):
