@@ -138,12 +138,24 @@ class PrivateMissing(StorageError, NotFound):
     """The private area is not there."""
 
 
+class BackupNotFound(NotFound):
+    """There is no such backup."""
+
+
+class BackupDamaged(StorageError):
+    """Data of a backup is missing or not what was written (names the backup, file or block)."""
+
+
 class GuestFileError(VZError):
     """A file inside the environment is not what it must be (a FIFO, a device, far too large)."""
 
 
 class NetworkError(VZError):
     """An interface, address or rule could not be put in place."""
+
+
+class AddressInUse(NetworkError):
+    """An IP address belongs to another container, to the node, or to somebody on the network."""
 
 
 class TemplateError(VZError):
