@@ -37,7 +37,7 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import LEGAL_FROM, Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import actionscript, guestsettings, leftovers
+from pyvz.operations import actionscript, diskmount, guestsettings, leftovers
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store.journal import Journal
@@ -165,7 +165,7 @@ def umount(node: Node, ref: str) -> Environment:
     with node.lease(env, "umount"):
         repair(node, env)
         require(node, env, "umount")
-        _umount_root(node, env)
+        umount_root(node, env)
         node.publish("ve-umount", env)
     return env
 
@@ -387,16 +387,23 @@ def _mount_root(node: Node, env: Environment, undo: ExitStack, *, readonly: bool
     if not actionscript.run(node, env, "premount"):  # "skip": the script has mounted it itself
         driver.mount(env.home, root, readonly=readonly)
     undo.callback(driver.umount, env.home, root)
+    diskmount.mount_all(node, env, node.registry.config(env), readonly=readonly)
+    undo.callback(diskmount.umount_all, node, env)
     actionscript.run(node, env, "mount")
 
 
-def _umount_root(node: Node, env: Environment, *, cleaning: bool = False) -> None:
-    """Unmount with the action scripts; while cleaning up a script that fails stops nothing."""
+def umount_root(node: Node, env: Environment, *, cleaning: bool = False) -> None:
+    """Unmount with the action scripts; while cleaning up a script that fails stops nothing.
+
+    The caller holds the lease.
+    """
     root = node.root(env)
     if not is_mount_point(root):
+        diskmount.umount_all(node, env)  # a guest without a root disk, or killed half way
         return
     run_scripts = actionscript.run_ignoring_failure if cleaning else actionscript.run
     run_scripts(node, env, "umount")
+    diskmount.umount_all(node, env)
     storage.find(env.home).umount(env.home, root)
     run_scripts(node, env, "postumount")
 
@@ -406,5 +413,5 @@ def _clear(node: Node, env: Environment, *, keep_mounted: bool = False) -> None:
     node.runtime.clean(env.uuid)
     (env.home / ".running").unlink(missing_ok=True)
     if not keep_mounted:
-        _umount_root(node, env, cleaning=True)
+        umount_root(node, env, cleaning=True)
     RunState.clear(node.paths, env.uuid)
