@@ -37,6 +37,7 @@ VZCTL: Table = {
     errors.AlreadyRunning: 32,
     errors.StopError: 33,
     errors.NetworkError: 104,
+    errors.AddressInUse: 78,
     errors.NotMounted: 40,
     errors.AlreadyMounted: 41,
     errors.PrivateMissing: 43,
