@@ -16,6 +16,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -32,7 +33,8 @@ _SCOPE_NOWHERE = 255  # in a request to delete: whatever its scope is (fib_table
 _GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
 
 
-class Link(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Link:
     """An interface.  kind: "veth", "bridge", "vlan", ... or "" (a card).  master: index or 0."""
 
     index: int
@@ -46,7 +48,8 @@ class Link(NamedTuple):
     loopback: bool
 
 
-class InterfaceAddress(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class InterfaceAddress:
     """An address of an interface, "10.1.2.3/24"; scope as the kernel has it (0: universe)."""
 
     index: int
@@ -54,7 +57,8 @@ class InterfaceAddress(NamedTuple):
     scope: int
 
 
-class Route(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Route:
     """A route.  to: "10.1.2.3/32" or "default".  via: gateway or ""; source: preferred one."""
 
     to: str
