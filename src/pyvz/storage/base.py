@@ -29,7 +29,8 @@ import importlib
 import os
 import pkgutil
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, Protocol, cast
@@ -37,7 +38,7 @@ from typing import NamedTuple, Protocol, cast
 import pyvz.storage
 from pyvz.errors import Busy, PrivateMissing, Unsupported
 from pyvz.image.report import Report
-from pyvz.linux import loopdevice, mount
+from pyvz.linux import filesystem, loopdevice, mount, run
 from pyvz.model.task import Progress
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -81,6 +82,18 @@ class Extras(Protocol):
     """
 
     name: str
+    pool_options: tuple[str, ...] = ()  # options of a pool that the driver understands
+
+    def prepare(self, place: Path, options: Mapping[str, str]) -> None:
+        """Make the existing directory `place` ready to be a pool; idempotent.
+
+        Raises Unsupported when the driver cannot work there, saying why.
+        """
+        del place, options
+
+    def release(self, place: Path) -> None:
+        """Remove what the driver keeps in the pool `place` beside homes and nobody uses."""
+        del place
 
     def snapshot(self, home: Path, guid: str, *, disk: str = ROOT_DISK) -> None:
         """Keep the disk as it is now under `guid`; it may be mounted (writers wait shortly).
@@ -256,6 +269,17 @@ def load(name: str) -> StorageDriver:
             f"There is no storage driver '{name}'", hint=f"Drivers: {', '.join(names())}."
         )
     return cast("StorageDriver", _module(name).Driver())
+
+
+def why_no_images() -> str:
+    """Return what this node lacks for disks that are images; empty when it can have them."""
+    if not os.path.exists("/dev/loop-control"):
+        return "there is no /dev/loop-control: the kernel has no loop devices"
+    kind = "ext4" if filesystem.can_grow_ext4_online() else "xfs"
+    path = run.ENVIRONMENT["PATH"]
+    if shutil.which(f"mkfs.{kind}", path=path) is None:
+        return f"mkfs.{kind} is not installed"
+    return ""
 
 
 def find(home: Path) -> StorageDriver:

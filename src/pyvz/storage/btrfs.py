@@ -13,6 +13,7 @@ btrfs has no other answer.  A clone is a snapshot; on another file system it is 
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from pathlib import Path
 
 from pyvz.errors import InvalidState, PrivateMissing, Unsupported
@@ -21,11 +22,12 @@ from pyvz.model.task import Progress
 from pyvz.storage import base, tree
 
 
-class Driver:
+class Driver(base.Extras):
     """See `pyvz.storage.base.StorageDriver`."""
 
     name = "btrfs"
     layout = 101
+    pool_options = ("quota",)
 
     def capabilities(self, place: Path) -> base.Capabilities:
         """A size where quota groups are on; nothing at all outside a btrfs."""
@@ -36,7 +38,7 @@ class Driver:
             reflink=True, grow_online=quota, shrink=quota, discard=True, quota=quota
         )
 
-    def prepare(self, place: Path, options: dict[str, str]) -> None:
+    def prepare(self, place: Path, options: Mapping[str, str]) -> None:
         """Make `place` ready to be a pool; raises Unsupported when it is no btrfs."""
         _check_place(place)
         if options.get("quota") == "yes":

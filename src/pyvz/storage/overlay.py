@@ -25,7 +25,7 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pyvz.errors import Busy, MountError, PrivateMissing, StorageError, Unsupported
@@ -42,7 +42,7 @@ _OPTIONS = "redirect_dir=on,index=off,metacopy=off"
 _SPECIAL = frozenset(",:\\")
 
 
-class Driver:
+class Driver(base.Extras):
     """See `pyvz.storage.base.StorageDriver`."""
 
     name = "overlay"
@@ -53,7 +53,7 @@ class Driver:
         del place
         return base.Capabilities()
 
-    def prepare(self, place: Path, options: dict[str, str]) -> None:
+    def prepare(self, place: Path, options: Mapping[str, str]) -> None:
         """Make sure that the file system of `place` can carry an overlay; raises Unsupported."""
         del options
         probe = place / f".probe-{os.getpid()}"

@@ -20,7 +20,7 @@ from pyvz.model.task import Progress
 from pyvz.storage import base, tree
 
 
-class Driver:
+class Driver(base.Extras):
     """See `pyvz.storage.base.StorageDriver`."""
 
     name = "simfs"
