@@ -35,7 +35,7 @@ from pyvz.model.environment import (
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
 from pyvz.model.vzconf import expand_veid, under
-from pyvz.operations import home, leftovers, lifecycle, options, pool, template
+from pyvz.operations import home, leftovers, lifecycle, options, pool, storagepool, template
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store.journal import Journal
@@ -141,8 +141,8 @@ def recover(node: Node) -> None:
     node.id_ranges.prune(known | unfinished | node.runtime.running().keys())
 
 
-def identity(node: Node, request: CreateRequest) -> Environment:
-    """Return who the new environment will be; raises BadValue."""
+def identity(node: Node, request: CreateRequest, driver: storage.StorageDriver) -> Environment:
+    """Return who the new environment, whose disk `driver` makes, will be; raises BadValue."""
     uuid = str(uuid4())
     if request.uuid is not None:
         given = canonical_uuid(request.uuid)
@@ -167,12 +167,16 @@ def _private(node: Node, request: CreateRequest) -> str:
         if request.pool is not None:
             raise UsageError("A private area and a storage pool cannot both be given")
         return request.private
-    return pool.private(node, request.pool)
+    chosen = storagepool.chosen(node, request.pool)
+    if chosen.builtin:
+        return pool.private_for(node, _driver_name(node, request))
+    return f"{chosen.path}/$VEID"
 
 
 def _driver_name(node: Node, request: CreateRequest) -> str:
+    """Return the storage driver: of the layout asked for, else of the pool, else of vz.conf."""
     if request.layout is None and request.private is None:
-        chosen = pool.chosen(node, request.pool)
+        chosen = storagepool.chosen(node, request.pool)
         if not chosen.builtin:
             return chosen.driver
     return driver_name(node, request.layout)
@@ -192,10 +196,7 @@ def driver_name(node: Node, layout: str | None) -> str:
         word = layout.partition(":")[0].lower()
         return DRIVER_OF_LAYOUT.get(word, word)
     wanted = node.config().layout.partition(":")[0].lower()
-    if wanted in storage.names():
-        return wanted
-    log.warning("vz.conf: there is no storage driver '%s': using simfs", wanted)
-    return "simfs"
+    return pool.default_driver(_DRIVER_OF_LAYOUT.get(wanted, wanted))
 
 
 def configuration(node: Node, request: CreateRequest, env: Environment) -> ConfFile:
