@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from ipaddress import ip_address
 from typing import Any, NamedTuple, Protocol
 
+from pyvz.errors import NetworkError
 from pyvz.model.grammar_net import NetIf
 
 ROUTED = "venet0"  # the name inside of the interface for IP_ADDRESS
@@ -155,6 +156,16 @@ def routed_mac(uuid: str) -> str:
 def routed_host_name(uuid: str) -> str:
     """Return the name of venet0's end on the node."""
     return "veth" + hashlib.sha256(uuid.encode()).hexdigest()[:8]
+
+
+def card_mac(uuid: str, name: str, taken: Container[str] = ()) -> str:
+    """Return the MAC of a container's card NAME that nobody gave it; taken: used by others."""
+    for attempt in range(1 << 16):
+        digest = hashlib.sha256(f"{uuid} {name} {attempt}".encode()).hexdigest()
+        mac = f"{MAC_PREFIX}:{digest[0:2]}:{digest[2:4]}:{digest[4:6]}"
+        if mac not in taken:
+            return mac
+    raise NetworkError("There is no free hardware address")
 
 
 def _interface(data: dict[str, Any]) -> Interface:

@@ -7,22 +7,21 @@ from ipaddress import ip_address
 from pyvz.errors import NetworkError
 from pyvz.model.grammar_net import NetIf
 from pyvz.network.address import with_prefix
-from pyvz.network.base import Filter, Interface, NodeFacts, host_mac_of, host_name_of
+from pyvz.network.base import Filter, Interface, NodeFacts, card_mac, host_mac_of, host_name_of
 
 
 def interface(uuid: str, netif: NetIf, facts: NodeFacts) -> Interface:
-    """Return the plan of a bridged interface; NetworkError when it has no MAC or no bridge."""
-    if not netif.mac:
-        raise NetworkError(f"The interface {netif.ifname} of {uuid} has no hardware address")
+    """Return the plan of a bridged interface; NetworkError when its network is not there."""
+    mac = netif.mac or card_mac(uuid, netif.ifname)
     given = [each for each in (*netif.ip, *netif.ip6) if facts.ipv6 or ":" not in each.ip]
     gateways = tuple(each for each in (netif.gw, netif.gw6) if each)
     configured = netif.configure != "none"
     return Interface(
         kind="bridged",
         name=netif.ifname,
-        host_name=netif.host_ifname or host_name_of(netif.mac),
-        mac=netif.mac,
-        host_mac=netif.host_mac or host_mac_of(netif.mac),
+        host_name=netif.host_ifname or host_name_of(mac),
+        mac=mac,
+        host_mac=netif.host_mac or host_mac_of(mac),
         addresses=tuple(map(with_prefix, given)) if configured else (),
         default="".join(str(ip_address(each).version) for each in gateways) if configured else "",
         gateways=gateways if configured else (),

@@ -27,7 +27,7 @@ def facts(
         uplinks=_uplinks(config, links, given),
         bridges=bridges | dict(networks),
         sources=_sources(config, by_index, given),
-        mask=config.values.get("USE_VENET_MASK", "yes") != "no",
+        mask=config.values.get("USE_VENET_MASK", "no").lower() == "yes",
         ipv6=config.ipv6,
     )
 

@@ -12,7 +12,7 @@ import os
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from pyvz.errors import BadValue, SetError, VZError
+from pyvz.errors import BadValue, SetError, UsageError, VZError
 from pyvz.model import params
 from pyvz.model.config import Config
 from pyvz.model.config_limits import limits_of
@@ -21,7 +21,7 @@ from pyvz.model.limits import Limits
 from pyvz.model.param import normal
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import guestsettings, lifecycle, password
+from pyvz.operations import disk, guestsettings, lifecycle, network, password
 from pyvz.operations.node import Node
 from pyvz.operations.options import GivenOptions, Plan, plan
 from pyvz.storage import base as storage
@@ -73,10 +73,13 @@ def set_options(
         lifecycle.repair(node, env)
         old = node.registry.config(env)
         base = _with_sample(node, old, request.options)
-        made = plan(base, request.dialect, request.options, env.kind)
+        given = network.with_addresses(node, request.options)
+        made = plan(base, request.dialect, given, env.kind)
         running = node.status(env) in {Status.RUNNING, Status.PAUSED}
         warnings = [*made.warnings]
         with ExitStack() as undo:
+            if network.FIELDS.intersection(made.fields) and not running:
+                network.check(node, env, old, made.config, undo)
             if running:
                 warnings += _put_in_force(node, env, old, made, undo)
             if request.save:
@@ -128,6 +131,8 @@ def _put_in_force(
     if hostname and hostname != old.network.hostname:
         guestsettings.set_hostname_live(node, env, hostname)
         undo.callback(guestsettings.set_hostname_live, node, env, old.network.hostname or env.name)
+    if network.FIELDS.intersection(made.fields):
+        network.change(node, env, old, made.config, undo)
     if _WRITTEN_INSIDE.intersection(made.fields):
         guestsettings.write_running(node, env, made.config)
         undo.callback(guestsettings.write_running, node, env, old)

@@ -37,7 +37,7 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import LEGAL_FROM, Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import actionscript, diskmount, guestsettings, leftovers
+from pyvz.operations import actionscript, diskmount, guestsettings, leftovers, network
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store.journal import Journal
@@ -220,6 +220,7 @@ def exited(node: Node, exit_: Exit) -> None:
         env = node.registry.resolve(exit_.uuid)
     except VZError:
         node.runtime.clean(exit_.uuid)
+        network.clean(node, exit_.uuid)
         return
     with node.lease(env, "cleaning up after stop", timeout=EXIT_LEASE_TIMEOUT):
         state = RunState.load(node.paths, env.uuid)
@@ -247,6 +248,7 @@ def recover(node: Node) -> None:
             log.info("%s: left alone: %s", env.name, busy)
         except (VZError, OSError):
             log.exception("%s: could not be repaired", env.name)
+    network.recover(node)
 
 
 def autostart_order(node: Node) -> list[Environment]:
@@ -286,7 +288,8 @@ def _start_locked(node: Node, env: Environment, options: StartOptions, progress:
         kind = _prepare_guest(node, env, config)
         spec = _spec(node, env, config, kind, repair_mode=options.repair)
         undo.callback(node.runtime.clean, env.uuid)
-        init = node.runtime.start(spec)
+        undo.callback(network.clean, node, env.uuid)
+        init = node.runtime.start(spec, network.prepare(node, env, config))
         undo.callback(node.runtime.kill, env.uuid, timeout=KILL_TIMEOUT)
         _running_state(init, kind).save(node.paths, env.uuid)
         undo.callback(RunState.clear, node.paths, env.uuid)
@@ -311,7 +314,7 @@ def _running_state(init: Init, kind: InitKind) -> RunState:
 def _prepare_guest(node: Node, env: Environment, config: Config) -> InitKind:
     """Look at the mounted guest and write into it what its configuration says (hostname, ...)."""
     with GuestRoot.open(node.root(env, config)) as guest:
-        guestsettings.write(guest, env, config)
+        guestsettings.write(node, guest, env, config)
         return guestinit.detect(guest)
 
 
@@ -409,8 +412,9 @@ def umount_root(node: Node, env: Environment, *, cleaning: bool = False) -> None
 
 
 def _clear(node: Node, env: Environment, *, keep_mounted: bool = False) -> None:
-    """Undo, in reverse, what a start made: cgroups, mounts, state.  Idempotent."""
+    """Undo, in reverse, what a start made: cgroups, links, mounts, state.  Idempotent."""
     node.runtime.clean(env.uuid)
+    network.clean(node, env.uuid)
     (env.home / ".running").unlink(missing_ok=True)
     if not keep_mounted:
         umount_root(node, env, cleaning=True)
