@@ -23,13 +23,14 @@ log = logging.getLogger(__name__)
 RESOLV_CONF = Path("/etc/resolv.conf")
 
 
-def write(guest: GuestRoot, env: Environment, config: Config) -> None:
+def write(node: Node, guest: GuestRoot, env: Environment, config: Config) -> None:
     """Write names, resolver and interfaces into the guest, where the configuration names them.
 
     A guest whose files are broken or hostile starts all the same: what could not be written is
     told in the log.  The addresses themselves are put in place from outside.
     """
-    network = base.from_config(config, node_nameservers=_inherited(config))
+    mask = node.config().values.get("USE_VENET_MASK", "no").lower() == "yes"
+    network = base.from_config(config, node_nameservers=_inherited(config), mask=mask)
     problems = list(base.write(guest, network))
     try:
         names.write(guest, network)
@@ -42,7 +43,7 @@ def write(guest: GuestRoot, env: Environment, config: Config) -> None:
 def write_running(node: Node, env: Environment, config: Config) -> None:
     """Write the settings into a container that runs, through its root on the node."""
     with GuestRoot.open(node.root(env, config)) as guest:
-        write(guest, env, config)
+        write(node, guest, env, config)
 
 
 def _inherited(config: Config) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Network, ip_address, ip_interface
+from ipaddress import ip_address, ip_interface
 from typing import NamedTuple, Protocol, cast
 
 from pyvz.errors import GuestFileError, VZError
@@ -26,9 +26,10 @@ from pyvz.linux.guestroot import GuestRoot
 from pyvz.model.config import Config
 from pyvz.model.grammar_list import Address
 from pyvz.model.grammar_net import NetIf
+from pyvz.network.address import with_prefix
+from pyvz.network.plan import netifs
 
 MARK = "# Written by pyvz; changes here are lost. Change it on the node, with prlctl set."
-VENET = "venet0"
 
 
 class GuestAddress(NamedTuple):
@@ -49,8 +50,9 @@ class GuestAddress(NamedTuple):
 class GuestInterface(NamedTuple):
     """One interface inside.
 
-    kind: "venet" (routed: the default route is the device itself, scope link, where no gateway is
-    given) or "veth" (bridged).  mac: "" when it is not known yet.
+    kind: "venet" (routed) or "veth" (bridged).  default: the families whose default route is the
+    device itself, scope link ("4", "6", "46"), where no gateway is given.  mac: "" when it is not
+    known yet.
     """
 
     name: str
@@ -61,6 +63,7 @@ class GuestInterface(NamedTuple):
     dhcp: bool = False
     dhcp6: bool = False
     mac: str = ""
+    default: str = ""
 
     def of(self, version: int) -> tuple[GuestAddress, ...]:
         """Return the addresses of IP version 4 or 6."""
@@ -71,7 +74,7 @@ class GuestInterface(NamedTuple):
         return tuple(
             GuestRoute(version, gateway, onlink=bool(gateway) and not self.reaches(gateway))
             for version, gateway in ((4, self.gateway), (6, self.gateway6))
-            if gateway or (self.kind == "venet" and self.of(version))
+            if gateway or str(version) in self.default
         )
 
     def reaches(self, gateway: str) -> bool:
@@ -118,34 +121,26 @@ class GuestKind(Protocol):
     write: Callable[[GuestRoot, GuestNetwork], None]
 
 
-def from_config(config: Config, *, node_nameservers: tuple[str, ...] = ()) -> GuestNetwork:
+def from_config(
+    config: Config, *, node_nameservers: tuple[str, ...] = (), mask: bool = False
+) -> GuestNetwork:
     """Return what the guest shall know of its configuration; pure.
 
     Interfaces with configure=none are left out.  APPLY_IPONLY leaves names and resolver alone.
-    node_nameservers: what NAMESERVER=inherit stands for.
+    node_nameservers: what NAMESERVER=inherit stands for.  mask: USE_VENET_MASK.
     """
     network = config.network
-    interfaces = [_bridged(netif) for netif in network.interfaces if netif.configure != "none"]
-    if network.ip:
-        interfaces.insert(0, _routed(network.ip))
+    found = [_interface(netif, mask=mask) for netif in netifs(config) if netif.configure != "none"]
+    interfaces = tuple(_one_default(found))
     if network.ip_only:
-        return GuestNetwork(tuple(interfaces))
+        return GuestNetwork(interfaces)
     servers = network.nameservers
     return GuestNetwork(
-        tuple(interfaces),
+        interfaces,
         node_nameservers if servers == ("inherit",) else servers,
         network.searchdomains,
         network.hostname or "",
     )
-
-
-def prefix_of(address: Address, *, whole: bool = False) -> int:
-    """Return the length of an address's prefix; whole: of the address alone when none is given."""
-    if not address.mask:
-        return (128 if whole else 64) if ":" in address.ip else (32 if whole else 24)
-    if address.mask.isdigit():
-        return int(address.mask)
-    return IPv4Network(f"0.0.0.0/{address.mask}").prefixlen
 
 
 def write(guest: GuestRoot, network: GuestNetwork) -> tuple[str, ...]:
@@ -242,19 +237,34 @@ def mentions(text: str, pattern: str, name: str) -> bool:
     return re.search(pattern % re.escape(name), text, re.MULTILINE) is not None
 
 
-def _routed(addresses: tuple[Address, ...]) -> GuestInterface:
-    found = (GuestAddress(x.ip, 128 if ":" in x.ip else 32) for x in addresses)
-    return GuestInterface(VENET, "venet", tuple(found))
-
-
-def _bridged(netif: NetIf) -> GuestInterface:
+def _interface(netif: NetIf, *, mask: bool) -> GuestInterface:
+    routed = netif.type == "routed"
+    given = (*netif.ip, *netif.ip6)
+    addresses = tuple(_address(x, mask=mask or not routed) for x in given)
+    families = {str(address.version) for address in addresses}
     return GuestInterface(
         netif.ifname,
-        "veth",
-        tuple(GuestAddress(x.ip, prefix_of(x)) for x in (*netif.ip, *netif.ip6)),
-        netif.gw,
-        netif.gw6,
-        dhcp=netif.dhcp,
-        dhcp6=netif.dhcp6,
+        "venet" if routed else "veth",
+        addresses,
+        "" if routed else netif.gw,
+        "" if routed else netif.gw6,
+        dhcp=netif.dhcp and not routed,
+        dhcp6=netif.dhcp6 and not routed,
         mac=netif.mac,
+        default="".join(sorted(families)) if routed else "",
     )
+
+
+def _address(address: Address, *, mask: bool) -> GuestAddress:
+    ip, _, prefix = with_prefix(address, mask=mask).partition("/")
+    return GuestAddress(ip, int(prefix))
+
+
+def _one_default(interfaces: list[GuestInterface]) -> Iterable[GuestInterface]:
+    """Leave one default route per family: a gateway that was named, else the first interface."""
+    taken = {"4" for each in interfaces if each.gateway}
+    taken |= {"6" for each in interfaces if each.gateway6}
+    for each in interfaces:
+        keep = "".join(family for family in each.default if family not in taken)
+        taken |= set(keep)
+        yield each._replace(default=keep)
