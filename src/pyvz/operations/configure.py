@@ -68,20 +68,26 @@ def set_options(
     if request.setmode not in {None, "restart", "ignore"}:
         raise BadValue("--setmode: give restart or ignore")
     env = node.registry.resolve(ref)
-    (progress or NoProgress()).stage("Configuring")
+    progress = progress or NoProgress()
+    progress.stage("Configuring")
+    given, device = disk.split(request.dialect, request.options)
+    if device is not None and not request.save:
+        raise UsageError("A disk is added, changed or removed with --save only")
     with node.lease(env, "set"):
         lifecycle.repair(node, env)
         old = node.registry.config(env)
-        base = _with_sample(node, old, request.options)
-        given = network.with_addresses(node, request.options)
-        made = plan(base, request.dialect, given, env.kind)
+        base = _with_sample(node, old, given)
+        given = network.with_addresses(node, given)
         running = node.status(env) in {Status.RUNNING, Status.PAUSED}
-        warnings = [*made.warnings]
-        with ExitStack() as undo:
+        with disk.changing(node, env, base, device, progress) as changed, ExitStack() as undo:
+            made = plan(changed.config, request.dialect, given, env.kind)
+            made = made._replace(echo=(*changed.echo, *made.echo))
+            warnings = [*made.warnings]
             if network.FIELDS.intersection(made.fields) and not running:
                 network.check(node, env, old, made.config, undo)
             if running:
                 warnings += _put_in_force(node, env, old, made, undo)
+            disk.resize_root(env, old, made.config)
             if request.save:
                 _save(node, env, old, made.config)
             undo.pop_all()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from pyvz.errors import Locked, VZError
-from pyvz.operations import home, shot, transfer
+from pyvz.operations import disk, home, shot, transfer
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal, Record
 
@@ -27,6 +27,8 @@ def repair(node: Node, record: Record) -> bool:
         transfer.repair(node, record)
     elif record.verb in shot.VERBS:
         shot.repair(node, record)
+    elif record.verb in disk.VERBS:
+        disk.repair(node, record)
     else:
         return False
     return True
@@ -38,7 +40,7 @@ def repair_all(node: Node) -> None:
     Environments that are no more, or were not yet, are found only by their records.
     """
     for record in Journal.all(node.paths):
-        if record.verb not in {*home.VERBS, transfer.VERB, *shot.VERBS}:
+        if record.verb not in {*home.VERBS, transfer.VERB, *shot.VERBS, *disk.VERBS}:
             continue
         env = home.from_data(record.uuid, record.data)
         try:

@@ -31,6 +31,7 @@ _IN_FORCE = frozenset(
         "disk.bindmounts",
         "disk.noatime",
         "disk.autocompact",
+        "disk.space",
     }
 )
 _QUIET = frozenset({"save", "setmode", "crypted", "force"})  # flags of the call, not changes

@@ -52,9 +52,13 @@ def disks(env: Environment) -> tuple[str, ...]:
             f"Snapshots are not possible: the disk of {env.name} is of layout {driver.name}",
             hint="A container on a ploop image has them; see prlctl convert --layout.",
         )
-    if not able.disks:
+    return _disks_in(driver, env.home)
+
+
+def _disks_in(driver: storage.StorageDriver, directory: Path) -> tuple[str, ...]:
+    if not driver.capabilities(directory).disks:
         return (storage.ROOT_DISK,)
-    return tuple(storage.many_disks(driver, env.home).disks(env.home))
+    return tuple(storage.many_disks(driver, directory).disks(directory))
 
 
 def take(
@@ -169,6 +173,17 @@ def thaw(node: Node, env: Environment) -> None:
             log.debug("%s: %s", target, error)
         finally:
             os.close(fd)
+
+
+def forget_all(directory: Path, states: SavedStates) -> None:
+    """Remove the snapshots from the copied disks in `directory`: a clone is what is there now."""
+    if not states.items:
+        return
+    driver = storage.find(directory)
+    for name in _disks_in(driver, directory):
+        for item in states.items:
+            with suppress(NotFound):
+                driver.delete_snapshot(directory, item.guid, disk=name)
 
 
 def saved_conf(env: Environment, guid: str) -> Path:
