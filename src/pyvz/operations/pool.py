@@ -1,9 +1,10 @@
 """Where the homes of new containers go, and the pool that the node makes for itself.
 
-Images want a file system that can share blocks.  Where the parent of VE_PRIVATE can, homes go there
-as ever.  Else they go to <vz>/pool/default, which is an xfs of the node's own
-(storage/embedded.py); VE_PRIVATE in their ve.conf says so, and /vz/private stays as it is, with the
-containers that are in it.  Where that pool cannot be had, images lie in /vz/private without sharing.
+Images want a file system that can share blocks.  Where the parent of VE_PRIVATE can, homes go
+there as ever.  Else they go to <vz>/pool/default, which is an xfs of the node's own
+(storage/embedded.py); VE_PRIVATE in their ve.conf says so, and /vz/private stays as it is, with
+the containers that are in it.  Where that pool cannot be had, images lie in /vz/private without
+sharing.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def private_for(node: Node, driver: str) -> str:
     return f"/{place.relative_to(node.paths.root)}/$VEID"
 
 
-def default_driver(node: Node, wanted: str) -> str:
+def default_driver(wanted: str) -> str:
     """Return the storage driver that VELAYOUT means, or simfs where that cannot work."""
     if wanted not in storage.names():
         log.warning("vz.conf: there is no storage driver '%s': using %s", wanted, _PLAIN)

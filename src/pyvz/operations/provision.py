@@ -82,8 +82,8 @@ def create(node: Node, request: CreateRequest, progress: Progress | None = None)
     progress = progress or NoProgress()
     if request.kind != Kind.CT:
         raise Unsupported("Virtual machines are not supported by this version")
-    env = identity(node, request)
     driver = storage.load(_driver_name(node, request))
+    env = identity(node, request, driver)
     with ExitStack() as held:
         held.enter_context(home.reserved(node, env.uuid, env.envid, env.name))
         held.enter_context(node.lease(env, "create"))
@@ -158,10 +158,11 @@ def identity(node: Node, request: CreateRequest, driver: storage.StorageDriver) 
             f"'{name}' is the form of a UUID and cannot be a name",
             hint="To choose the UUID use --uuid.",
         )
-    return Environment(uuid, envid, name, request.kind, place(node, _private(node, request), uuid))
+    private = place(node, _private(node, request, driver), uuid)
+    return Environment(uuid, envid, name, request.kind, private)
 
 
-def _private(node: Node, request: CreateRequest) -> str:
+def _private(node: Node, request: CreateRequest, driver: storage.StorageDriver) -> str:
     """Return VE_PRIVATE of the new container, $VEID in it; raises UsageError, NotFound."""
     if request.private is not None:
         if request.pool is not None:
@@ -169,7 +170,7 @@ def _private(node: Node, request: CreateRequest) -> str:
         return request.private
     chosen = storagepool.chosen(node, request.pool)
     if chosen.builtin:
-        return pool.private_for(node, _driver_name(node, request))
+        return pool.private_for(node, "" if request.no_disk else driver.name)
     return f"{chosen.path}/$VEID"
 
 
@@ -196,7 +197,7 @@ def driver_name(node: Node, layout: str | None) -> str:
         word = layout.partition(":")[0].lower()
         return DRIVER_OF_LAYOUT.get(word, word)
     wanted = node.config().layout.partition(":")[0].lower()
-    return pool.default_driver(_DRIVER_OF_LAYOUT.get(wanted, wanted))
+    return pool.default_driver(DRIVER_OF_LAYOUT.get(wanted, wanted))
 
 
 def configuration(node: Node, request: CreateRequest, env: Environment) -> ConfFile:

@@ -153,7 +153,8 @@ class Driver(base.Extras):
             found.sweep()
             image = found.top()
             now = identity.size(image)
-            ploopsize.check(image, size, now)
+            if size <= 0:
+                raise BadValue(f"A disk cannot have {size} bytes")
             if size < now - ploopsize.SPARE:
                 ploopsize.shrink(found, image, size)
             else:

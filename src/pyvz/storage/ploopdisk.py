@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from pyvz.errors import AlreadyMounted, Busy, MountError, StorageError, VZError
-from pyvz.image import descriptor, disk, identity
+from pyvz.image import descriptor, disk, gpt, identity
 from pyvz.image.disk import Descriptor
-from pyvz.linux import file, filesystem, loopdevice, mount, partition, run
+from pyvz.image.file import opened as opened_file
+from pyvz.linux import file, filesystem, loopdevice, mount, run
 from pyvz.linux.loopdevice import Loop
 from pyvz.model.task import Progress
 
@@ -128,14 +129,15 @@ def wait_detached(image: Path, timeout: float = DETACH_TIMEOUT) -> None:
 def part_of(image: Path) -> Part:
     """Return where in the image file the file system is; raises StorageError."""
     offset, size = identity.data_offset(image), identity.size(image)
-    if (found := partition.first(image, offset, size)) is not None:
+    if (found := partition_of(image)) is not None:
         offset, size = offset + found.offset, found.size
     return Part(offset, size, filesystem.kind_at(image, offset))
 
 
-def has_partitions(image: Path) -> bool:
-    """Whether the disk came with a partition table."""
-    return partition.first(image, identity.data_offset(image), identity.size(image)) is not None
+def partition_of(image: Path) -> gpt.Partition | None:
+    """Return the partition of a disk that has a table; StorageError for a damaged one."""
+    with opened_file(image) as fd:
+        return gpt.find(fd, identity.data_offset(image), identity.size(image))
 
 
 @contextlib.contextmanager

@@ -7,27 +7,18 @@ disk.  Asked again, each step that is done already does nothing.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
-from pyvz.errors import BadValue, InvalidState, Unsupported
-from pyvz.image import identity
+from pyvz.errors import InvalidState, Unsupported
+from pyvz.image import gpt, identity
+from pyvz.image.file import opened
 from pyvz.linux import filesystem, loopdevice
 from pyvz.storage import ploopdisk
 from pyvz.storage.ploopdisk import Disk
 
-SPARE: Final = 1 << 20  # what rounding may take away
-
-
-def check(image: Path, size: int, now: int) -> None:
-    """Raise BadValue or Unsupported for a size that the image can never have."""
-    if size <= 0:
-        raise BadValue(f"A disk cannot have {size} bytes")
-    if abs(size - now) >= SPARE and ploopdisk.has_partitions(image):
-        raise Unsupported(
-            "A disk with a partition table cannot be resized here",
-            hint="Import it into a new container: ploop convert.",
-        )
+SPARE: Final = 1 << 20  # a cluster: what rounding may take away
 
 
 def grow(found: Disk, image: Path, size: int) -> None:
@@ -45,7 +36,7 @@ def grow(found: Disk, image: Path, size: int) -> None:
             "ext4 cannot be grown while it is mounted on this node (no CAP_SYS_RESOURCE)",
             hint="Stop the container and try again.",
         )
-    identity.grow(image, size)
+    _grow_file(image, size)
     part = ploopdisk.part_of(image)
     for loop in found.loops():
         loopdevice.resize(loop.device, part.size)
@@ -55,9 +46,11 @@ def grow(found: Disk, image: Path, size: int) -> None:
 
 def grow_image(image: Path, size: int) -> None:
     """Make an image that is mounted nowhere, and its file system, `size` bytes large."""
-    if identity.grow(image, max(size, identity.size(image))) > _spanned(image):
+    _grow_file(image, max(size, identity.size(image)))
+    part = ploopdisk.part_of(image)
+    if part.size > filesystem.space_at(image, part.offset).spanned + SPARE:
         with ploopdisk.attached(image) as (loop, kind):
-            filesystem.resize_offline(loop.device, kind, ploopdisk.part_of(image).size)
+            filesystem.resize_offline(loop.device, kind, part.size)
         ploopdisk.wait_detached(image)
 
 
@@ -72,15 +65,28 @@ def shrink(found: Disk, image: Path, size: int) -> None:
         raise InvalidState(
             "A disk with snapshots cannot be made smaller", hint="Delete the snapshots."
         )
+    old = ploopdisk.partition_of(image)
+    size = -(-size // SPARE) * SPARE  # as the image rounds it
+    inside = size if old is None else size - 2 * old.offset  # the copy of the table is behind it
     with ploopdisk.attached(image) as (loop, kind):
         if kind != "ext4":
             raise Unsupported(f"A disk with {kind} in it cannot be made smaller")
-        filesystem.resize_offline(loop.device, kind, size)
+        filesystem.resize_offline(loop.device, kind, inside)
     ploopdisk.wait_detached(image)
+    if old is not None:
+        _write_table(image, size, old)
     identity.shrink(image, size)
 
 
-def _spanned(image: Path) -> int:
-    """Return up to which size of the image its file system reaches, rounded up generously."""
-    part = ploopdisk.part_of(image)
-    return filesystem.space_at(image, part.offset).spanned + SPARE
+def _grow_file(image: Path, size: int) -> None:
+    """Grow the image, and the partition in it, if it has one."""
+    old = ploopdisk.partition_of(image)
+    size = identity.grow(image, size)
+    if old is not None:
+        _write_table(image, size, old)
+
+
+def _write_table(image: Path, size: int, old: gpt.Partition) -> None:
+    with opened(image, write=True) as fd:
+        gpt.write(fd, identity.data_offset(image), size, old)
+        os.fsync(fd)
