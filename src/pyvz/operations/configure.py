@@ -23,7 +23,7 @@ from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import disk, guestsettings, lifecycle, network, password
 from pyvz.operations.node import Node
-from pyvz.operations.options import GivenOptions, Plan, plan
+from pyvz.operations.options import GivenOptions, Plan
 from pyvz.storage import base as storage
 
 log = logging.getLogger(__name__)
@@ -77,10 +77,9 @@ def set_options(
         lifecycle.repair(node, env)
         old = node.registry.config(env)
         base = _with_sample(node, old, given)
-        given = network.with_addresses(node, given)
         running = node.status(env) in {Status.RUNNING, Status.PAUSED}
         with disk.changing(node, env, base, device, progress) as changed, ExitStack() as undo:
-            made = plan(changed.config, request.dialect, given, env.kind)
+            made = network.plan_options(node, env, changed.config, request.dialect, given)
             made = made._replace(echo=(*changed.echo, *made.echo))
             warnings = [*made.warnings]
             if network.FIELDS.intersection(made.fields) and not running:

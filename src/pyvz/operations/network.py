@@ -22,7 +22,9 @@ from pyvz.network import facts, plan
 from pyvz.network.address import Reservations
 from pyvz.network.base import NetworkPlan, NodeFacts, Proxy, family
 from pyvz.network.links import Inside, Links, check_free
+from pyvz.operations import netdevice, options
 from pyvz.operations.node import Node
+from pyvz.operations.options import GivenOptions, Plan
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +156,31 @@ def with_addresses(
         taken.add(address)
         made.append((name, address))
     return made
+
+
+def plan_options(
+    node: Node, env: Environment, config: Config, dialect: str, given: GivenOptions
+) -> Plan:
+    """Return what the options of `set` mean, those about interfaces included (options.py).
+
+    Raises UsageError, BadValue, NotFound, Unsupported; also for a hardware address that another
+    container has.
+    """
+    nics = netdevice.take(config, dialect, with_addresses(node, given))
+    made = options.plan(nics.config, dialect, nics.rest, env.kind)
+    if not nics.fields:
+        return made
+    taken = {
+        each.mac
+        for other, theirs, _ in node.registry.snapshot()
+        if other.uuid != env.uuid
+        for each in theirs.network.interfaces
+    } - {""}
+    return made._replace(
+        config=netdevice.with_macs(made.config, env.uuid, taken),
+        fields=(*nics.fields, *made.fields),
+        echo=(*nics.echo, *made.echo),
+    )
 
 
 def _own(node: Node) -> NodeFacts:

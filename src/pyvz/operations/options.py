@@ -18,13 +18,15 @@ GivenOptions = Sequence[tuple[str, str | None]]
 # What later releases bring: accepted nowhere, so that nobody believes in a limit or an address
 # that is not in force.
 _LATER = {
-    "network": "Addresses, interfaces and traffic shaping",
+    "network": "External addresses, cards of the node and traffic shaping",
     "disk": "Sizes and disks of a container",
     "memory.guarantee": "Guaranteed memory",
 }
 _IN_FORCE = frozenset(
     {
         "network.hostname",
+        "network.ip",
+        "network.interfaces",
         "network.nameservers",
         "network.searchdomains",
         "network.ip_only",
