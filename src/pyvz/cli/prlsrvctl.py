@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from pyvz.cli import arguments
+from pyvz.cli import arguments, prlsrvctl_pool
 from pyvz.cli.output import prl_json
 from pyvz.cli.prlctl import GLOBAL as _PRLCTL_GLOBAL
 from pyvz.cli.prlctl import check_login
@@ -24,6 +24,7 @@ VERBS: tuple[tuple[str, str, str], ...] = (
     ("info", "", "print what the node is and can do"),
     ("statistics", "", "print performance counters of the environments"),
     ("cttemplate", "list", "list the templates of containers"),
+    ("pool", "ACTION [NAME]", "storage pools: add, list, info, set, delete"),
     ("shutdown,stop", "", "end vzd; environments run on"),
 )
 
@@ -46,6 +47,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("--filter", "+PATTERN", "only counters whose name matches"),
     ),
     "cttemplate": (("-j,--json", "", "as JSON"),),
+    "pool": prlsrvctl_pool.OPTIONS,
     "shutdown": (("-f,--force", "", "also while operations run; they are called off"),),
 }
 
@@ -205,6 +207,7 @@ _HANDLERS = {
     "info": _info,
     "statistics": _statistics,
     "cttemplate": _cttemplate,
+    "pool": prlsrvctl_pool.pool,
     "shutdown": _shutdown,
 }
 

@@ -17,7 +17,9 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 from pyvz.daemon import autostart, log, recovery
 from pyvz.daemon.access import Caller
 from pyvz.daemon.api_environment import Environment
+from pyvz.daemon.api_image import Image
 from pyvz.daemon.api_node import Node
+from pyvz.daemon.api_pool import Pool
 from pyvz.daemon.api_template import Template
 from pyvz.daemon.events import Bus
 from pyvz.daemon.replies import ErrorInterface
@@ -29,12 +31,13 @@ from pyvz.errors import VZError
 from pyvz.model.task import NoProgress
 from pyvz.operations import lifecycle
 from pyvz.operations.node import open_node
+from pyvz.operations.pool import open_pools
 from pyvz.store import defaults
 from pyvz.store.paths import Paths
 
 PATIENCE = 2.0  # seconds that clients wait for the recovery; then they are served beside it
 DRAIN = 30.0  # seconds that running tasks get at the end
-INTERFACES = (Environment, Node, Template)
+INTERFACES = (Environment, Node, Template, Image, Pool)
 URL = "https://github.com/pyvz/pyvz"
 
 logger = logging.getLogger(__name__)
@@ -82,6 +85,7 @@ async def _daemon(
     events = Bus(paths.log / "events.log")
     events.attach(asyncio.get_running_loop())
     await asyncio.to_thread(defaults.seed, paths)
+    await asyncio.to_thread(open_pools, paths)
     node = await asyncio.to_thread(open_node, paths, events)
     stop = asyncio.Event()
     tasks = Tasks(os.fspath(paths.log / log.LOG_NAME))
