@@ -30,7 +30,7 @@ import os
 import pkgutil
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, Protocol, cast
@@ -62,6 +62,7 @@ class Capabilities(NamedTuple):
     check: bool = False  # check() finds (and repairs) damage
     linked_clone: bool = False  # linked_clone() makes a clone that depends on its original
     disks: bool = False  # several disks in one home: see `many_disks`
+    image: bool = False  # a disk is one raw image: copy_image, restore_image
 
 
 class DiskUsage(NamedTuple):
@@ -142,6 +143,29 @@ class Extras(Protocol):
         Bytes of the disk, in order; until: None for the disk as it is now.  Flag: changed_blocks.
         """
         raise self._cannot("list changed blocks", home, since, until, disk)
+
+    def copy_image(self, home: Path, target: Path, *, disk: str = ROOT_DISK) -> tuple[int, int]:
+        """Make the new file `target` a copy of the disk's image as it is at one moment.
+
+        It may be mounted; writers wait.  Blocks are shared where the place can (`reflink`).
+        Returns (offset, size) of the disk in the file.  Flag: image.  Raises NoSpace, Timeout.
+        """
+        raise self._cannot("be copied as an image", home, target, disk)
+
+    def restore_image(
+        self,
+        home: Path,
+        size: int,
+        fill: Callable[[int, int], None],
+        *,
+        disk: str = ROOT_DISK,
+    ) -> None:
+        """Make a disk of `size` bytes with content of the caller's: absent -> created.
+
+        fill(fd, offset): writes the disk into the open sparse file, from `offset` on; what it
+        raises undoes everything.  Flag: image.
+        """
+        raise self._cannot("be restored from an image", home, size, fill, disk)
 
     def linked_clone(self, home: Path, new_home: Path, progress: Progress) -> None:
         """Clone with blocks that both share, the original being needed on.  Flag: linked_clone."""

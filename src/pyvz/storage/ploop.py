@@ -42,7 +42,7 @@ from pyvz.image.disk import Descriptor
 from pyvz.image.report import Report
 from pyvz.linux import file, filesystem, loopdevice, mount
 from pyvz.model.task import NoProgress, Progress
-from pyvz.storage import base, golden, ploopdisk, ploopsize
+from pyvz.storage import base, golden, ploopcopy, ploopdisk, ploopsize
 from pyvz.storage.base import ROOT_DISK
 from pyvz.storage.ploopdisk import Disk
 
@@ -74,6 +74,7 @@ class Driver(base.Extras):
             compact=True,
             check=True,
             disks=True,
+            image=True,
         )
 
     def present(self, home: Path) -> bool:
@@ -309,6 +310,22 @@ class Driver(base.Extras):
                 tuple(done for report in reports for done in report.repaired),
                 in_use=any(report.in_use for report in reports),
             )
+
+    def copy_image(self, home: Path, target: Path, *, disk: str = ROOT_DISK) -> tuple[int, int]:
+        """Reflink the top image, frozen if it is mounted."""
+        return ploopcopy.copy_out(self._disk(home, disk), target)
+
+    def restore_image(
+        self, home: Path, size: int, fill: ploopcopy.Fill, *, disk: str = ROOT_DISK
+    ) -> None:
+        """Fill a new image beside, then give it its name."""
+        new = _empty(home / f"{_checked(disk)}.new")
+        try:
+            ploopcopy.fill_new(new, size, fill)
+            self._name(home, new, disk)
+        except BaseException:
+            _discard(new)
+            raise
 
     # -- steps
 
