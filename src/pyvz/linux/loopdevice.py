@@ -227,6 +227,18 @@ def below(directory: Path) -> list[Path]:
     return found
 
 
+def backing_files() -> list[Path]:
+    """Return the files behind all loop devices of the machine, each once; gone ones left out."""
+    found = []
+    for number in _attached_numbers():
+        with (
+            contextlib.suppress(OSError),
+            open(f"{_SYS_BLOCK}/loop{number}/loop/backing_file", encoding="utf-8") as file,
+        ):
+            found.append(Path(file.read().rstrip("\n")))
+    return [path for path in dict.fromkeys(found) if path.is_file()]
+
+
 def _key(status: os.stat_result) -> tuple[int, int]:
     # loop_info64 has the device as huge_encode_dev() writes it, which is the layout of glibc.
     return status.st_dev, status.st_ino

@@ -20,6 +20,7 @@ from pyvz.errors import (
     AlreadyExists,
     Busy,
     FileMissing,
+    InvalidState,
     Unsupported,
     UsageError,
 )
@@ -29,15 +30,17 @@ from pyvz.image import descriptor, gpt, identity
 from pyvz.image.delta import Stack, stack, stack_of
 from pyvz.image.disk import EXPANDED, NAME, PREALLOCATED, RAW, TOP_GUID, Descriptor, Image
 from pyvz.image.file import no_space, opened
-from pyvz.image.header import CLUSTER, SECTOR
+from pyvz.image.header import CLUSTER
 from pyvz.image.report import Report
 from pyvz.linux import filesystem, loopdevice
 from pyvz.linux.file import flock, fsync_directory
 from pyvz.model.environment import Environment
+from pyvz.model.status import Status
 from pyvz.model.task import Progress
 from pyvz.operations import imagedevice
 from pyvz.operations.imagedevice import Part
 from pyvz.operations.node import Node
+from pyvz.storage import ploopdisk
 
 FORMATS = {"raw": RAW, "ploop1": EXPANDED, "expanded": EXPANDED, "preallocated": PREALLOCATED}
 
@@ -82,17 +85,31 @@ def held(node: Node, path: str, action: str, *, online: bool = False) -> Iterato
 @contextlib.contextmanager
 def lock(node: Node, directory: Path, action: str) -> Iterator[None]:
     """Hold the lock of whatever disk is in a directory; raises Locked, FileMissing."""
-    try:
-        found = directory.stat()
-    except FileNotFoundError as error:
-        raise FileMissing(f"there is no directory {directory}") from error
+    if not directory.is_dir():
+        raise FileMissing(f"there is no directory {directory}")
+    with (
+        leased(node, directory, action),
+        flock(directory / f"{NAME}.lck", timeout=node.default_timeout),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def leased(node: Node, directory: Path, action: str, *, stopped: bool = False) -> Iterator[None]:
+    """Hold the lease of the container that a disk belongs to, if it belongs to one.
+
+    stopped: the container must not run.  Raises Locked, InvalidState.
+    """
     env = owner(node, directory)
-    name = node.paths.lock / f"disk-{found.st_dev:x}-{found.st_ino:x}.lck"
-    node.paths.lock.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as locks:
-        if env is not None:
-            locks.enter_context(node.lease(env, action))
-        locks.enter_context(flock(name, timeout=node.default_timeout))
+    if env is None:
+        yield
+        return
+    with node.lease(env, action):
+        if stopped and node.status(env) not in {Status.STOPPED, Status.INVALID, Status.MOUNTED}:
+            raise InvalidState(
+                f"The disk belongs to {env.name}, which runs",
+                hint=f"Stop it: prlctl stop {env.name}",
+            )
         yield
 
 
@@ -109,13 +126,16 @@ def owner(node: Node, directory: Path) -> Environment | None:
 
 
 class Wanted(NamedTuple):
-    """A new disk.  fstype: "ext4", "xfs" or None; partition: in a GPT, as the original."""
+    """A new disk.  fstype: "ext4", "xfs" or None.
+
+    partition: in the one partition of a GPT, as OpenVZ does; the disks of our containers have none.
+    """
 
     size: int
     mode: str = PREALLOCATED
     fstype: str | None = "ext4"
     label: str = ""
-    partition: bool = True
+    partition: bool = False
 
 
 def create(node: Node, path: str, wanted: Wanted, progress: Progress) -> None:
@@ -126,7 +146,7 @@ def create(node: Node, path: str, wanted: Wanted, progress: Progress) -> None:
     """
     image = Path(path)
     image = image.parent.resolve() / image.name
-    if wanted.fstype and wanted.size < filesystem.MINIMUM.get(wanted.fstype, 0) + gpt.MINIMUM:
+    if wanted.fstype and wanted.size < filesystem.MINIMUM.get(wanted.fstype, 0):
         raise UsageError(f"{wanted.size} bytes are too few for a file system {wanted.fstype}")
     with lock(node, image.parent, "init"), contextlib.ExitStack() as undo:
         for taken in (image, image.parent / NAME):
@@ -233,33 +253,6 @@ def facts(node: Node, path: str) -> Facts:
     return Facts(d.disk_size, d.blocksize, version, d.mode, device, targets)
 
 
-class Space(NamedTuple):
-    """Bytes and inodes of the file system on a disk."""
-
-    size: int
-    used: int
-    inodes: int
-    inodes_used: int
-
-
-def space(node: Node, path: str) -> Space:
-    """Return how full the file system of a disk is; one that is not mounted is looked into."""
-    disk = load(path)
-    image = disk.image()
-    with contextlib.ExitStack() as locks:
-        if not any(place.targets for place in imagedevice.places(image)):
-            locks.enter_context(lock(node, disk.directory, "info"))
-        found = imagedevice.part(image, disk.descriptor)
-        fd = locks.enter_context(imagedevice.mounted(image, found, readonly=True))
-        stat = os.fstatvfs(fd)
-    return Space(
-        stat.f_blocks * stat.f_frsize,
-        (stat.f_blocks - stat.f_bfree) * stat.f_frsize,
-        stat.f_files,
-        stat.f_files - stat.f_ffree,
-    )
-
-
 def check(
     node: Node, path: str, *, repair: bool = False, raw: bool = False, guid: str | None = None
 ) -> list[tuple[str, Report]]:
@@ -356,21 +349,26 @@ def _write(source: Stack, target: Path, progress: Progress, mode: str, version: 
 def _convert_single(
     disk: Disk, progress: Progress, mode: str, version: int | None
 ) -> dict[str, str]:
-    """From or to raw: the descriptor names the other file in the step that changes the form."""
+    """From or to raw, under the same name at last: the descriptor names the file that is meant in
+    every step, for nothing in a raw file tells its form."""
     d = disk.descriptor
     if d.mode == mode:
         return {}
     old = disk.image()
-    stem = old.name.removesuffix(".raw").removesuffix(".hds")
-    new = old.with_name(stem + (".raw" if mode == RAW else ".hds"))
-    if os.path.lexists(new) or new == old:
-        new = old.with_name(f"{old.name}.{mode}")
+    new = old.with_name(f"{old.name}.{mode}")
+    new.unlink(missing_ok=True)
     with stack_of(disk.directory, d) as source:
         checksum = _write(source, new, progress, mode, version)
+        size = -(-source.size // CLUSTER) * CLUSTER if mode != RAW else source.size
     shutil.copymode(old, new)
-    disk.save(replace(d.with_file(d.top, new.name), mode=mode, blocksize=CLUSTER))
+    changed = replace(d, mode=mode, blocksize=CLUSTER, disk_size=size)
+    disk.save(changed.with_file(d.top, new.name))
     old.unlink()
-    return {new.name: checksum}
+    os.link(new, old)
+    disk.save(changed)
+    new.unlink()
+    fsync_directory(disk.directory)
+    return {old.name: checksum}
 
 
 def copy(node: Node, source: str, target: str, progress: Progress, *, mode: str) -> str:
@@ -392,13 +390,13 @@ def resize(
 ) -> int:
     """Make a disk SIZE bytes large (whole MiB) and return its size.
 
-    Growing works while it is mounted.  A thin disk is brought into the identity form first.
+    Growing works while it is mounted.  A thin or raw disk is brought into the identity form first.
     with_filesystem: the partition and file system follow; without, a disk is only grown.
     Raises NoSpace, Unsupported, Busy, StorageError.
     """
     size = -(-size // CLUSTER) * CLUSTER
     with held(node, path, "resize", online=True) as disk:
-        if disk.descriptor.mode != RAW and not identity.is_identity(disk.image()):
+        if disk.descriptor.mode == RAW or not identity.is_identity(disk.image()):
             imagedevice.check_free(disk.image())
             _convert(disk, progress, PREALLOCATED)
         now = load(path)
@@ -407,6 +405,10 @@ def resize(
         progress.stage("Resizing")
         if size < found.size:
             imagedevice.check_free(image)
+            if len(now.descriptor.images) > 1:
+                raise InvalidState(
+                    "A disk with snapshots cannot be made smaller", hint="Delete the snapshots."
+                )
             if not with_filesystem:
                 raise UsageError("a disk can only be made smaller together with its file system")
             size = _shrink(now, found, size)
@@ -419,8 +421,10 @@ def resize(
 
 def _grow(disk: Disk, found: Part, size: int, *, with_filesystem: bool) -> int:
     image = disk.image()
+    if with_filesystem:
+        _check_online(image, found)
     if size > found.size:
-        _set_size(disk, size, grow=True)
+        identity.grow(image, size)
     size = max(size, found.size)
     part = Part(found.start, size, found.partition)
     if not with_filesystem:
@@ -431,14 +435,26 @@ def _grow(disk: Disk, found: Part, size: int, *, with_filesystem: bool) -> int:
         return size
     for place in imagedevice.places(image):
         loopdevice.resize(place.loop.device, part.length)
-        if place.targets:
-            with imagedevice.mounted(image, part) as fd:
-                filesystem.grow_online(fd, kind, part.length)
-            return size
-        raise Busy(f"{image} is attached as {place.loop.device} but not mounted")
+        with ploopdisk.directory(place.targets[0]) as mounted:
+            filesystem.grow_online(mounted, kind, part.length)
+        return size
     with imagedevice.device(image, part) as loop:
         filesystem.resize_offline(loop.device, kind, part.length)
     return size
+
+
+def _check_online(image: Path, found: Part) -> None:
+    """Raise Busy or Unsupported when an attached image cannot grow; nothing was changed then."""
+    for place in imagedevice.places(image):
+        if not place.targets:
+            raise Busy(f"{image} is attached as {place.loop.device} but not mounted")
+        if filesystem.kind_at(image, found.offset) == "ext4" and not (
+            filesystem.can_grow_ext4_online()
+        ):
+            raise Unsupported(
+                "ext4 cannot be grown while it is mounted on this node (no CAP_SYS_RESOURCE)",
+                hint="Unmount the disk, or stop its container, and try again.",
+            )
 
 
 def _shrink(disk: Disk, found: Part, size: int) -> int:
@@ -454,7 +470,7 @@ def _shrink(disk: Disk, found: Part, size: int) -> int:
         filesystem.resize_offline(loop.device, kind, length)
     if found.partition:
         _partition(image, Part(found.start, size, found.partition))
-    _set_size(disk, size, grow=False)
+    identity.shrink(image, size)
     return size
 
 
@@ -466,27 +482,3 @@ def _partition(image: Path, part: Part) -> Part:
         new = gpt.write(fd, part.start, part.size, part.partition)
         os.fsync(fd)
     return Part(part.start, part.size, new)
-
-
-def _set_size(disk: Disk, size: int, *, grow: bool) -> None:
-    image = disk.image()
-    if disk.descriptor.mode == RAW:
-        with opened(image, write=True) as fd:
-            os.ftruncate(fd, size)
-            os.fsync(fd)
-    elif grow:
-        identity.grow(image, size)
-    else:
-        identity.shrink(image, size)
-
-
-def discard(node: Node, path: str) -> int:
-    """Give the free space of a disk's file system back to the node; return the bytes freed."""
-    with held(node, path, "discard", online=True) as disk:
-        image = disk.image()
-        found = imagedevice.part(image, disk.descriptor)
-        before = image.stat().st_blocks
-        with imagedevice.mounted(image, found) as fd:
-            filesystem.trim(fd)
-            filesystem.sync(fd)
-        return max(0, before - image.stat().st_blocks) * SECTOR

@@ -7,7 +7,6 @@ it.  A loop device is made of just that part, so whoever mounts it sees no parti
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -101,25 +100,3 @@ def kind(path: Path, found: Part) -> str:
     if name is None:
         raise StorageError(f"{path} holds no file system that is known here")
     return name
-
-
-@contextlib.contextmanager
-def mounted(path: Path, found: Part, *, readonly: bool = False) -> Iterator[int]:
-    """Yield a descriptor of the root of the image's file system, mounted already or just for us."""
-    for place in places(path):
-        if place.targets:
-            fd = os.open(place.targets[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                yield fd
-            finally:
-                os.close(fd)
-            return
-    name = kind(path, found)
-    with device(path, found, readonly=readonly) as loop:
-        # A log that nobody may replay is left alone.
-        options = ("norecovery",) if readonly else ()
-        fd = filesystem.mount_detached(loop.device, name, readonly=readonly, options=options)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
