@@ -11,7 +11,7 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Kind
 from pyvz.model.param import normal
 from pyvz.model.secret import Secret
-from pyvz.operations.password import check_password, check_user
+from pyvz.operations.credentials import check_password, check_user
 
 GivenOptions = Sequence[tuple[str, str | None]]
 
