@@ -7,13 +7,21 @@ remove homes.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from pyvz.errors import Locked, VZError
-from pyvz.operations import disk, home, shot, transfer
+from pyvz.operations import convertlayout, disk, home, shot, transfer
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal, Record
 
 log = logging.getLogger(__name__)
+
+
+def _repairs() -> dict[str, Callable[[Node, Record], None]]:
+    """Return who repairs which verb."""
+    makers = (home, shot, disk)
+    found = {verb: module.repair for module in makers for verb in module.VERBS}
+    return found | {module.VERB: module.repair for module in (transfer, convertlayout)}
 
 
 def repair(node: Node, record: Record) -> bool:
@@ -21,16 +29,10 @@ def repair(node: Node, record: Record) -> bool:
 
     The caller holds the lease of the record's environment.
     """
-    if record.verb in home.VERBS:
-        home.repair(node, record)
-    elif record.verb == transfer.VERB:
-        transfer.repair(node, record)
-    elif record.verb in shot.VERBS:
-        shot.repair(node, record)
-    elif record.verb in disk.VERBS:
-        disk.repair(node, record)
-    else:
+    found = _repairs().get(record.verb)
+    if found is None:
         return False
+    found(node, record)
     return True
 
 
@@ -40,7 +42,7 @@ def repair_all(node: Node) -> None:
     Environments that are no more, or were not yet, are found only by their records.
     """
     for record in Journal.all(node.paths):
-        if record.verb not in {*home.VERBS, transfer.VERB, *shot.VERBS, *disk.VERBS}:
+        if record.verb not in _repairs():
             continue
         env = home.from_data(record.uuid, record.data)
         try:
