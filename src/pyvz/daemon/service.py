@@ -20,6 +20,7 @@ from pyvz.daemon.api_environment import Environment
 from pyvz.daemon.api_image import Image
 from pyvz.daemon.api_node import Node
 from pyvz.daemon.api_pool import Pool
+from pyvz.daemon.api_storage import Storage
 from pyvz.daemon.api_template import Template
 from pyvz.daemon.events import Bus
 from pyvz.daemon.replies import ErrorInterface
@@ -37,7 +38,7 @@ from pyvz.store.paths import Paths
 
 PATIENCE = 2.0  # seconds that clients wait for the recovery; then they are served beside it
 DRAIN = 30.0  # seconds that running tasks get at the end
-INTERFACES = (Environment, Node, Template, Image, Pool)
+INTERFACES = (Environment, Node, Template, Image, Pool, Storage)
 URL = "https://github.com/pyvz/pyvz"
 
 logger = logging.getLogger(__name__)
