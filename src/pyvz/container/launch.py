@@ -16,7 +16,7 @@ from typing import Any
 
 from pyvz.container import protocol, session, stage
 from pyvz.container.loop import READ, Loop
-from pyvz.linux import namespace, process, syscall
+from pyvz.linux import namespace, overlay, process, syscall
 
 
 class StepError(Exception):
@@ -216,7 +216,12 @@ def _trees(stack: ExitStack, pid: int, request: Mapping[str, Any]) -> list[int]:
     if request["ids"] is not None:
         userns = namespace.open_user(pid)
         stack.callback(os.close, userns)
-    root = {"source": request["root"], "idmap": True, "read_only": False, "attributes": ()}
+    shifted = False
+    if userns is not None:
+        with step(f"preparing the mount of {request['root']}"):
+            first = request["ids"][0]
+            shifted = overlay.shift(request["root"], userns, (first, first))
+    root = {"source": request["root"], "idmap": not shifted, "read_only": False, "attributes": ()}
     wanted = [root, *request["binds"]]
     trees = []
     for bind in wanted:

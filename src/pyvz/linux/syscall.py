@@ -81,6 +81,9 @@ PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
 PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
+SECBIT_NO_SETUID_FIXUP = 1 << 2
+PR_GET_SECUREBITS = 27
+PR_SET_SECUREBITS = 28
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
@@ -291,6 +294,16 @@ def prctl(option: int, *args: int) -> int:
     """prctl(2); missing arguments are 0."""
     padded = (*args, 0, 0, 0, 0)[:4]
     return _check(_libc.prctl(option, *padded), f"prctl {option}")
+
+
+def setfsuid(uid: int) -> int:
+    """setfsuid(2), of this thread; returns the one before."""
+    return int(_libc.setfsuid(ctypes.c_uint(uid)))
+
+
+def setfsgid(gid: int) -> int:
+    """setfsgid(2), of this thread; returns the one before."""
+    return int(_libc.setfsgid(ctypes.c_uint(gid)))
 
 
 def set_child_subreaper() -> None:

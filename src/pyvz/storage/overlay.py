@@ -15,6 +15,8 @@ r"""overlay: one read-only tree per template, shared, and what the container cha
 stand on a template, also after they were moved by a rename or died in the middle; one that nobody
 uses stays until another one is unpacked, or the pool is given up (`release`).
 
+While a container runs, its layers are idmapped (linux/overlay.py): the node sees the files of
+its root with the owners that the node has for them, and can write to them only from inside.
 Such a disk has no size, and `df` inside shows the pool.  The first write to a file of the template
 copies it whole.
 """
@@ -29,7 +31,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pyvz.errors import Busy, MountError, PrivateMissing, StorageError, Unsupported
-from pyvz.linux import archive, blockdevice, file, mount, syscall
+from pyvz.linux import archive, blockdevice, file, mount, overlay, syscall
 from pyvz.model.task import NoProgress, Progress
 from pyvz.storage import base, tree
 
@@ -37,8 +39,6 @@ TEMPLATES = ".templates"
 _EMPTY = "empty"  # the template of a disk that was made without an archive
 _LOCK_TIMEOUT = 1800.0  # seconds that one waits for another who unpacks the same template
 _CHUNK = 1 << 20
-# index and metacopy tie an upper directory to one lower one by file handles: copies would fail.
-_OPTIONS = "redirect_dir=on,index=off,metacopy=off"
 _SPECIAL = frozenset(",:\\")
 
 
@@ -123,8 +123,8 @@ class Driver(base.Extras):
 
     def umount(self, home: Path, target: Path) -> None:
         """Unmount; nothing stands behind it."""
-        del home
         mount.umount(target)
+        overlay.clean(home / "overlay")
 
     def usage(self, home: Path) -> base.DiskUsage:
         """Return the space of the file system that holds the changes."""
@@ -159,6 +159,7 @@ class Driver(base.Extras):
         """Rename the changes away, then remove them; leftovers of interrupted steps go too."""
         if self.present(home):
             _check_unmounted(home)
+            overlay.clean(home / "overlay")
             base.check_unmounted(home)
             progress.check()
             file.remove_tree(home / "overlay.gone")
@@ -296,7 +297,7 @@ def _data(lower: Path, upper: Path, work: Path) -> str:
             raise Unsupported(
                 f"An overlay cannot be in {place}: it has a comma, colon or backslash"
             )
-    return "lowerdir={},upperdir={},workdir={},".format(*places) + _OPTIONS
+    return overlay.data(*map(Path, places))
 
 
 def _copy_root(source: Path, upper: Path) -> None:
