@@ -42,6 +42,13 @@ class Layer:
     header: Header | None = None
     table: array[int] | None = None
 
+    @property
+    def whole(self) -> bool:
+        """Whether the disk is one piece of the file."""
+        return self.table is None or (
+            self.header is not None and contiguous(self.header, self.table)
+        )
+
     def offset(self, index: int) -> int | None:
         """Return the byte of the file at which a cluster begins; None when it is not here."""
         if self.table is None or self.header is None:
@@ -66,6 +73,11 @@ def read_table(fd: int, header: Header, path: str | Path) -> array[int]:
 
 def faults(header: Header, table: array[int], file_size: int) -> list[str]:
     """Return in words what is wrong with the entries of a BAT, at most some of each kind."""
+    if contiguous(header, table):
+        last = (len(table) - 1) * header.cluster
+        ok = table[0] * header.unit >= header.bat_end
+        if ok and table[0] * header.unit + last + header.cluster <= file_size:
+            return []
     found = []
     used = sorted((entry * header.unit, index) for index, entry in enumerate(table) if entry)
     outside = [(offset, index) for offset, index in used if offset + header.cluster > file_size]
@@ -77,6 +89,13 @@ def faults(header: Header, table: array[int], file_size: int) -> list[str]:
     found += [f"cluster {index} lies at {at}, in the block table" for at, index in inside]
     found += [f"clusters {one} and {two} share the same place" for one, two in shared]
     return [*found[:20], f"and {len(found) - 20} more"] if len(found) > 20 else found
+
+
+def contiguous(header: Header, table: array[int]) -> bool:
+    """Whether the clusters lie in their order without a gap, as in the identity form."""
+    step = header.cluster // header.unit
+    end = table[0] + len(table) * step
+    return table[0] != 0 and end <= 1 << 32 and table == array("I", range(table[0], end, step))
 
 
 @contextlib.contextmanager
@@ -171,6 +190,9 @@ class Stack:
 
     def _runs(self) -> Iterator[tuple[int, int, Layer | None, int]]:
         """Yield (offset, length, layer, offset in its file), adjacent clusters joined."""
+        if len(self.layers) == 1 and self.layers[0].whole:
+            yield 0, self.size, self.layers[0], self.layers[0].offset(0) or 0
+            return
         begin, run, run_at = 0, *self._find(0)
         count = -(-self.size // self.cluster)
         for index in range(1, count + 1):
