@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from pyvz.errors import MountError
 from pyvz.linux import mount, namespace, syscall
 
 OPTIONS = "redirect_dir=on,index=off,metacopy=off"
@@ -30,7 +32,7 @@ def shift(target: str, userns: int, owner: tuple[int, int]) -> bool:
     Returns whether its layers are idmapped now; what is no overlay of ours is left alone.
     owner: the node's (user, group) that are 0 in the namespace.  The kernel copies lower files up
     with the identity of who mounted the overlay, so that must be somebody whom the layers know.
-    Raises MountError, OSError; then nothing may be mounted at `target`.
+    Raises OSError; then nothing may be mounted at `target`.
     """
     entry = mount.mount_at(target)
     if entry is None or entry.fstype != "overlay":
@@ -40,7 +42,7 @@ def shift(target: str, userns: int, owner: tuple[int, int]) -> bool:
     if given.get("upperdir") != os.fspath(source / "upper"):
         return given.get("upperdir") == os.fspath(source / ".rw/upper")
     flags = syscall.MS_NODEV | (syscall.MS_RDONLY if "ro" in entry.options else 0)
-    with contextlib.ExitStack() as stack:
+    with _as_oserror(), contextlib.ExitStack() as stack:
         lower = stack.enter_context(_idmapped(given["lowerdir"], source / ".lower", userns))
         rw = stack.enter_context(_idmapped(entry.source, source / ".rw", userns))
         mount.umount(target)
@@ -57,6 +59,16 @@ def clean(source: Path) -> None:
         if place.is_dir():
             mount.umount(place)
             place.rmdir()
+
+
+@contextlib.contextmanager
+def _as_oserror() -> Iterator[None]:
+    try:
+        yield
+    except MountError as error:
+        cause = error.__cause__
+        code = cause.errno if isinstance(cause, OSError) else errno.EBUSY
+        raise OSError(code, error.message) from error
 
 
 @contextlib.contextmanager

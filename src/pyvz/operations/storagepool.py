@@ -194,7 +194,8 @@ def _mark(home: str) -> str | None:
 def _state(node: Node, pool: Pool) -> PoolState:
     try:
         driver = storage.load(pool.driver)
-        place = _existing(pool.path)
+        # The pool of vz.conf is made with the first container in it.
+        place = _nearest(pool.path) if pool.builtin else _existing(pool.path)
         space = os.statvfs(place)
         can = driver.capabilities(place)
     except VZError as error:
@@ -233,6 +234,10 @@ def _existing(place: Path) -> Path:
     if not place.is_dir():
         raise StorageError(f"{place} is not a directory")
     return place
+
+
+def _nearest(place: Path) -> Path:
+    return next(each for each in (place, *place.parents) if each.is_dir())
 
 
 def _check_options(driver: storage.StorageDriver, options: Mapping[str, str]) -> None:
