@@ -40,6 +40,11 @@ VERBS: tuple[VerbRow, ...] = (
     ("resume", ID, "continue a paused one", "prlctl_lifecycle"),
     ("mount", ID, "mount the root of a stopped container", "prlctl_lifecycle"),
     ("umount", ID, "unmount the root", "prlctl_lifecycle"),
+    ("snapshot", ID, "keep disks and configuration as they are now", "prlctl_snapshot"),
+    ("snapshot-list", ID, "list snapshots", "prlctl_snapshot"),
+    ("snapshot-switch", ID, "go back to a snapshot", "prlctl_snapshot"),
+    ("snapshot-delete", ID, "delete a snapshot", "prlctl_snapshot"),
+    ("convert", ID, "copy the disk of a stopped container to another layout", "prlctl_snapshot"),
     ("status", ID, "print one line: exists or not, state", "prlctl_lifecycle"),
     ("set", ID, "change parameters", "prlctl_set"),
     ("list", "[ID|NAME...]", "list environments", "prlctl_list"),
@@ -56,13 +61,9 @@ LATER = (
     *(
         "suspend",
         "migrate",
-        "snapshot",
-        "snapshot-list",
-        "snapshot-switch",
-        "snapshot-delete",
         "backup",
     ),
-    *("backup-list", "backup-delete", "restore", "reinstall", "capture", "screenshot", "convert"),
+    *("backup-list", "backup-delete", "restore", "reinstall", "capture", "screenshot"),
     *("installtools", "reset-uptime", "ct2vm", "change-sid", "update-qemu", "auth", "internal"),
 )
 
