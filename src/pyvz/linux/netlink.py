@@ -29,6 +29,9 @@ SCOPE_LINK = 253
 SCOPE_HOST = 254
 TABLE_MAIN = 254
 _NTF_PROXY = 8
+_HTB = 0x10000  # 1:
+_TC_ROOT = 0xFFFFFFFF
+_LARGEST_PACKET = 65536  # a segmented one of GSO
 _SCOPE_NOWHERE = 255  # in a request to delete: whatever its scope is (fib_table_delete)
 _GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
 
@@ -78,6 +81,16 @@ class VethEnd(NamedTuple):
     mac: str = ""
     namespace: int | None = None
     arp: bool = True
+
+
+class HtbRate(NamedTuple):
+    """A class of HTB: minor numbers of it and of its parent (0: the root), kbit/s, bytes."""
+
+    minor: int
+    parent: int
+    rate: int
+    ceil: int
+    minimum: int = 0
 
 
 class Netlink:
@@ -217,6 +230,61 @@ class Netlink:
         return self._removed(
             f"stop answering for {address}",
             lambda: self._route.neigh("del", **_proxy(index, address)),
+        )
+
+    # -- shaping --------------------------------------------------------------------------------
+
+    def add_htb(self, index: int) -> None:
+        """Make 1: of the kind HTB a link's root, if it is not there; what has no class passes."""
+        with self._saying("shape an interface"):
+            if not self._has_htb(index):
+                self._route.tc("replace", "htb", index, handle=_HTB, default=0)
+
+    def delete_htb(self, index: int) -> bool:
+        """Take the HTB that is a link's root away, with its classes; False when there is none."""
+        with self._saying("stop shaping an interface"):
+            if not self._has_htb(index):
+                return False
+            self._route.tc("del", index=index, handle=_HTB, parent=_TC_ROOT)
+            return True
+
+    def htb_classes(self, index: int) -> dict[int, int]:
+        """Return the minor number of each class of a link's HTB, and that of its parent (0: root).
+
+        A link without HTB has none.
+        """
+        with self._saying("list classes of traffic"):
+            found = [x for x in self._route.get_classes(index=index) if x.get("kind") == "htb"]
+        return {
+            x["handle"] & 0xFFFF: 0 if x["parent"] == _TC_ROOT else x["parent"] & 0xFFFF
+            for x in found
+        }
+
+    def set_htb_class(self, index: int, made: HtbRate) -> None:
+        """Make a class of a link's HTB, or change its rates."""
+        # Buckets for 4 ms, as timers of a busy machine come late, and for a whole GSO packet.
+        burst = {
+            name: max(_LARGEST_PACKET, kbits * 1000 // 8 // 250)
+            for name, kbits in (("burst", made.rate), ("cburst", made.ceil))
+        }
+        with self._saying("make a class of traffic"):
+            self._route.tc(
+                "replace-class", "htb", index, handle=_HTB | made.minor,
+                parent=_HTB | made.parent, rate=f"{made.rate}kbit", ceil=f"{made.ceil}kbit",
+                quantum=_LARGEST_PACKET, mpu=made.minimum, **burst,
+            )  # fmt: skip
+
+    def delete_htb_class(self, index: int, minor: int) -> bool:
+        """Take a class without children away; False when it is not there."""
+        return self._removed(
+            "remove a class of traffic",
+            lambda: self._route.tc("del-class", index=index, handle=_HTB | minor),
+        )
+
+    def _has_htb(self, index: int) -> bool:
+        return any(
+            x["handle"] == _HTB and x.get("kind") == "htb"
+            for x in self._route.get_qdiscs(index=index)
         )
 
     # -------------------------------------------------------------------------------------------

@@ -103,10 +103,24 @@ def apply(batch: Sequence[Command]) -> None:
         return
     text = json.dumps({"nftables": list(batch)})
     try:
-        run.run(["nft", "-j", "-f", "-"], input=text, timeout=_TIMEOUT)
+        _nft("-f", "-", text=text)
+    except CommandFailed as error:
+        raise NetworkError("The kernel refused the packet filter", details=error.details) from error
+
+
+def listed(table: Table) -> dict[str, Any]:
+    """Return what is in a table, as libnftables-json(5) has it; {} when there is no such table."""
+    try:
+        found = json.loads(_nft("list", "table", table.family, table.name))
+    except (CommandFailed, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _nft(*words: str, text: str = "") -> str:
+    try:
+        return run.run(["nft", "-j", *words], input=text, timeout=_TIMEOUT).stdout
     except FileNotFoundError as error:
         raise Unsupported(
             "The program nft is not installed", hint="Install the package nftables."
         ) from error
-    except CommandFailed as error:
-        raise NetworkError("The kernel refused the packet filter", details=error.details) from error

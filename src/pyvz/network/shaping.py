@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from pyvz.errors import BadValue
+from pyvz.linux.netlink import HtbRate
 from pyvz.model.grammar_list import Rate, Rates
 from pyvz.model.vzconf import NodeConfig
 
@@ -46,15 +47,6 @@ class Policy(NamedTuple):
     totals: Mapping[int, int] = {}
     rates: Mapping[int, int] = {}
     minimum: int = 0
-
-
-class HtbClass(NamedTuple):
-    """A class of HTB.  minor, parent: minor numbers below 1: (parent 0: the qdisc itself)."""
-
-    minor: int
-    parent: int
-    rate: int
-    ceil: int
 
 
 def policy(config: NodeConfig, uplink: str = "") -> Policy:
@@ -105,34 +97,34 @@ def limits(
     return found
 
 
-def node_tree(policy: Policy) -> tuple[HtbClass, ...]:
+def node_tree(policy: Policy) -> tuple[HtbRate, ...]:
     """Return the classes that all containers share, parents first."""
     top = _clamped(policy.bandwidth or LARGEST)
     shared = [
-        HtbClass(number, ROOT, min(_clamped(total), top), min(_clamped(total), top))
+        HtbRate(number, ROOT, min(_clamped(total), top), min(_clamped(total), top))
         for number, total in sorted(policy.totals.items())
         if number
     ]
-    return (HtbClass(ROOT, 0, top, top), *shared)
+    return (HtbRate(ROOT, 0, top, top), *shared)
 
 
 def sending(
     policy: Policy, limits: Mapping[int, tuple[int, int]], slot: int
-) -> tuple[HtbClass, ...]:
+) -> tuple[HtbRate, ...]:
     """Return the leaves of one container in the node's tree."""
     return tuple(
-        HtbClass(minor(slot, number), number if policy.totals.get(number) else ROOT, rate, ceil)
+        HtbRate(minor(slot, number), number if policy.totals.get(number) else ROOT, rate, ceil)
         for number, (rate, ceil) in limits.items()
     )
 
 
-def receiving(limits: Mapping[int, tuple[int, int]]) -> tuple[HtbClass, ...]:
+def receiving(limits: Mapping[int, tuple[int, int]]) -> tuple[HtbRate, ...]:
     """Return the tree on the node's end of an interface."""
     if not limits:
         return ()
     top = max(ceil for _, ceil in limits.values())
-    leaves = (HtbClass(minor(1, n), ROOT, rate, ceil) for n, (rate, ceil) in limits.items())
-    return (HtbClass(ROOT, 0, top, top), *leaves)
+    leaves = (HtbRate(minor(1, n), ROOT, rate, ceil) for n, (rate, ceil) in limits.items())
+    return (HtbRate(ROOT, 0, top, top), *leaves)
 
 
 def minor(slot: int, number: int) -> int:

@@ -21,7 +21,7 @@ from pyvz.model.limits import Limits
 from pyvz.model.param import normal
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import disk, guestsettings, lifecycle, network, password
+from pyvz.operations import disk, guestsettings, lifecycle, network, password, traffic
 from pyvz.operations.node import Node
 from pyvz.operations.options import GivenOptions, Plan
 from pyvz.storage import base as storage
@@ -138,6 +138,8 @@ def _put_in_force(
         undo.callback(guestsettings.set_hostname_live, node, env, old.network.hostname or env.name)
     if network.FIELDS.intersection(made.fields):
         network.change(node, env, old, made.config, undo)
+    if traffic.FIELDS.intersection(made.fields):
+        traffic.change(node, env, old, made.config, undo)
     if _WRITTEN_INSIDE.intersection(made.fields):
         guestsettings.write_running(node, env, made.config)
         undo.callback(guestsettings.write_running, node, env, old)

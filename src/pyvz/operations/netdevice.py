@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pyvz.errors import BadValue, NotFound, Unsupported, UsageError
-from pyvz.model import params
+from pyvz.model import grammar_firewall, params
 from pyvz.model.config import Config
+from pyvz.model.grammar_firewall import Firewall
 from pyvz.model.grammar_net import NetIf, NetIfs, check_ifname
 from pyvz.model.param import Option, normal
 from pyvz.network.base import ROUTED, card_mac, host_mac_of, host_name_of
@@ -22,6 +23,8 @@ Given = Sequence[tuple[str, str | None]]
 _FIELD = "network.interfaces"
 _NETIFS = NetIfs()
 _NET = re.compile(r"net(\d{1,4})")
+_FILTERS = "network.firewalls"
+_OF_FILTER = frozenset({"fw", "fw-policy", "fw-direction", "fw-rule"})
 _OF_ROUTED = frozenset({"ipadd", "ipdel", "ipset"})  # of venet0 they mean IP_ADDRESS
 _NAMES = frozenset(
     {"device-add", "device-set", "device-del", "device-connect", "device-disconnect"}
@@ -50,8 +53,11 @@ def take(config: Config, dialect: str, given: Given) -> Taken:
     if not reader.echo:
         return Taken(config, tuple(reader.rest))
     routed = [each for each in config.network.interfaces if each.ifname == ROUTED]
-    new = config.changed({_FIELD: (*routed, *reader.cards)})
-    return Taken(new, tuple(reader.rest), (_FIELD,), tuple(reader.echo))
+    changes: dict[str, Any] = {_FIELD: (*routed, *reader.cards)}
+    filters = reader.filters(config)
+    if filters != config.network.firewalls:
+        changes[_FILTERS] = filters
+    return Taken(config.changed(changes), tuple(reader.rest), tuple(changes), tuple(reader.echo))
 
 
 def cards(config: Config) -> list[NetIf]:
@@ -80,6 +86,13 @@ def with_macs(config: Config, uuid: str, taken: Container[str]) -> Config:
     return config.changed({_FIELD: tuple(made)})
 
 
+class _FilterOptions(NamedTuple):
+    """The options about the filter of one interface, in their order."""
+
+    ifname: str
+    given: list[tuple[str, str]]
+
+
 class _Reader:
     """Reads options in their order; `current` is the card that they speak of."""
 
@@ -92,6 +105,7 @@ class _Reader:
         self._current: str | None = None
         self._adding = False
         self._seen: set[str] = set()  # options given for the current one
+        self._filters: list[_FilterOptions] = []
 
     def read(self, name: str, text: str | None) -> None:
         """Take one option, or leave it in `rest`."""
@@ -101,6 +115,9 @@ class _Reader:
         option = None if self._current is None else self._option(name)
         if option is None or (self._current == ROUTED and key in _OF_ROUTED):
             self.rest.append((name, text))
+            return
+        if key in _OF_FILTER and self._current is not None:
+            self._filter(self._current, key, text)
             return
         if self._current == ROUTED:
             raise Unsupported(f"--{key} is not an option of {ROUTED}")
@@ -121,6 +138,26 @@ class _Reader:
         macs = [each.mac for each in self.cards if each.mac]
         if len(set(macs)) < len(macs):
             raise BadValue("Two interfaces have the same hardware address")
+
+    def filters(self, config: Config) -> tuple[Firewall, ...]:
+        """Return the filters of the interfaces that are left, as the options said."""
+        names = {ROUTED, *(each.ifname for each in self.cards)}
+        made = tuple(each for each in config.network.firewalls if each.ifname in names)
+        for group in self._filters:
+            old = grammar_firewall.find(made, group.ifname)
+            new = grammar_firewall.change(old, group.given)
+            made = grammar_firewall.replaced(made, new)
+        return made
+
+    def _filter(self, ifname: str, key: str, text: str | None) -> None:
+        """Collect; the options of one interface mean something together only."""
+        if text is None:
+            raise BadValue(f"--{key} needs a value")
+        if not self._filters or not _OF_FILTER & self._seen:
+            self._filters.append(_FilterOptions(ifname, []))
+        self._filters[-1].given.append((key, text))
+        self._seen.add(key)
+        self._say(key, text)
 
     def _option(self, name: str) -> Option | None:
         try:
@@ -191,6 +228,10 @@ class _Reader:
             raise BadValue(f"There is an interface {name} already")
         index = self._index(self._current or "")
         self.cards[index] = self.cards[index]._replace(ifname=name)
+        self._filters = [
+            each._replace(ifname=name) if each.ifname == self._current else each
+            for each in self._filters
+        ]
         self._current = name
 
     def _nth(self, text: str) -> str:

@@ -22,7 +22,7 @@ from pyvz.network import facts, plan
 from pyvz.network.address import Reservations
 from pyvz.network.base import NetworkPlan, NodeFacts, Proxy, family
 from pyvz.network.links import Inside, Links, check_free
-from pyvz.operations import netdevice, options
+from pyvz.operations import netdevice, options, traffic
 from pyvz.operations.node import Node
 from pyvz.operations.options import GivenOptions, Plan
 
@@ -52,6 +52,7 @@ def prepare(node: Node, env: Environment, config: Config) -> Callable[[NetworkAc
         with probes, Netlink(access.netlink) as netlink:
             probes.check(_START_PATIENCE)
             Links(node.paths).apply(wanted, Inside(access.namespace, netlink))
+        traffic.apply(node, env, config, fresh=True)
         _announce(wanted.proxies)
         _warn(node, env, wanted)
 
@@ -103,6 +104,7 @@ def change(node: Node, env: Environment, old: Config, new: Config, undo: ExitSta
     undo.callback(_change_back, node, env, after, before)
     with node.runtime.network(env.uuid) as access, Netlink(access.netlink) as netlink:
         links.change(before, after, Inside(access.namespace, netlink))
+    traffic.apply(node, env, new)
     _announce(set(after.proxies) - set(before.proxies))
     _warn(node, env, after)
 
@@ -112,6 +114,7 @@ def clean(node: Node, uuid: str) -> None:
 
     Its addresses stay reserved.
     """
+    traffic.clean(node, uuid)
     Links(node.paths).remove(uuid)
 
 
@@ -119,6 +122,7 @@ def release(node: Node, uuid: str) -> None:
     """Forget a container that is deleted or goes elsewhere."""
     clean(node, uuid)
     Reservations(node.paths).release(uuid)
+    traffic.forget(node, uuid)
 
 
 def recover(node: Node) -> None:
@@ -198,6 +202,7 @@ def _change_back(node: Node, env: Environment, new: NetworkPlan, old: NetworkPla
     try:
         with node.runtime.network(env.uuid) as access, Netlink(access.netlink) as netlink:
             Links(node.paths).change(new, old, Inside(access.namespace, netlink))
+        traffic.apply(node, env, node.registry.config(env))
     except NotRunning:
         pass  # it has ended meanwhile, and everything of it
     except (VZError, OSError):

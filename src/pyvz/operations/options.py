@@ -18,7 +18,7 @@ GivenOptions = Sequence[tuple[str, str | None]]
 # What later releases bring: accepted nowhere, so that nobody believes in a limit or an address
 # that is not in force.
 _LATER = {
-    "network": "External addresses, cards of the node and traffic shaping",
+    "network": "External addresses and cards of the node",
     "disk": "Sizes and disks of a container",
     "memory.guarantee": "Guaranteed memory",
 }
@@ -30,6 +30,9 @@ _IN_FORCE = frozenset(
         "network.nameservers",
         "network.searchdomains",
         "network.ip_only",
+        "network.rates",
+        "network.rate_bound",
+        "network.firewalls",
         "disk.bindmounts",
         "disk.noatime",
         "disk.autocompact",
