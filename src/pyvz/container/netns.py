@@ -33,7 +33,8 @@ def _route_socket(namespace: int) -> int:
     try:
         syscall.setns(namespace, syscall.CLONE_NEWNET)
         try:
-            made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+            # DGRAM, as asyncio (in pyroute2) wants it; netlink makes no difference (netlink(7)).
+            made = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
         finally:
             syscall.setns(own, syscall.CLONE_NEWNET)  # cannot fail: we hold it, and are root
         return made.detach()
