@@ -23,7 +23,7 @@ TREE: Final = "tree"
 HOLE: Final = ""  # page of an image that has no data
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _ID: Final = re.compile(r"\{?([0-9a-f-]{36})\}?(?:\.([1-9][0-9]{0,8}))?")
-_FILE: Final = re.compile(r"(?!\.\.?(/|$))[A-Za-z0-9._-]+(/(?!\.\.?(/|$))[A-Za-z0-9._-]+)?")
+_FILE: Final = re.compile(r"(?!\.\.?(/|$))[A-Za-z0-9._-]+(/(?!\.\.?(/|$))[A-Za-z0-9._-]+){0,2}")
 
 
 class Disk(NamedTuple):
@@ -149,6 +149,11 @@ def _disk(**raw: object) -> Disk:
     if not all(page == HOLE or _HASH.fullmatch(page) for page in pages):
         raise ValueError("pages of a disk")
     return disk._replace(driver=str(disk.driver), pages=pages)
+
+
+def is_file_name(path: str) -> bool:
+    """Whether a small file of that path in the home can be in a manifest."""
+    return _FILE.fullmatch(path) is not None
 
 
 def parse_id(text: str) -> str:

@@ -37,5 +37,6 @@ LEGAL_FROM: dict[str, frozenset[Status]] = {
     "snapshot-switch": frozenset({Status.STOPPED, Status.MOUNTED}),
     "compact": frozenset({Status.STOPPED, Status.MOUNTED, Status.RUNNING, Status.PAUSED}),
     "convert": frozenset({Status.STOPPED}),
+    "restore": frozenset({Status.STOPPED, Status.SUSPENDED, Status.INVALID}),
     "unregister": frozenset({Status.STOPPED, Status.SUSPENDED, Status.INVALID}),
 }

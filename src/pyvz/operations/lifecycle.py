@@ -186,7 +186,7 @@ def require(node: Node, env: Environment, verb: str) -> Status:
         raise NotMounted(f"{env.name} is not mounted")
     if verb in {"pause", "exec", "stop"} or (verb == "resume" and status != Status.MOUNTED):
         raise NotRunning(f"{env.name} is not running")
-    if verb in {"delete", "clone", "move", "unregister"} and status == Status.MOUNTED:
+    if verb in {"delete", "clone", "move", "unregister", "restore"} and status == Status.MOUNTED:
         raise AlreadyMounted(f"{env.name} is mounted", hint="Unmount it first.")
     raise InvalidState(f"{env.name} is {status}")
 
