@@ -288,8 +288,10 @@ class Driver(base.Extras):
         found = self._disk(home, disk)
         with found.locked():
             image = found.top()
-            before = image.stat().st_blocks
             with ploopdisk.opened(found) as mounted:
+                # What was deleted is free for ext4's trim when its transaction is committed.
+                filesystem.sync(mounted)
+                before = image.stat().st_blocks
                 filesystem.trim(mounted)
                 filesystem.sync(mounted)
             return max(0, before - image.stat().st_blocks) * 512
