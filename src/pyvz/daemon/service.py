@@ -14,7 +14,7 @@ from typing import NamedTuple
 from asyncvarlink import VarlinkInterfaceRegistry
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
-from pyvz.daemon import autostart, log, recovery
+from pyvz.daemon import autostart, log, recovery, spacewatch
 from pyvz.daemon.access import Caller
 from pyvz.daemon.api_environment import Environment
 from pyvz.daemon.api_image import Image
@@ -100,6 +100,7 @@ async def _daemon(
     _on_signals(end)
     exits = recovery.Exits(node)
     start = asyncio.create_task(_bring_up(services, exits))
+    watching = asyncio.create_task(spacewatch.watch(services, start))
     await asyncio.wait({start}, timeout=PATIENCE)
     if not stop.is_set():
         server.start()
@@ -108,6 +109,7 @@ async def _daemon(
     await stop.wait()
     notify(b"STOPPING=1")
     start.cancel()
+    watching.cancel()
     await _wind_up(services)
     exits.close()
     await server.close()

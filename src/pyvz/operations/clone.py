@@ -29,6 +29,7 @@ from pyvz.operations import home, lifecycle, pool, provision, shot
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store import savedstates
+from pyvz.store.pools import Pools
 
 log = logging.getLogger(__name__)
 
@@ -150,8 +151,11 @@ def _pair(file: Path) -> Mapping[str, bytes]:
 
 def _identity(node: Node, source: Environment, name: str, destination: str | None) -> Environment:
     uuid = str(uuid4())
+    own = Pools(node.paths).find(source.home)
     if destination:
         private = f"{destination.rstrip('/')}/$VEID"
+    elif own is not None and not own.builtin:
+        private = f"{own.path}/$VEID"  # a copy stays in the pool
     else:
         private = pool.private_for(node, _layout_of(source))
     place = provision.place(node, private, uuid)

@@ -181,6 +181,11 @@ def floor(pool: Pool, total: int) -> int:
     text = pool.options.get("floor")
     if text:
         return parse_size(text, default_unit=MIB)
+    return default_floor(total)
+
+
+def default_floor(total: int) -> int:
+    """Return the floor of a pool that says nothing."""
     return min(FLOOR, total // _FLOOR_PART)
 
 
