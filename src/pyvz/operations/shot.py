@@ -31,6 +31,7 @@ from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store import savedstates
 from pyvz.store.journal import Journal, Record
+from pyvz.store.leftover import sweep_directory
 from pyvz.store.savedstates import SavedState, SavedStates
 
 log = logging.getLogger(__name__)
@@ -142,6 +143,8 @@ def repair(node: Node, record: Record) -> None:
     log.warning("%s: repairing an unfinished %s", env.name, record.verb)
     names = _words(record.data["disks"])
     thaw(node, env)
+    for directory in (env.home, env.home / _DUMP, *(env.home / name for name in names)):
+        sweep_directory(directory, age=0.0)  # the lease is ours: nobody else is writing
     states = savedstates.load(env.home)
     if record.verb == TAKE:
         if record.data.get("still"):
