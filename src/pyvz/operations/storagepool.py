@@ -141,7 +141,8 @@ def delete(node: Node, name: str) -> Pool:
         raise InvalidState(f"'{name}' is the pool of vz.conf (VE_PRIVATE): it cannot be deleted")
     if old.path.is_dir():
         _check_unused(node, old)
-        storage.load(old.driver).release(old.path)
+        for driver in storage.names():  # containers of other layouts may have been moved here
+            storage.load(driver).release(old.path)
     pools.remove(name)
     return old
 

@@ -76,6 +76,9 @@ class Driver(base.Extras):
         if (place / TEMPLATES).is_dir():
             with _locked(place) as templates:
                 _sweep(templates)
+                if [entry.name for entry in templates.iterdir()] == [".lock"]:
+                    (templates / ".lock").unlink()
+                    templates.rmdir()
 
     def present(self, home: Path) -> bool:
         """Whether the changes of a container are there."""

@@ -77,6 +77,11 @@ class Driver(base.Extras):
             image=True,
         )
 
+    def release(self, place: Path) -> None:
+        """Remove the golden images that are kept in the pool itself."""
+        if (place / golden.FOLDER).is_dir():
+            golden.forget(place / golden.FOLDER)
+
     def present(self, home: Path) -> bool:
         """Whether root.hdd/ is there with its descriptor."""
         return Disk(home / ROOT_DISK).exists
