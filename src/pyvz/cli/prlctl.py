@@ -44,6 +44,13 @@ VERBS: tuple[VerbRow, ...] = (
     ("snapshot-list", ID, "list snapshots", "prlctl_snapshot"),
     ("snapshot-switch", ID, "go back to a snapshot", "prlctl_snapshot"),
     ("snapshot-delete", ID, "delete a snapshot", "prlctl_snapshot"),
+    ("backup", ID, "back up, running or not", "prlctl_backup"),
+    ("backup-list", "[ID|NAME]", "list backups", "prlctl_backup"),
+    ("backup-delete", "[ID|NAME]", "delete backups", "prlctl_backup"),
+    ("backup-verify", "[ID|NAME]", "read backups and tell what is damaged", "prlctl_backup"),
+    ("backup-mount", "", "show the files of a backup, read-only", "prlctl_backup"),
+    ("backup-umount", "", "take away what backup-mount made", "prlctl_backup"),
+    ("restore", "[ID|NAME]", "bring back from a backup", "prlctl_backup"),
     ("convert", ID, "copy the disk of a stopped container to another layout", "prlctl_snapshot"),
     ("status", ID, "print one line: exists or not, state", "prlctl_lifecycle"),
     ("set", ID, "change parameters", "prlctl_set"),
@@ -61,9 +68,8 @@ LATER = (
     *(
         "suspend",
         "migrate",
-        "backup",
     ),
-    *("backup-list", "backup-delete", "restore", "reinstall", "capture", "screenshot"),
+    *("reinstall", "capture", "screenshot"),
     *("installtools", "reset-uptime", "ct2vm", "change-sid", "update-qemu", "auth", "internal"),
 )
 

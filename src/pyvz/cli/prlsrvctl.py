@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from pyvz.cli import arguments, prlsrvctl_pool
+from pyvz.cli import arguments, prlctl_backup, prlsrvctl_pool
+from pyvz.cli.exitcodes import exit_code
 from pyvz.cli.output import prl_json
 from pyvz.cli.prlctl import GLOBAL as _PRLCTL_GLOBAL
 from pyvz.cli.prlctl import check_login
 from pyvz.cli.prlctl_info import plain_value
-from pyvz.cli.program import VERSION, failed, run
+from pyvz.cli.program import VERSION, failed, run, tell
 from pyvz.cli.server import Server
-from pyvz.errors import Unsupported, UsageError, VZError
+from pyvz.cli.subject import Subject
+from pyvz.errors import Cancelled, DaemonUnreachable, Unsupported, UsageError, VZError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,11 +27,16 @@ VERBS: tuple[tuple[str, str, str], ...] = (
     ("statistics", "", "print performance counters of the environments"),
     ("cttemplate", "list", "list the templates of containers"),
     ("pool", "ACTION [NAME]", "storage pools: add, list, info, set, delete"),
+    (
+        "backup",
+        "",
+        "back up every environment",
+    ),
     ("shutdown,stop", "", "end vzd; environments run on"),
 )
 
 LATER = (
-    *("set", "user", "net", "privnet", "usb", "tc", "backup", "install-license"),
+    *("set", "user", "net", "privnet", "usb", "tc", "install-license"),
     *("update-license", "problem-report", "plugin", "monitor"),
 )
 
@@ -48,6 +55,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
     ),
     "cttemplate": (("-j,--json", "", "as JSON"),),
     "pool": prlsrvctl_pool.OPTIONS,
+    "backup": prlctl_backup.CREATE,
     "shutdown": (("-f,--force", "", "also while operations run; they are called off"),),
 }
 
@@ -191,6 +199,23 @@ def templates_text(templates: list[dict[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _backup(args: Arguments, server: Server) -> int:
+    """Back up one after the other; one that fails does not stop the others."""
+    args.no_more_words()
+    result = 0
+    listed = server.ask("Environment.List", refs=[], fields=["uuid", "name", "status"], kind="ct")
+    for row in listed["rows"]:
+        subject = Subject(str(row["uuid"]), "CT", str(row["status"]))
+        try:
+            prlctl_backup.make(args, server, subject, str(row["name"]))
+        except (Cancelled, UsageError, Unsupported, DaemonUnreachable):
+            raise
+        except VZError as error:
+            tell(error)
+            result = exit_code("prlsrvctl", error)
+    return result
+
+
 def _shutdown(args: Arguments, server: Server) -> int:
     args.no_more_words()
     sys.stdout.write("Shut down the server...\n")
@@ -208,6 +233,7 @@ _HANDLERS = {
     "statistics": _statistics,
     "cttemplate": _cttemplate,
     "pool": prlsrvctl_pool.pool,
+    "backup": _backup,
     "shutdown": _shutdown,
 }
 

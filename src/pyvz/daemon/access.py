@@ -26,6 +26,7 @@ READABLE = frozenset(
         "io.pyvz.Node.Events",
         "io.pyvz.Node.Tasks",
         "io.pyvz.Node.Ping",
+        "io.pyvz.Backup.List",
         "io.pyvz.Template.List",
         "io.pyvz.Template.ListContainer",
         "io.pyvz.Template.Info",

@@ -16,6 +16,7 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from pyvz.daemon import autostart, log, recovery, spacewatch
 from pyvz.daemon.access import Caller
+from pyvz.daemon.api_backup import Backup
 from pyvz.daemon.api_environment import Environment
 from pyvz.daemon.api_image import Image
 from pyvz.daemon.api_node import Node
@@ -38,7 +39,7 @@ from pyvz.store.paths import Paths
 
 PATIENCE = 2.0  # seconds that clients wait for the recovery; then they are served beside it
 DRAIN = 30.0  # seconds that running tasks get at the end
-INTERFACES = (Environment, Node, Template, Image, Pool, Storage)
+INTERFACES = (Environment, Node, Template, Image, Pool, Storage, Backup)
 URL = "https://github.com/pyvz/pyvz"
 
 logger = logging.getLogger(__name__)
