@@ -91,7 +91,9 @@ class Disk:
         """Remove images that a killed change left: the descriptor does not name them."""
         known = {image.file for image in self.descriptor().images}
         for entry in os.scandir(self.path):
-            ours = entry.name.startswith((f"{disk.BASE_FILE}.", f".{disk.BASE_FILE}."))
+            ours = entry.name == disk.BASE_FILE or entry.name.startswith(
+                (f"{disk.BASE_FILE}.", f".{disk.BASE_FILE}.")
+            )
             if ours and entry.name not in known:
                 log.warning("%s: removed, nothing refers to it", entry.path)
                 Path(entry.path).unlink()
