@@ -32,10 +32,11 @@ def ploop_node(directory: Path) -> Iterator[Node]:
         try:
             yield node
         finally:
-            _take_down(place)
+            take_down(place)
 
 
-def _take_down(place: Path) -> None:
+def take_down(place: Path) -> None:
+    """Unmount everything below a file system that was made for a test."""
     real = os.path.realpath(place)
     for entry in reversed(mount.mounts(real)):
         if entry.target != real:
