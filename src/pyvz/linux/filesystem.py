@@ -34,6 +34,8 @@ _FITRIM: Final = 0xC0185879
 _EXT4_RESIZE: Final = 0x40086610  # EXT4_IOC_RESIZE_FS: _IOW('f', 16, __u64)
 _XFS_GEOMETRY: Final = 0x80705864  # XFS_IOC_FSGEOMETRY_V1: _IOR('X', 100, 112 bytes)
 _XFS_GROW: Final = 0x4010586E  # XFS_IOC_FSGROWFSDATA: _IOW('X', 110, 16 bytes)
+_XFS_FREE_EOFBLOCKS: Final = 0x8080583A  # _IOR('X', 58, 128 bytes)
+_XFS_EOFBLOCKS: Final = struct.Struct("=6I13Q")  # version flags uid gid prid pad ...
 _XFS_BLOCKS: Final = struct.Struct("=I24xIQ")  # blocksize at 0, imaxpct at 28, datablocks at 32
 _EXT_SUPERBLOCK: Final = 1024
 _EXT_MAGIC: Final = (_EXT_SUPERBLOCK + 56, b"\x53\xef")
@@ -288,6 +290,10 @@ def new_uuid(device: Path, kind: str) -> None:
 
 def trim(mounted: int) -> int:
     """Give free space back to what lies below (FITRIM); return the bytes the kernel speaks of."""
+    # xfs frees the blocks of removed files some time later; this waits for it (xfs_inodegc_flush).
+    with contextlib.suppress(OSError):
+        _ioctl(mounted, _XFS_FREE_EOFBLOCKS, _XFS_EOFBLOCKS.pack(1, 1, *(0,) * 17))
+    sync(mounted)
     try:
         raw = _ioctl(mounted, _FITRIM, struct.pack("=3Q", 0, 2**64 - 1, 0))
     except OSError as error:

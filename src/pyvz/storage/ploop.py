@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -49,6 +50,8 @@ from pyvz.storage.ploopdisk import Disk
 log = logging.getLogger(__name__)
 
 DEFAULT_SIZE: Final = 10 << 30  # DISKSPACE of the original's samples
+_DISCARD_TIMEOUT: Final = 60.0
+_DISCARD_PAUSE: Final = 0.2
 _TEMPLATES: Final = "templates"
 
 
@@ -298,8 +301,8 @@ class Driver(base.Extras):
                 filesystem.sync(mounted)
                 before = image.stat().st_blocks
                 filesystem.trim(mounted)
-                filesystem.sync(mounted)
-            return max(0, before - image.stat().st_blocks) * 512
+                after = _settled(image)
+            return max(0, before - after) * 512
 
     def check(self, home: Path, *, repair: bool = False, disk: str = ROOT_DISK) -> Report:
         """Check the format of every image and the file system of the top."""
@@ -415,6 +418,20 @@ def _discard(new: Path) -> None:
     """Remove what a failed step made; its error is what matters."""
     with contextlib.suppress(VZError, OSError):
         file.remove_tree(new)
+
+
+def _settled(image: Path) -> int:
+    """Return the blocks of the image when they have become no fewer for a moment.
+
+    xfs discards in the background: FITRIM returns before (xfs_discard_extents, since Linux 6.6).
+    """
+    deadline = time.monotonic() + _DISCARD_TIMEOUT
+    blocks, since = image.stat().st_blocks, time.monotonic()
+    while since + _DISCARD_PAUSE > (now := time.monotonic()) and now < deadline:
+        time.sleep(_DISCARD_PAUSE / 10)
+        if (seen := image.stat().st_blocks) != blocks:
+            blocks, since = seen, now
+    return blocks
 
 
 def _is_there(found: Disk, target: Path, *, readonly: bool) -> bool:
