@@ -140,8 +140,8 @@ def test_a_container_that_lies_reaches_nobody(world: NetWorld) -> None:
     assert world.pings("liar", "10.77.0.2")
     for address, device in (("10.77.0.66", "venet0"), ("10.88.0.66", "eth0"), ("fd88::66", "eth0")):
         length = "128" if ":" in address else "24" if device == "eth0" else "32"
-        add = ["ip", "addr", "add", f"{address}/{length}", "dev", device]
-        world.inside("liar", *add, *(["nodad"] if ":" in address else []))
+        world.inside("liar", "ip", "addr", "add", f"{address}/{length}", "dev", device)
+    wait_for(lambda: "tentative" not in world.inside("liar", "ip", "addr"))
     # A foreign source.
     assert not world.pings("liar", "10.77.0.2", "-I", "10.77.0.66")
     assert not world.pings("liar", OUTSIDE4, "-I", "10.77.0.66")
@@ -158,7 +158,7 @@ def test_a_container_that_lies_reaches_nobody(world: NetWorld) -> None:
                                    "10.88.0.3", code=None)  # fmt: skip
     found = world.at(world.node, "busybox", "arping", "-c", "2", "-I", "br0", "10.88.0.3")
     mac = json.loads(world.prlctl("list", "-a", "-j", "-o", "mac", "victim"))[0]["mac"]
-    assert mac.lower() in found.lower().replace("[", "").replace("]", "")
+    assert mac.strip().lower() in found.lower().replace(":", "")
     # Another hardware address.
     assert world.pings("liar", "10.88.0.1")
     world.inside("liar", "ip", "link", "set", "eth0", "down")

@@ -59,15 +59,15 @@ def change(instance: str, old: NetworkPlan, new: NetworkPlan) -> list[Command]:
 
     Addresses that come or go cost the same however many there are.
     """
-    gone = [each for each in old.routed if each not in new.routed]
+    had, has = dict.fromkeys(old.routed), dict.fromkeys(new.routed)
+    gone = [each for each in had if each not in has]
     batch = _without(instance, gone)
     if _bare(old) != _bare(new):
         return batch + install(instance, new)
     own = table(instance, new.uuid)
     for before, after in zip(old.interfaces, new.interfaces, strict=True):
-        had, has = _sent(before), _sent(after)
-        batch += _set_change(own, after.host_name, had, has)
-    added = [each for each in new.routed if each not in old.routed]
+        batch += _set_change(own, after.host_name, _sent(before), _sent(after))
+    added = [each for each in has if each not in had]
     if added:
         batch += _guard(instance) + _elements(guard(instance), "routed", added)
     return batch
@@ -124,10 +124,11 @@ def _elements(own: Table, name: str, addresses: Iterable[str]) -> list[Command]:
 
 def _set_change(own: Table, name: str, had: tuple[str, ...], has: tuple[str, ...]) -> list[Command]:
     batch: list[Command] = []
+    before, after = dict.fromkeys(had), dict.fromkeys(has)
+    gone = [each for each in before if each not in after]
     for version in ("4", "6"):
-        gone = _of(version, [each for each in had if each not in set(has)])
-        batch += own.without(f"{name}-{version}", gone)
-    batch += _elements(own, f"{name}-", [each for each in has if each not in set(had)])
+        batch += own.without(f"{name}-{version}", _of(version, gone))
+    batch += _elements(own, f"{name}-", [each for each in after if each not in before])
     if _of("6", had) != _of("6", has):
         batch += _targets(own, name, has)
     return batch

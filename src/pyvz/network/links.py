@@ -147,22 +147,23 @@ class Links:
 
     def _make(self, uuid: str, interface: Interface, outside: Netlink, inside: Inside) -> None:
         """Make a pair, its far end in the container; both ends stay down."""
-        arp = interface.kind != "routed"
         name = interface.host_name
-        found = outside.link(name)
-        if found is not None:
-            if found.alias != self._alias(uuid):
-                raise AlreadyExists(f"There is a network interface {name} already")
-            outside.delete_link(found.index)
-        outside.add_veth(
+        pair = (
             VethEnd(name, interface.host_mac),
             VethEnd(interface.name, interface.mac, inside.namespace),
         )
-        made = outside.need(name)
-        outside.set_alias(made.index, self._alias(uuid))
-        if not arp:
-            outside.set_link(made.index, arp=False)
-            inside.netlink.set_link(inside.netlink.need(interface.name).index, arp=False)
+        try:
+            outside.add_veth(*pair)
+        except NetworkError:
+            left = outside.link(name)
+            if left is None:
+                raise
+            if left.alias != self._alias(uuid):
+                raise AlreadyExists(f"There is a network interface {name} already") from None
+            outside.delete_link(left.index)
+            outside.add_veth(*pair)
+        arp = {} if interface.kind != "routed" else {"arp": False}
+        outside.set_link(outside.need(name).index, IFLA_IFALIAS=self._alias(uuid), **arp)
         _settings(interface)
 
     def _unmake(self, uuid: str, interface: Interface, outside: Netlink) -> None:
@@ -174,11 +175,12 @@ class Links:
     def _connect(self, interface: Interface, outside: Netlink) -> None:
         """Plug the node's end in: up, into its bridge, and with routes to it."""
         link = outside.need(interface.host_name)
+        changed: dict[str, int] = {}
         if interface.bridge:
-            outside.set_link(link.index, master=outside.need(interface.bridge).index)
+            changed["master"] = outside.need(interface.bridge).index
         elif link.master:
-            outside.set_link(link.index, master=0)
-        outside.set_link(link.index, state="up" if interface.connected else "down")
+            changed["master"] = 0
+        outside.set_link(link.index, state="up" if interface.connected else "down", **changed)
         if interface.connected:
             _route_to(interface, interface.routes, link.index, outside)
 
@@ -192,13 +194,15 @@ class Links:
         if after.connected:
             for address in set(before.routes) - set(after.routes):
                 outside.delete_route(_host_route(after, address, link.index))
-            fresh = [each for each in after.routes if each not in set(before.routes)]
+            known = set(before.routes)
+            fresh = [each for each in after.routes if each not in known]
             _route_to(after, fresh, link.index, outside)
         index = inside.need(after.name).index
         for address in set(before.addresses) - set(after.addresses):
             inside.delete_address(index, address)
+        there = set(before.addresses)
         for address in after.addresses:
-            if address not in before.addresses:
+            if address not in there:
                 inside.add_address(index, address)
         if (before.default, before.gateways) != (after.default, after.gateways):
             for route in _defaults(before, index):
@@ -230,7 +234,8 @@ def _settings(interface: Interface) -> None:
 def _configure(interface: Interface, inside: Netlink) -> None:
     """Addresses and routes inside; the link is up there also while its cable is unplugged."""
     index = inside.need(interface.name).index
-    inside.set_link(index, state="up")
+    arp = {} if interface.kind != "routed" else {"arp": False}
+    inside.set_link(index, state="up", **arp)
     for address in interface.addresses:
         inside.add_address(index, address)
     if interface.connected:
