@@ -26,6 +26,7 @@ TOP = Path(__file__).resolve().parents[2]
 STREAMS = {
     "Environment": "Create Start Stop Restart Reset Delete Clone Move Exec",
     "Node": "Events Autostop",
+    "Storage": "Snapshot SnapshotSwitch SnapshotDelete Compact Convert",
     "Backup": "Create Delete Restore Mount Verify",
     "Template": "CreateCache UpdateCache RemoveCache Install Remove Update Status Clean"
     " LocalInstall InstallTemplate RemoveTemplate",

@@ -27,6 +27,7 @@ READABLE = frozenset(
         "io.pyvz.Node.Tasks",
         "io.pyvz.Node.Ping",
         "io.pyvz.Backup.List",
+        "io.pyvz.Storage.SnapshotList",
         "io.pyvz.Template.List",
         "io.pyvz.Template.ListContainer",
         "io.pyvz.Template.Info",
