@@ -40,7 +40,7 @@ from pyvz.model.task import Progress
 from pyvz.operations import imagedevice
 from pyvz.operations.imagedevice import Part
 from pyvz.operations.node import Node
-from pyvz.storage import ploopdisk
+from pyvz.storage.ploop import Driver
 
 FORMATS = {"raw": RAW, "ploop1": EXPANDED, "expanded": EXPANDED, "preallocated": PREALLOCATED}
 
@@ -311,6 +311,7 @@ def convert(
 def _convert(
     disk: Disk, progress: Progress, mode: str, version: int | None = None
 ) -> dict[str, str]:
+    disk = _settled(disk)
     d = disk.descriptor
     if mode != PREALLOCATED and len(d.images) != 1:
         # A thin image tells zeros from nothing by clusters only: below a top without a cluster
@@ -356,19 +357,39 @@ def _convert_single(
         return {}
     old = disk.image()
     new = old.with_name(f"{old.name}.{mode}")
-    new.unlink(missing_ok=True)
     with stack_of(disk.directory, d) as source:
         checksum = _write(source, new, progress, mode, version)
         size = -(-source.size // CLUSTER) * CLUSTER if mode != RAW else source.size
     shutil.copymode(old, new)
     changed = replace(d, mode=mode, blocksize=CLUSTER, disk_size=size)
     disk.save(changed.with_file(d.top, new.name))
-    old.unlink()
-    os.link(new, old)
-    disk.save(changed)
-    new.unlink()
-    fsync_directory(disk.directory)
+    _settled(load(os.fspath(disk.directory)))
     return {old.name: checksum}
+
+
+def _settled(disk: Disk) -> Disk:
+    """Bring a conversion to its end, from wherever it was killed: the top has its own name again,
+    and nothing else of it is left."""
+    top = disk.image()
+    for suffix in (RAW, EXPANDED, PREALLOCATED):
+        if top.name.endswith(f".{suffix}"):
+            name = top.name.removesuffix(f".{suffix}")
+            wanted = disk.directory / name
+            wanted.unlink(missing_ok=True)
+            os.link(top, wanted)
+            disk.save(disk.descriptor.with_file(disk.descriptor.top, name))
+            disk = load(os.fspath(disk.directory))
+    known = {image.file for image in disk.descriptor.images}
+    for entry in disk.directory.iterdir():
+        if entry.name not in known and any(_is_leftover(entry.name, image) for image in known):
+            entry.unlink()
+    fsync_directory(disk.directory)
+    return disk
+
+
+def _is_leftover(name: str, image: str) -> bool:
+    hidden = name.startswith(".") and name.lstrip(".").startswith(f"{image}.")
+    return hidden or name in {f"{image}.{suffix}" for suffix in (RAW, EXPANDED, PREALLOCATED)}
 
 
 def copy(node: Node, source: str, target: str, progress: Progress, *, mode: str) -> str:
@@ -400,85 +421,25 @@ def resize(
             imagedevice.check_free(disk.image())
             _convert(disk, progress, PREALLOCATED)
         now = load(path)
-        image = now.image()
-        found = imagedevice.part(image, now.descriptor)
+        found = imagedevice.part(now.image(), now.descriptor)
         progress.stage("Resizing")
-        if size < found.size:
-            imagedevice.check_free(image)
-            if len(now.descriptor.images) > 1:
-                raise InvalidState(
-                    "A disk with snapshots cannot be made smaller", hint="Delete the snapshots."
-                )
-            if not with_filesystem:
-                raise UsageError("a disk can only be made smaller together with its file system")
-            size = _shrink(now, found, size)
-        else:
-            size = _grow(now, found, size, with_filesystem=with_filesystem)
-        if size != now.descriptor.disk_size:
-            now.save(replace(now.descriptor, disk_size=size))
-        return size
+        plain = filesystem.kind_at(now.image(), found.offset) is None
+        if plain or not with_filesystem:
+            return _grow_image(now, size)
+        for place in imagedevice.places(now.image()):
+            if not place.targets:
+                raise Busy(f"{now.image()} is attached as {place.loop.device} but not mounted")
+    with leased(node, now.directory, "resize"):
+        Driver().resize(now.directory.parent, size, disk=now.directory.name)
+    return load(path).descriptor.disk_size
 
 
-def _grow(disk: Disk, found: Part, size: int, *, with_filesystem: bool) -> int:
-    image = disk.image()
-    if with_filesystem:
-        _check_online(image, found)
-    if size > found.size:
-        identity.grow(image, size)
-    size = max(size, found.size)
-    part = Part(found.start, size, found.partition)
-    if not with_filesystem:
-        return size
-    part = _partition(image, part)
-    kind = filesystem.kind_at(image, part.offset)
-    if kind is None:
-        return size
-    for place in imagedevice.places(image):
-        loopdevice.resize(place.loop.device, part.length)
-        with ploopdisk.directory(place.targets[0]) as mounted:
-            filesystem.grow_online(mounted, kind, part.length)
-        return size
-    with imagedevice.device(image, part) as loop:
-        filesystem.resize_offline(loop.device, kind, part.length)
+def _grow_image(disk: Disk, size: int) -> int:
+    if size < disk.descriptor.disk_size:
+        raise UsageError("a disk can only be made smaller together with its file system")
+    size = identity.grow(disk.image(), size)
+    for loop, _ in imagedevice.places(disk.image()):
+        part = imagedevice.part(disk.image(), disk.descriptor)
+        loopdevice.resize(loop.device, part.length)
+    disk.save(replace(disk.descriptor, disk_size=size))
     return size
-
-
-def _check_online(image: Path, found: Part) -> None:
-    """Raise Busy or Unsupported when an attached image cannot grow; nothing was changed then."""
-    for place in imagedevice.places(image):
-        if not place.targets:
-            raise Busy(f"{image} is attached as {place.loop.device} but not mounted")
-        if filesystem.kind_at(image, found.offset) == "ext4" and not (
-            filesystem.can_grow_ext4_online()
-        ):
-            raise Unsupported(
-                "ext4 cannot be grown while it is mounted on this node (no CAP_SYS_RESOURCE)",
-                hint="Unmount the disk, or stop its container, and try again.",
-            )
-
-
-def _shrink(disk: Disk, found: Part, size: int) -> int:
-    image = disk.image()
-    kind = imagedevice.kind(image, found)
-    if kind != "ext4":
-        raise Unsupported(f"The file system of the disk is {kind}, which cannot be made smaller")
-    tail = CLUSTER if found.partition else 0  # the copy of the partition table
-    length = size - tail - (found.offset - found.start)
-    if length < filesystem.MINIMUM[kind]:
-        raise UsageError(f"{size} bytes are too few for the file system of the disk")
-    with imagedevice.device(image, found) as loop:
-        filesystem.resize_offline(loop.device, kind, length)
-    if found.partition:
-        _partition(image, Part(found.start, size, found.partition))
-    identity.shrink(image, size)
-    return size
-
-
-def _partition(image: Path, part: Part) -> Part:
-    """Let the partition, if there is one, fill the disk."""
-    if part.partition is None:
-        return part
-    with opened(image, write=True) as fd:
-        new = gpt.write(fd, part.start, part.size, part.partition)
-        os.fsync(fd)
-    return Part(part.start, part.size, new)

@@ -91,8 +91,9 @@ class Disk:
         """Remove images that a killed change left: the descriptor does not name them."""
         known = {image.file for image in self.descriptor().images}
         for entry in os.scandir(self.path):
+            # Only names that we give: root.hds.backup is somebody's own file.
             ours = entry.name == disk.BASE_FILE or entry.name.startswith(
-                (f"{disk.BASE_FILE}.", f".{disk.BASE_FILE}.")
+                (f"{disk.BASE_FILE}.{{", f".{disk.BASE_FILE}.")
             )
             if ours and entry.name not in known:
                 log.warning("%s: removed, nothing refers to it", entry.path)
