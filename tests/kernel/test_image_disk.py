@@ -20,8 +20,9 @@ from pyvz.errors import (
 )
 from pyvz.image import convert as conversion
 from pyvz.image import descriptor, identity
-from pyvz.image.delta import stack
+from pyvz.image.delta import stack, stack_of
 from pyvz.image.descriptor import EXPANDED, PREALLOCATED, RAW
+from pyvz.image.digest import digest
 from pyvz.linux import loopdevice
 from pyvz.model.task import NoProgress
 from pyvz.operations import image, imagemount
@@ -234,3 +235,66 @@ def test_what_is_there_is_not_replaced_and_a_failure_leaves_nothing(
 
 def _refuse(*_: object) -> None:
     raise StorageError("refused by the test")
+
+
+class Crash(BaseException):
+    """The program ends here."""
+
+
+def crash_at(patch: pytest.MonkeyPatch, step: int) -> list[str]:
+    """End the program at the STEPth change of names or descriptor; returns what was done."""
+    done: list[str] = []
+
+    def wrap(owner: object, name: str) -> None:
+        call = getattr(owner, name)
+
+        def act(*args: object, **more: object) -> object:
+            if len(done) >= step:
+                raise Crash
+            done.append(name)
+            return call(*args, **more)
+
+        patch.setattr(owner, name, act)
+
+    for owner, name in ((descriptor, "save"), (Path, "replace"), (Path, "unlink"), (os, "link")):
+        wrap(owner, name)
+    return done
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(EXPANDED, PREALLOCATED), (PREALLOCATED, EXPANDED), (RAW, PREALLOCATED), (EXPANDED, RAW)],
+)
+def test_a_conversion_that_is_killed_leaves_the_same_disk(
+    world: World, monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
+    world.make(None, 6 * MIB)
+    with world.top.open("r+b") as file:
+        file.seek(identity.RESERVE + 3 * MIB)
+        file.write(b"content" * 1000)
+    image.convert(world.node, world.path, QUIET, mode=before)
+    wanted = content(world)
+    for step in range(30):
+        with monkeypatch.context() as patch:
+            done = crash_at(patch, step)
+            try:
+                image.convert(world.node, world.path, QUIET, mode=after)
+            except Crash:
+                pass
+            else:
+                break
+        assert content(world) == wanted, done
+        image.convert(world.node, world.path, QUIET, mode=after)
+        assert content(world) == wanted, done
+        image.convert(world.node, world.path, QUIET, mode=before)
+    assert 2 < step < 29
+    assert content(world) == wanted
+    assert sorted(name for name in os.listdir(world.home) if "lck" not in name) == [
+        "DiskDescriptor.xml",
+        "root.hds",
+    ]
+
+
+def content(world: World) -> str:
+    with stack_of(world.home, descriptor.load(Path(world.path))) as disk:
+        return digest(disk, QUIET)
