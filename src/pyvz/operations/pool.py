@@ -10,10 +10,11 @@ sharing.
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from pyvz.errors import VZError
-from pyvz.linux import mount
+from pyvz.linux import filesystem, mount
 from pyvz.linux.features import reflink_at
 from pyvz.model.vzconf import expand_veid, under
 from pyvz.operations.node import Node
@@ -53,6 +54,22 @@ def default_driver(wanted: str) -> str:
     return wanted
 
 
+def thaw_roots(directory: Path) -> None:
+    """Thaw what is mounted below `directory`: vzd may have been killed while it made a snapshot."""
+    for entry in mount.mounts(directory.resolve()):
+        try:
+            fd = os.open(entry.target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            if filesystem.thaw(fd):
+                log.warning("%s was frozen: thawed", entry.target)
+        except OSError:
+            log.debug("%s cannot be frozen", entry.target)
+        finally:
+            os.close(fd)
+
+
 def open_pools(paths: Paths) -> None:
     """Mount the node's own pool, if it has one, and prepare the place of roots; never raises.
 
@@ -64,6 +81,7 @@ def open_pools(paths: Paths) -> None:
         paths.ve_root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not mount.holding_mount(paths.ve_root).shared:
             mount.make_shared(paths.ve_root)
+        thaw_roots(paths.ve_root)
     except (VZError, OSError):
         log.exception("the pool of the node could not be opened")
 
