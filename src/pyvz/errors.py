@@ -154,6 +154,10 @@ class NetworkError(VZError):
     """An interface, address or rule could not be put in place."""
 
 
+class NetworkInUse(NetworkError):
+    """A virtual network cannot go while containers or others are plugged into it."""
+
+
 class AddressInUse(NetworkError):
     """An IP address belongs to another container, to the node, or to somebody on the network."""
 

@@ -29,6 +29,10 @@ SCOPE_LINK = 253
 SCOPE_HOST = 254
 TABLE_MAIN = 254
 _NTF_PROXY = 8
+_RTNH_F_ONLINK = 4
+_IFA_F_PERMANENT = 0x80
+_PROTO_KERNEL, _PROTO_RA = 2, 9  # RTPROTO_*: of an address; of a router's advertisement
+_EVERYBODY = "00:00:00:00:00:00"  # the entry of a VXLAN for frames without a known destination
 _HTB = 0x10000  # 1:
 _TC_ROOT = 0xFFFFFFFF
 _LARGEST_PACKET = 65536  # a segmented one of GSO
@@ -62,7 +66,10 @@ class InterfaceAddress:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route.  to: "10.1.2.3/32" or "default".  via: gateway or ""; source: preferred one."""
+    """A route.  to: "10.1.2.3/32" or "default".  via: gateway or ""; source: preferred one.
+
+    metric: 0 is the kernel's default of the family.
+    """
 
     to: str
     index: int
@@ -72,6 +79,7 @@ class Route:
     scope: int | None = None
     table: int = TABLE_MAIN
     onlink: bool = False
+    metric: int = 0
 
 
 class VethEnd(NamedTuple):
@@ -198,6 +206,45 @@ class Netlink:
             f"remove the route to {route.to}",
             lambda: self._route.route("del", **({"scope": _SCOPE_NOWHERE} | _route(route))),
         )
+
+    def routes(self, index: int) -> list[Route]:
+        """Return the routes of the main table by a link that somebody has set.
+
+        Those that come with an address, or from a router, are left out.
+        """
+        with self._saying("list the routes"):
+            found = self._route.route("dump", oif=index, table=TABLE_MAIN)
+            return [
+                _given_route(message, index)
+                for message in found
+                if message["proto"] not in {_PROTO_KERNEL, _PROTO_RA}
+                and message.get("oif") == index
+                and message.get("table") == TABLE_MAIN
+            ]
+
+    def leased(self, index: int) -> list[str]:
+        """Return the IPv4 addresses of a link that have a lifetime: a DHCP client keeps them."""
+        with self._saying("list the addresses"):
+            return [
+                _address(message).address
+                for message in self._route.get_addr(family=socket.AF_INET, index=index)
+                if not int(message.get("IFA_FLAGS") or message["flags"]) & _IFA_F_PERMANENT
+            ]
+
+    def floods(self, index: int) -> list[str]:
+        """Return the nodes to which a VXLAN sends frames whose place it does not know."""
+        with self._saying("list the nodes of a VXLAN"):
+            return [
+                str(message.get("dst"))
+                for message in self._route.fdb("dump", ifindex=index)
+                if message.get("lladdr") == _EVERYBODY and message["ifindex"] == index
+            ]
+
+    def set_flood(self, index: int, remote: str, *, on: bool) -> None:
+        """Begin or cease to send such frames to REMOTE (`bridge fdb append`)."""
+        with self._saying(f"connect a VXLAN with {remote}"):
+            action = "append" if on else "del"
+            self._route.fdb(action, ifindex=index, lladdr=_EVERYBODY, dst=remote)
 
     def routes_to(self, address: str) -> list[int]:
         """Return the indexes of the links on which there is a route to exactly this address."""
@@ -383,8 +430,25 @@ def _route(route: Route) -> dict[str, Any]:
     if route.scope is not None:
         made["scope"] = route.scope
     if route.onlink:
-        made["flags"] = 4  # RTNH_F_ONLINK
+        made["flags"] = _RTNH_F_ONLINK
+    if route.metric:
+        made["priority"] = route.metric
     return made
+
+
+def _given_route(message: Any, index: int) -> Route:  # noqa: ANN401
+    family = int(message["family"])
+    to = f"{message.get('dst')}/{message['dst_len']}" if message["dst_len"] else "default"
+    return Route(
+        to=to,
+        index=index,
+        family=family,
+        via=str(message.get("gateway") or ""),
+        source=str(message.get("prefsrc") or ""),
+        scope=int(message["scope"]) if family == socket.AF_INET else None,
+        onlink=bool(message["flags"] & _RTNH_F_ONLINK),
+        metric=int(message.get("priority") or 0),
+    )
 
 
 def _link(message: Any) -> Link:  # noqa: ANN401

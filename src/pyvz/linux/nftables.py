@@ -33,12 +33,9 @@ class Table(NamedTuple):
         return [self.add(), {"delete": {"table": self._asdict()}}]
 
     def chain(self, name: str, hook: str, priority: int, **more: Any) -> Command:  # noqa: ANN401
-        """Make a base chain of filters; more: dev, policy."""
-        return {
-            "add": {
-                "chain": self._in(name=name, type="filter", hook=hook, prio=priority, **more),
-            }
-        }
+        """Make a base chain of filters; more: dev, policy, type."""
+        made = {"type": "filter", "hook": hook, "prio": priority, **more}
+        return {"add": {"chain": self._in(name=name, **made)}}
 
     def plain_chain(self, name: str) -> Command:
         """Make a chain that rules jump to; nothing happens when it is there."""
