@@ -85,6 +85,11 @@ class Manifest:
         """The id as it is shown, with braces."""
         return shown(self.id)
 
+    @property
+    def reference(self) -> str:
+        """Name of what is kept of this very backup: an id may come again after a removal."""
+        return f"{self.id}@{int(self.created * 1_000_000)}"
+
     def file(self, path: str) -> File | None:
         """Return a small file by its path in the home."""
         return next((each for each in self.files if each.path == path), None)

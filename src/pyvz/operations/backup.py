@@ -125,9 +125,10 @@ def _store(
         with node.lease(env, "backup"):
             provision.repair(node, env)
             files = _files(env)
+            known, _ = repository.readable(env.uuid)
             able = _capabilities(env)
             if able is not None and able.image:
-                copies = stack.enter_context(capture.images_of(node, env, draft.id))
+                copies = stack.enter_context(capture.images_of(node, env, draft, known))
             elif able is not None:
                 both = (writer, repository.chunks)
                 disks = (capture.tree_of(node, env, both, parent, progress),)

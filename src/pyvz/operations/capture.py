@@ -5,7 +5,7 @@ for that long, and read from the copy while the environment goes on, may stop, m
 The copy stays as the reference of the next incremental backup, which reads only what differs
 between the two copies:
 
-    <home>/.backup/<id of the backup>/<disk>
+    <home>/.backup/<id of the backup>@<time>/<disk>
 
 A disk that is a tree is read twice: first while the container runs, then, with its processes
 halted, only what changed since.  The lease is held for all that time.
@@ -17,7 +17,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -56,9 +56,9 @@ class Copy(NamedTuple):
 class Images:
     """The copies of an environment's images, all of one moment."""
 
-    def __init__(self, env: Environment, ident: str, copies: list[Copy]) -> None:
+    def __init__(self, env: Environment, reference: str, copies: list[Copy]) -> None:
         self._env = env
-        self._ident = ident
+        self._reference = reference
         self._copies = copies
 
     def back_up(
@@ -80,7 +80,7 @@ class Images:
         if parent is None:
             return None, None
         disk = next((d for d in parent.disks if d.name == copy.name and d.form == IMAGE), None)
-        reference = self._env.home / _KEPT / parent.id / copy.name
+        reference = self._env.home / _KEPT / parent.reference / copy.name
         if disk is None or not reference.is_file() or reference.is_symlink():
             log.info("%s: no reference of %s: all is read", self._env.name, copy.name)
             return None, None
@@ -99,25 +99,31 @@ class Images:
         if not directory.is_dir():  # the environment was deleted or moved away meanwhile
             return
         for entry in list(directory.iterdir()):
-            if not (reference and entry.name == self._ident):
+            if not (reference and entry.name == self._reference):
                 file.remove_tree(entry)
 
 
 @contextlib.contextmanager
-def images_of(node: Node, env: Environment, ident: str) -> Iterator[Images]:
-    """Copy the images of all disks (lease held here, for a moment); yields them open.
+def images_of(
+    node: Node, env: Environment, draft: Manifest, known: Sequence[Manifest]
+) -> Iterator[Images]:
+    """Copy the images of all disks and yield them open; the caller holds the lease until then.
 
-    When the block raises, or was killed before, the copies go (with the next backup then).
+    When the block raises, the copies go; those of a backup that was killed (of
+    which KNOWN, the backups that there are, has none) go now.
     """
-    directory = env.home / _KEPT / ident
+    directory = env.home / _KEPT / draft.reference
     with contextlib.ExitStack() as stack:
         undo = stack.enter_context(contextlib.ExitStack())
         undo.callback(_discard, directory)
         with home.storage_errors(f"The disks of {env.name} could not be copied"):
             directory.parent.mkdir(mode=0o700, exist_ok=True)
+            for entry in list(directory.parent.iterdir()):
+                if entry.name not in {each.reference for each in known}:
+                    file.remove_tree(entry)
             directory.mkdir(mode=0o700)
             copies = _copies(node, env, directory, stack)
-        yield Images(env, ident, copies)
+        yield Images(env, draft.reference, copies)
         undo.pop_all()
 
 
