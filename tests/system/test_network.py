@@ -63,6 +63,12 @@ def test_addresses_that_are_in_use_are_refused(world: NetWorld) -> None:
     assert row["ip_configured"] in ("", "-")
     world.prlctl("delete", "a")
     world.vzctl("set", "b", "--ipadd", "10.77.0.1", "--save")
+    # From the node's range.
+    world.vzctl("set", "b", "--ipadd", "auto", "--save", code=104)
+    with (world.root / "etc/vz/vz.conf").open("a") as conf:
+        conf.write('VE_ADDRESS_RANGE="10.77.0.1-10.77.0.3"\n')
+    world.prlctl("set", "b", "--ipadd", "auto")
+    assert "10.77.0.1 10.77.0.2" in world.prlctl("list", "-i", "b")
 
 
 def test_everything_survives_the_daemon_and_a_reboot(world: NetWorld) -> None:

@@ -25,6 +25,7 @@ from pyvz.network.links import Inside, Links, check_free
 from pyvz.operations import netdevice, options, traffic
 from pyvz.operations.node import Node
 from pyvz.operations.options import GivenOptions, Plan
+from pyvz.store.networks import Networks
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def prepare(node: Node, env: Environment, config: Config) -> Callable[[NetworkAc
             Links(node.paths).apply(wanted, Inside(access.namespace, netlink))
         traffic.apply(node, env, config, fresh=True)
         _announce(wanted.proxies)
-        _warn(node, env, wanted)
+        _warn(env, wanted)
 
     return furnish
 
@@ -76,8 +77,7 @@ def planned(node: Node, env: Environment, config: Config) -> NetworkPlan:
 
 def networks(node: Node) -> dict[str, str]:
     """Return the bridge of every virtual network of the node, by the network's name."""
-    _ = node
-    return {}
+    return {each.name: each.bridge for each in Networks(node.paths).stored() if each.bridge}
 
 
 def check(node: Node, env: Environment, old: Config, new: Config, undo: ExitStack) -> None:
@@ -106,7 +106,7 @@ def change(node: Node, env: Environment, old: Config, new: Config, undo: ExitSta
         links.change(before, after, Inside(access.namespace, netlink))
     traffic.apply(node, env, new)
     _announce(set(after.proxies) - set(before.proxies))
-    _warn(node, env, after)
+    _warn(env, after)
 
 
 def clean(node: Node, uuid: str) -> None:
@@ -251,9 +251,8 @@ def _announce(proxies: Iterable[Proxy]) -> None:
                 arp.announce(device, [address])
 
 
-def _warn(node: Node, env: Environment, made: NetworkPlan) -> None:
+def _warn(env: Environment, made: NetworkPlan) -> None:
     """Tell the log when the node does not forward, so that nobody outside is reached."""
-    _ = node
     families = {family(address) for address in made.routed}
     for version, key in (("4", "net/ipv4/ip_forward"), ("6", "net/ipv6/conf/all/forwarding")):
         if version in families and sysctl(key) == "0":
