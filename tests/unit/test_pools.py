@@ -25,7 +25,7 @@ def pool(root: Path, name: str = "fast", **fields: object) -> Pool:
 
 def test_without_files_there_is_the_default(pools: Pools, tmp_path: Path) -> None:
     (only,) = pools.all()
-    assert only == Pool("default", "simfs", tmp_path / "vz/private", {}, True, True)
+    assert only == Pool("default", "ploop", tmp_path / "vz/private", {}, True, True)
     assert pools.default() == only
     assert pools.find(tmp_path / "vz/private/some") == only
     assert pools.find(tmp_path / "elsewhere/some") is None
