@@ -27,7 +27,7 @@ def row(name: str, parent: str = "", *, current: bool = False) -> dict[str, Any]
 def test_the_tree_of_prlctl() -> None:
     rows = [row("A"), row("B", "A"), row("C", "B"), row("D", "A", current=True), row("E")]
     assert prlctl_snapshot.tree(rows) == "_A_B_C\n| \\*D\n_E\n"
-    assert prlctl_snapshot.tree(rows[:3] + [row("D", "B")]) == "_A_B_C\n   \\_D\n"
+    assert prlctl_snapshot.tree([*rows[:3], row("D", "B")]) == "_A_B_C\n   \\_D\n"
     assert prlctl_snapshot.tree([]) == ""
 
 
