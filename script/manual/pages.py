@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from manual import fileformats, options_module, roff
-from pyvz.cli import exitcodes, ploop, prl_disk_tool, prlctl, prlsrvctl, vzctl, vzlist, vzpkg
+from pyvz.cli import (
+    exitcodes,
+    ploop,
+    prl_disk_tool,
+    prlctl,
+    prlsrvctl,
+    vzctl,
+    vzlist,
+    vznetstat,
+    vzpkg,
+)
 from pyvz.cli.arguments import option_names
 from pyvz.cli.prlctl_list import ALIASES, COLUMNS
 from pyvz.cli.vzlist_fields import FIELDS
@@ -225,6 +235,31 @@ def vzlist_page() -> str:
     )
 
 
+def vznetstat_page() -> str:
+    """Return vznetstat(8)."""
+    return (
+        roff.heading("vznetstat", "8", "traffic of containers by class", DATE)
+        + roff.chapter("SYNOPSIS", ".B vznetstat\n[\n.I options\n]\n")
+        + roff.chapter(
+            "DESCRIPTION",
+            roff.paragraphs(
+                """vznetstat prints for each container and class of traffic how many bytes and
+                packets it has received (Input) and sent (Output) since it was made or since the
+                counters were reset; restarts of the container and of the node do not reset them.
+
+                Which addresses are of which class is written in
+                /etc/vz/conf/networks_classes, a class (0 to 15) and a network per line; the most
+                specific network counts. Class 1 is what no line names. Packets that a filter
+                has dropped are not counted."""
+            ),
+        )
+        + roff.chapter("OPTIONS", option_items(vznetstat.OPTIONS))
+        + roff.chapter("EXIT STATUS", roff.tagged((("0", "Success."), ("1", "Any error."))))
+        + roff.chapter("EXAMPLES", roff.example(("vznetstat", "vznetstat -6 -v web -c 2")))
+        + _see_also("prlctl(8)", "prlsrvctl(8)", "vzlist(8)")
+    )
+
+
 def vzpkg_page() -> str:
     """Return vzpkg(8)."""
     commands = [
@@ -370,6 +405,7 @@ def all_pages() -> dict[str, str]:
         "prlsrvctl.8": prlsrvctl_page(),
         "vzctl.8": vzctl_page(),
         "vzlist.8": vzlist_page(),
+        "vznetstat.8": vznetstat_page(),
         "vzpkg.8": vzpkg_page(),
         "ploop.8": ploop_page(),
         "prl_disk_tool.8": prl_disk_tool_page(),

@@ -118,6 +118,7 @@ DIALECTS: dict[str, Table] = {
     "ploop": PLOOP,
     "prl_disk_tool": PRLCTL,
     "vzlist": VZLIST,
+    "vznetstat": VZLIST,
     "vzpkg": VZPKG,
 }
 
@@ -126,6 +127,7 @@ INTERNAL: dict[str, int] = {
     "prlsrvctl": 255,
     "vzctl": 3,
     "vzlist": 1,
+    "vznetstat": 1,
     "vzpkg": 2,
     "ploop": 12,
     "prl_disk_tool": 255,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from pyvz.cli import arguments, prlctl_backup, prlsrvctl_pool
+from pyvz.cli import arguments, prlctl_backup, prlsrvctl_pool, prlsrvctl_traffic
 from pyvz.cli.exitcodes import exit_code
 from pyvz.cli.output import prl_json
 from pyvz.cli.prlctl import GLOBAL as _PRLCTL_GLOBAL
@@ -32,11 +32,13 @@ VERBS: tuple[tuple[str, str, str], ...] = (
         "",
         "back up every environment",
     ),
+    ("set", "", "change the node: traffic shaping"),
+    ("tc", "restart", "put the rates and classes of traffic in force again"),
     ("shutdown,stop", "", "end vzd; environments run on"),
 )
 
 LATER = (
-    *("set", "user", "net", "privnet", "usb", "tc", "install-license"),
+    *("user", "net", "privnet", "usb", "install-license"),
     *("update-license", "problem-report", "plugin", "monitor"),
 )
 
@@ -56,6 +58,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
     "cttemplate": (("-j,--json", "", "as JSON"),),
     "pool": prlsrvctl_pool.OPTIONS,
     "backup": prlctl_backup.CREATE,
+    "set": prlsrvctl_traffic.SET_OPTIONS,
     "shutdown": (("-f,--force", "", "also while operations run; they are called off"),),
 }
 
@@ -234,6 +237,8 @@ _HANDLERS = {
     "cttemplate": _cttemplate,
     "pool": prlsrvctl_pool.pool,
     "backup": _backup,
+    "set": prlsrvctl_traffic.set_,
+    "tc": prlsrvctl_traffic.tc,
     "shutdown": _shutdown,
 }
 

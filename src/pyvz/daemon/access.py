@@ -31,6 +31,8 @@ READABLE = frozenset(
         "io.pyvz.Template.List",
         "io.pyvz.Template.ListContainer",
         "io.pyvz.Template.Info",
+        "io.pyvz.Traffic.List",
+        "io.pyvz.Traffic.Settings",
         "org.varlink.service.GetInfo",
         "org.varlink.service.GetInterfaceDescription",
     }

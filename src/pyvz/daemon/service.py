@@ -23,6 +23,7 @@ from pyvz.daemon.api_node import Node
 from pyvz.daemon.api_pool import Pool
 from pyvz.daemon.api_storage import Storage
 from pyvz.daemon.api_template import Template
+from pyvz.daemon.api_traffic import Traffic
 from pyvz.daemon.events import Bus
 from pyvz.daemon.replies import ErrorInterface
 from pyvz.daemon.server import Server
@@ -39,7 +40,7 @@ from pyvz.store.paths import Paths
 
 PATIENCE = 2.0  # seconds that clients wait for the recovery; then they are served beside it
 DRAIN = 30.0  # seconds that running tasks get at the end
-INTERFACES = (Environment, Node, Template, Image, Pool, Storage, Backup)
+INTERFACES = (Environment, Node, Template, Image, Pool, Storage, Backup, Traffic)
 URL = "https://github.com/pyvz/pyvz"
 
 logger = logging.getLogger(__name__)

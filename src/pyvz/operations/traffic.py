@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
-from pyvz.errors import NetworkError, NotFound, Unsupported, VZError
+from pyvz.errors import BadValue, NetworkError, NotFound, Unsupported, VZError
 from pyvz.linux import nftables
 from pyvz.linux.file import write_atomic
 from pyvz.linux.netlink import HtbRate, Netlink
@@ -45,7 +45,8 @@ class Shape(NamedTuple):
 def apply(node: Node, env: Environment, config: Config, *, fresh: bool = False) -> None:
     """Shape, count and filter what passes a running container's links, as CONFIG says.
 
-    fresh: it starts, so nothing is there yet.  Raises NetworkError and Unsupported when a filter or rate that was asked for cannot be.
+    fresh: it starts, so nothing is there yet.  Raises NetworkError and Unsupported when a filter or
+    rate that was asked for cannot be.
     """
     plan = Links(node.paths).applied(env.uuid)
     own = rules.table(node.paths.instance, env.uuid)
@@ -69,6 +70,8 @@ def apply(node: Node, env: Environment, config: Config, *, fresh: bool = False) 
             )
             before = own.drop() if fresh else []
             nftables.apply(before + rules.install(own, wanted, now))
+            if not slot:
+                _leave_tree(node, env.uuid, netlink)
     except (NetworkError, Unsupported) as error:
         if config.network.rates or any(each.enabled for each in filters.values()):
             raise
@@ -89,11 +92,9 @@ def clean(node: Node, uuid: str) -> None:
         if now.token:
             _note(node, uuid, now)
             nftables.apply(own.drop())
-    with trafficslots.held(node.paths) as slots:
-        slot = slots.pop(uuid, 0)
-        if slot:
-            with Netlink() as netlink:
-                _leave_tree(node, slot, netlink, last=not slots)
+    if (node.paths.run / "shaping.json").exists():
+        with Netlink() as netlink:
+            _leave_tree(node, uuid, netlink)
 
 
 def forget(node: Node, uuid: str) -> None:
@@ -111,13 +112,30 @@ def counters(node: Node, uuid: str) -> accounting.Counters:
     return accounting.total(accounting.load(node.paths, uuid))
 
 
-def reset(node: Node, uuid: str) -> None:
-    """Count from zero again."""
-    now = rules.present(nftables.listed(rules.table(node.paths.instance, uuid)))
-    # What the table shows counts less than nothing: so it need not be touched.
+def reset_counters(node: Node, ref: str) -> None:
+    """Count from zero again; raises EnvironmentNotFound."""
+    env = node.registry.resolve(ref)
+    now = rules.present(nftables.listed(rules.table(node.paths.instance, env.uuid)))
+    # What the table shows is taken off what is done: so the table need not be touched.
     before = {name: (-packets, -octets) for name, (packets, octets) in now.counters.items()}
-    record = accounting.Record(before, now.token, dict(now.counters))
-    accounting.save(node.paths, uuid, record)
+    accounting.save(node.paths, env.uuid, accounting.Record(before, now.token, dict(now.counters)))
+
+
+def rows(
+    node: Node, refs: Sequence[str], *, versions: str = "46"
+) -> list[tuple[Environment, Traffic]]:
+    """Return the traffic of the named containers, or of all; one without any has a row of zeros.
+
+    Raises EnvironmentNotFound, BadValue.
+    """
+    if versions not in {"4", "6", "46"}:
+        raise BadValue(f"'{versions}' is not 4, 6 or 46")
+    found = [node.registry.resolve(ref) for ref in refs] or node.registry.environments()
+    return [
+        (env, each)
+        for env in found
+        for each in traffic(node, env.uuid, versions=versions) or [Traffic(classes.REST)]
+    ]
 
 
 def traffic(node: Node, uuid: str, *, versions: str = "46") -> list[Traffic]:
@@ -223,14 +241,9 @@ def _make_tree(
     """Make the classes of HTB for one container; return its slot, 0 when it is not shaped."""
     for each in watched:
         _set_tree(netlink, netlink.need(each.host).index, shaping.receiving(shape.limits))
+    if not shape.limits:
+        return 0
     with trafficslots.held(node.paths) as slots:
-        if not shape.limits:
-            slot = slots.pop(uuid, 0)
-            if slot:
-                # Rules that send there go with the batch that follows; until then they find the
-                # device without a class, and pass.
-                _leave_tree(node, slot, netlink, last=False)
-            return 0
         slot = shaping.slot_for(uuid, slots)
         slots[uuid] = slot
         index = _shaping_device(node, netlink)
@@ -280,16 +293,19 @@ def _shaping_device(node: Node, netlink: Netlink) -> int:
 _QUEUE = 1000  # packets that wait in a class; ifb has 32 otherwise
 
 
-def _leave_tree(node: Node, slot: int, netlink: Netlink, *, last: bool) -> None:
-    found = netlink.link(device(node))
-    if found is None:
-        return
-    if last:
-        netlink.delete_link(found.index)
-        return
-    for minor in netlink.htb_classes(found.index):
-        if minor != shaping.ROOT and minor >> 4 == slot:
-            netlink.delete_htb_class(found.index, minor)
+def _leave_tree(node: Node, uuid: str, netlink: Netlink) -> None:
+    """Take a container's classes away, and with the last one the device.  Idempotent."""
+    with trafficslots.held(node.paths) as slots:
+        slot = slots.pop(uuid, 0)
+        found = netlink.link(device(node)) if slot else None
+        if found is None:
+            return
+        if not slots:
+            netlink.delete_link(found.index)
+            return
+        for minor in netlink.htb_classes(found.index):
+            if minor != shaping.ROOT and minor >> 4 == slot:
+                netlink.delete_htb_class(found.index, minor)
 
 
 def _note(node: Node, uuid: str, now: rules.Present) -> accounting.Record:
