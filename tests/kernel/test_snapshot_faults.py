@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import faults
 from ploops import digest, mounted, names_of, ploop_node, write
 from pyvz.errors import VZError
 from pyvz.linux import loopdevice, mount
-from pyvz.operations import configure, provision, snapshot
+from pyvz.operations import configure, lifecycle, provision, snapshot
 from pyvz.operations.configure import SetRequest
 from pyvz.operations.node import Node
 from pyvz.store import savedstates
@@ -128,3 +129,34 @@ def test_failing(node: Node, verb: str, act: faults.Act) -> None:
             VERBS["delete"](node) if verb == "create" else None
             return
     pytest.fail("the verb has no end")
+
+
+def test_killed_while_its_disks_are_frozen(node: Node) -> None:
+    lifecycle.mount(node, "ct1")
+    root = node.root(node.registry.resolve("ct1"))
+    try:
+        for number in range(8, MAX, 5):
+            died = faults.killed_at(number, lambda: VERBS["create"](node), node.paths.root)
+            provision.recover(node)
+            for place in (root, root / "data"):  # a write to a frozen one would never return
+                code = os.system(f"timeout 10 sh -c 'echo x > {place}/probe && sync -f {place}'")
+                assert code == 0, number
+            if not died:
+                break
+            assert len(savedstates.load(node.registry.resolve("ct1").home).items) in {2, 3}
+            if savedstates.load(node.registry.resolve("ct1").home).has(GUIDS[2]):
+                break
+    finally:
+        lifecycle.umount(node, "ct1")
+    nothing_left(node)
+
+
+def test_the_hundredth_costs_what_the_first_costs(node: Node) -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        snapshot.create(node, "ct1")
+        return time.perf_counter() - began
+
+    took = [seconds() for _ in range(100)]
+    first, last = sorted(took[:15])[7], sorted(took[-15:])[7]
+    assert last < 2 * first + 0.02, (first, last)
