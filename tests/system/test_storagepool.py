@@ -19,6 +19,7 @@ from pyvz.errors import (
     FileMissing,
     InvalidState,
     NotFound,
+    StorageError,
     Unsupported,
     UsageError,
 )
@@ -145,6 +146,25 @@ class TestContainers:
             assert not env.home.exists()
             provision.delete(node, "ct1")
             storagepool.delete(node, "other")
+
+    def test_a_copy_that_is_not_equal_is_not_trusted(
+        self, node: Node, overlay: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        env = provision.create(node, request(layout="simfs"))
+        driver: Any = type(storage.load("simfs"))
+        clone_of = driver.clone
+
+        def damaged(self: Any, home: Path, new_home: Path, progress: Any) -> None:
+            clone_of(self, home, new_home, progress)
+            (new_home / "fs/etc/hostname").write_text("tinY\n")
+
+        other = node.paths.root / "data/other"
+        with places.file_system("ext4", other, 64 << 20):
+            monkeypatch.setattr(driver, "clone", damaged)
+            with pytest.raises(StorageError, match="not equal"):
+                relocate.move(node, "ct1", str(other))
+            assert [each.name for each in other.iterdir()] == ["lost+found"]
+            assert (env.home / "fs/etc/hostname").read_text() == "tiny\n"
 
     def test_move_to_no_pool(self, node: Node) -> None:
         provision.create(node, request(layout="simfs"))
