@@ -354,7 +354,7 @@ class Runtime:
 
     def _request(self, spec: ContainerSpec) -> dict[str, Any]:
         spec = spec._replace(binds=(*spec.binds, *_lxcfs_binds()))
-        program = seccomp.program(nesting=spec.nesting)
+        program = seccomp.program(nesting=spec.nesting, netfilter=spec.netfilter)
         return {
             "uuid": spec.uuid,
             "plan": plan(spec).to_json(),

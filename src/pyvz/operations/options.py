@@ -33,6 +33,7 @@ _IN_FORCE = frozenset(
         "network.rates",
         "network.rate_bound",
         "network.firewalls",
+        "network.netfilter",
         "disk.bindmounts",
         "disk.noatime",
         "disk.autocompact",
