@@ -19,7 +19,7 @@ from pathlib import Path
 _CHANGES = frozenset(
     {
         *("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.link"),
-        *("os.chmod", "os.chown", "os.setxattr", "subprocess.Popen"),
+        *("os.chmod", "os.chown", "os.setxattr", "subprocess.Popen", "fcntl.ioctl"),
     }
 )
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

@@ -27,6 +27,9 @@ from pathlib import Path
 
 import pytest
 
+from pyvz.operations import pool
+from pyvz.store.paths import Paths
+
 GUARDED = ("kernel", "system", "nodes")
 PATIENCE = 3.0  # seconds that the kernel may take to let go
 CGROUP = "/sys/fs/cgroup"
@@ -40,8 +43,15 @@ def short_root() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="pv-", dir="/tmp"))
     _roots.append(path)
     yield path
+    close_node(path)
     _no_mounts_below(path)
     shutil.rmtree(path)
+
+
+def close_node(root: Path) -> None:
+    """Unmount what a node keeps mounted as long as its machine runs: its pool and /vz/root."""
+    if (root / "vz").is_dir():
+        pool.close_pools(Paths(root))
 
 
 def _no_mounts_below(path: Path) -> None:

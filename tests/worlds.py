@@ -54,7 +54,7 @@ class Events(list[Event]):
         return [event.name for event in self]
 
 
-def make_node(root: Path) -> Node:
+def make_node(root: Path, layout: str = "simfs") -> Node:
     """A node below `root` with the sample `basic`; nothing of it runs."""
     paths = Paths(root)
     for directory in (paths.conf, paths.names, paths.private, paths.ve_root, paths.lock, paths.lib):
@@ -62,6 +62,7 @@ def make_node(root: Path) -> Node:
     for directory in (paths.private, paths.ve_root):
         directory.chmod(0o700)
     (paths.conf / "ve-basic.conf-sample").write_text(SAMPLE)
+    paths.vz_conf.write_text(f'VELAYOUT="{layout}"\n')
     registry = Registry(paths)
     runtime = cast("Any", Nothing())
     return Node(

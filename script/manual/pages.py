@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from manual import fileformats, options_module, roff
-from pyvz.cli import exitcodes, prlctl, prlsrvctl, vzctl, vzlist, vzpkg
+from pyvz.cli import (
+    exitcodes,
+    ploop,
+    prl_disk_tool,
+    prlctl,
+    prlsrvctl,
+    vzctl,
+    vzlist,
+    vznetstat,
+    vzpkg,
+)
 from pyvz.cli.arguments import option_names
 from pyvz.cli.prlctl_list import ALIASES, COLUMNS
 from pyvz.cli.vzlist_fields import FIELDS
@@ -225,6 +235,31 @@ def vzlist_page() -> str:
     )
 
 
+def vznetstat_page() -> str:
+    """Return vznetstat(8)."""
+    return (
+        roff.heading("vznetstat", "8", "traffic of containers by class", DATE)
+        + roff.chapter("SYNOPSIS", ".B vznetstat\n[\n.I options\n]\n")
+        + roff.chapter(
+            "DESCRIPTION",
+            roff.paragraphs(
+                """vznetstat prints for each container and class of traffic how many bytes and
+                packets it has received (Input) and sent (Output) since it was made or since the
+                counters were reset; restarts of the container and of the node do not reset them.
+
+                Which addresses are of which class is written in
+                /etc/vz/conf/networks_classes, a class (0 to 15) and a network per line; the most
+                specific network counts. Class 1 is what no line names. Packets that a filter
+                has dropped are not counted."""
+            ),
+        )
+        + roff.chapter("OPTIONS", option_items(vznetstat.OPTIONS))
+        + roff.chapter("EXIT STATUS", roff.tagged((("0", "Success."), ("1", "Any error."))))
+        + roff.chapter("EXAMPLES", roff.example(("vznetstat", "vznetstat -6 -v web -c 2")))
+        + _see_also("prlctl(8)", "prlsrvctl(8)", "vzlist(8)")
+    )
+
+
 def vzpkg_page() -> str:
     """Return vzpkg(8)."""
     commands = [
@@ -265,6 +300,86 @@ def vzpkg_page() -> str:
     )
 
 
+def ploop_page() -> str:
+    """Return ploop(8)."""
+    commands = ""
+    for row in ploop.COMMANDS:
+        names, operands, summary, _ = row
+        options = ploop.load(row).OPTIONS[names.split(",")[0]]
+        commands += roff.part(
+            " | ".join(names.split(",")) + f" {operands}".rstrip(),
+            roff.paragraphs(_sentence(summary)) + option_items(options),
+        )
+    return (
+        roff.heading("ploop", "8", "disk images of containers", DATE)
+        + roff.chapter("SYNOPSIS", ".B ploop\n.I command\n[\n.I options\n]\n.I disk\n")
+        + roff.chapter(
+            "DESCRIPTION",
+            roff.paragraphs(
+                """ploop makes, mounts, changes and converts disks in the ploop format of OpenVZ. A
+                disk is named by its DiskDescriptor.xml or by the directory that holds it; where
+                FILE is said, by an image file. Sizes count sectors of 512 bytes unless they have a
+                suffix K, M, G or T.
+
+                Images that are used on this node have all their blocks in order behind the header
+                (the identity form); they take space as they are written to. Thin images and stacks
+                of deltas from OpenVZ are brought into it by ploop convert -f preallocated, and
+                back by ploop convert -f expanded."""
+            ),
+        )
+        + roff.chapter("COMMANDS", commands)
+        + roff.chapter("EXIT STATUS", roff.tagged([("0", "Success."), *_codes(exitcodes.PLOOP)]))
+        + roff.chapter(
+            "EXAMPLES",
+            roff.example(
+                (
+                    "ploop init -s 10G -t ext4 /vz/disks/data/root.hds",
+                    "ploop mount -m /mnt /vz/disks/data/DiskDescriptor.xml",
+                    "ploop snapshot /vz/disks/data/DiskDescriptor.xml",
+                    "ploop umount -m /mnt",
+                    "ploop convert -f preallocated /from/openvz/root.hdd/DiskDescriptor.xml",
+                )
+            ),
+        )
+        + _see_also("prl_disk_tool(8)", "prlctl(8)", "vzctl(8)")
+    )
+
+
+def prl_disk_tool_page() -> str:
+    """Return prl_disk_tool(8)."""
+    commands = [
+        (f"{name} {operands}".rstrip(), _sentence(summary))
+        for name, operands, summary, _ in prl_disk_tool.COMMANDS
+    ]
+    return (
+        roff.heading("prl_disk_tool", "8", "resize, compact and convert virtual disks", DATE)
+        + roff.chapter(
+            "SYNOPSIS", ".B prl_disk_tool\n.I command\n.B \\-\\-hdd\n.I dir\n[\n.I options\n]\n"
+        )
+        + roff.chapter(
+            "DESCRIPTION",
+            roff.paragraphs(
+                """prl_disk_tool works on a disk named by its directory, which holds a
+                DiskDescriptor.xml. A thin or raw disk is brought into the form that runs on this
+                node when it is resized."""
+            ),
+        )
+        + roff.chapter("COMMANDS", roff.tagged(commands))
+        + roff.chapter("OPTIONS", option_items(prl_disk_tool.OPTIONS))
+        + roff.chapter("EXIT STATUS", roff.tagged(_PRLCTL_CODES[:-1]))
+        + roff.chapter(
+            "EXAMPLES",
+            roff.example(
+                (
+                    "prl_disk_tool resize --size 20G --resize_partition --hdd /vz/disks/data",
+                    "prl_disk_tool compact --hdd /vz/disks/data",
+                )
+            ),
+        )
+        + _see_also("ploop(8)", "prlctl(8)")
+    )
+
+
 def _codes(table: exitcodes.Table) -> list[tuple[str, str]]:
     """Return the codes of errors with the first sentence of what each error means."""
     rows: dict[int, str] = {}
@@ -290,7 +405,10 @@ def all_pages() -> dict[str, str]:
         "prlsrvctl.8": prlsrvctl_page(),
         "vzctl.8": vzctl_page(),
         "vzlist.8": vzlist_page(),
+        "vznetstat.8": vznetstat_page(),
         "vzpkg.8": vzpkg_page(),
+        "ploop.8": ploop_page(),
+        "prl_disk_tool.8": prl_disk_tool_page(),
         "vz.conf.5": fileformats.vz_conf(DATE),
         "ctid.conf.5": fileformats.ctid_conf(DATE),
     }

@@ -46,6 +46,14 @@ class TemplateNotFound(NotFound):
     """No such template, or no cache of it."""
 
 
+class SnapshotNotFound(NotFound):
+    """The container has no snapshot of that id."""
+
+
+class DiskNotFound(NotFound):
+    """The container has no disk of that name or id."""
+
+
 class AlreadyExists(VZError):
     """An object of that name or id is there already."""
 
@@ -118,6 +126,10 @@ class Busy(MountError):
     """It is in use and cannot be unmounted, detached or removed."""
 
 
+class SnapshotError(StorageError):
+    """A snapshot could not be made, deleted, mounted, or switched to."""
+
+
 class PrivateExists(StorageError, AlreadyExists):
     """The private area is there already."""
 
@@ -126,12 +138,28 @@ class PrivateMissing(StorageError, NotFound):
     """The private area is not there."""
 
 
+class BackupNotFound(NotFound):
+    """There is no such backup."""
+
+
+class BackupDamaged(StorageError):
+    """Data of a backup is missing or not what was written (names the backup, file or block)."""
+
+
 class GuestFileError(VZError):
     """A file inside the environment is not what it must be (a FIFO, a device, far too large)."""
 
 
 class NetworkError(VZError):
     """An interface, address or rule could not be put in place."""
+
+
+class NetworkInUse(NetworkError):
+    """A virtual network cannot go while containers or others are plugged into it."""
+
+
+class AddressInUse(NetworkError):
+    """An IP address belongs to another container, to the node, or to somebody on the network."""
 
 
 class TemplateError(VZError):

@@ -162,7 +162,7 @@ def test_ctrl_c_in_the_middle_of_create_undoes_it(world: World) -> None:
     big.mkdir()
     (big / "data").write_bytes(os.urandom(64 << 20))
     subprocess.run(["tar", "--zstd", "-cf", tar, "-C", big, "."], check=True)
-    private = world.root / "vz/private"
+    pool = world.root / "vz/pool/default"
     process = subprocess.Popen(
         world.argv("prlctl", "create", "ct1", "--vmtype", "ct", "--ostemplate", "busybox-1"),
         env=world.env,
@@ -171,13 +171,14 @@ def test_ctrl_c_in_the_middle_of_create_undoes_it(world: World) -> None:
         text=True,
     )
     end = time.monotonic() + 20
-    while not any(private.glob("*")) and time.monotonic() < end:
+    while not any(pool.glob(".create-*")) and time.monotonic() < end:
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Cancelling..." in told
-    assert list(private.iterdir()) == []
+    assert [path.name for path in pool.iterdir()] in ([], [".golden"])
+    assert not any(path.is_dir() for path in pool.glob(".golden/*"))
     assert json.loads(world.run("prlctl", "list", "-a", "-j")) == []
 
 

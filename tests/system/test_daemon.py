@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from leaks import close_node
 from pyvz.cli import client
 from pyvz.container.client import KeeperClient
 from pyvz.errors import DaemonUnreachable, EnvironmentNotFound
@@ -88,6 +89,7 @@ def node() -> Iterator[Node]:
             node.stop()
     with suppress(DaemonUnreachable, ProcessLookupError):
         gone(node.keeper(), signal.SIGKILL)  # it has no containers, and SIGTERM is not for it
+    close_node(root)
     shutil.rmtree(root, ignore_errors=True)
 
 

@@ -116,7 +116,7 @@ class TestCreate:
             ({"config": "nowhere"}, NotFound),
             ({"config": "../../etc/passwd"}, NotFound),
             ({"ostemplate": "nothing-9"}, TemplateNotFound),
-            ({"layout": "ploop"}, Unsupported),
+            ({"layout": "nonsense"}, Unsupported),
             ({"layout": "../base"}, Unsupported),
             ({"options": [("diskspace", "1048576")]}, Unsupported),
             ({"options": [("cpuunits", "many")]}, BadValue),

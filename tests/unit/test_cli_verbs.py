@@ -40,7 +40,7 @@ REFUSED = [
     (vzctl, ["start"], 21, "ctid is not given", ""),
     (vzctl, ["start", "nobody"], 21, "Invalid ctid is specified: nobody", ""),
     (vzctl, ["start", "999"], 14, "Container configuration file does not exist", ""),
-    (vzctl, ["snapshot", "101"], 233, "not supported yet", ""),
+    (vzctl, ["tsnapshot", "101"], 233, "not supported yet", ""),
     (vzctl, ["set", "101", "--name", "x"], 137, "without --save", ""),
     (vzctl, ["set", "101", "--setmode", "restart"], 20, "without --save", ""),
     (vzctl, ["quotaon", "101"], 0, "deprecated", ""),

@@ -1,6 +1,7 @@
 """The layer rule, read from the imports themselves (docs/design/architecture.md).
 
-errors < units < model < linux < store < container | storage | template < operations < daemon | cli.
+errors < units < model < linux < store < image < container | storage | network | template < backup <
+operations < daemon | cli.
 Modules of one line import each other only inside their own package.  ``cli`` imports none of
 the engine, at any time: a command line has 20 ms to start.
 """
@@ -23,12 +24,15 @@ RANKS = {
     "model": 2,
     "linux": 3,
     "store": 4,
-    "container": 5,
-    "storage": 5,
-    "template": 5,
-    "operations": 6,
-    "daemon": 7,
-    "cli": 7,
+    "image": 5,
+    "container": 6,
+    "storage": 6,
+    "network": 6,
+    "template": 6,
+    "backup": 7,
+    "operations": 8,
+    "daemon": 9,
+    "cli": 9,
 }
 
 CLI_MAY_IMPORT = {"errors", "units", "version", "cli"}

@@ -74,6 +74,12 @@ masking /proc/asound
 masking /sys/firmware
 masking /sys/kernel/debug
 masking /sys/devices/virtual/powercap
+masking /sys/block
+masking /sys/class/block
+masking /sys/dev/block
+masking /sys/devices/virtual/block
+masking /proc/partitions
+masking /proc/diskstats
 making /sys read-only
 setting the host name
 bringing the interface lo up

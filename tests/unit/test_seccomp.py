@@ -17,8 +17,14 @@ pytest.importorskip("pyseccomp")
 pytestmark = pytest.mark.skipif("__import__('os').uname().machine != 'x86_64'")
 
 
-def run(program: bytes, number: int, argument: int = 0, arch: int = X86_64) -> int:
-    data = struct.pack("=iIQ6Q", number, arch, 0, argument, 0, 0, 0, 0, 0)
+def run(
+    program: bytes,
+    number: int,
+    argument: int = 0,
+    arch: int = X86_64,
+    more: tuple[int, int] = (0, 0),
+) -> int:
+    data = struct.pack("=iIQ6Q", number, arch, 0, argument, *more, 0, 0, 0)
     code = list(struct.iter_unpack("=HBBI", program))
     at, value = 0, 0
     for _ in range(len(code)):
@@ -81,3 +87,18 @@ def test_other_abis_are_refused() -> None:
     program = seccomp.program()
     assert run(program, 0x40000000 + READ) == ENOSYS  # x32
     assert run(program, 0, arch=0xC00000B7) == ENOSYS  # aarch64
+
+
+def test_netfilter() -> None:
+    socket, setsockopt = 41, 54
+    closed, free = seccomp.program(netfilter=False), seccomp.program()
+    for number, first, more in (
+        (socket, 16, (3, 12)),
+        (setsockopt, 5, (0, 64)),
+        (setsockopt, 5, (41, 64)),
+    ):
+        assert run(closed, number, first, more=more) == EPERM
+        assert run(free, number, first, more=more) == ALLOW
+    assert run(closed, socket, 16, more=(3, 0)) == ALLOW  # rtnetlink: addresses and routes
+    assert run(closed, socket, 2, more=(1, 12)) == ALLOW
+    assert run(closed, setsockopt, 5, more=(1, 64)) == ALLOW

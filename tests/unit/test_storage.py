@@ -20,8 +20,9 @@ def methods() -> list[str]:
     ]
 
 
-def test_the_interface_stays_small() -> None:
-    assert len(methods()) < 12
+def test_what_every_driver_must_do_stays_small() -> None:
+    extras = {name for name, _ in inspect.getmembers(base.Extras, inspect.isfunction)}
+    assert len(set(methods()) - extras) < 12
 
 
 @pytest.mark.parametrize("name", base.names())
@@ -31,7 +32,10 @@ def test_every_driver_has_all_of_it(name: str) -> None:
     for method in methods():
         wanted = inspect.signature(getattr(StorageDriver, method))
         found = inspect.signature(getattr(type(driver), method))
-        assert list(found.parameters) == list(wanted.parameters), method
+        names = list(found.parameters)
+        assert names[: len(wanted.parameters)] == list(wanted.parameters), method
+        more = [found.parameters[name] for name in names[len(wanted.parameters) :]]
+        assert all(each.default is not each.empty for each in more), method  # of ManyDisks
 
 
 @pytest.mark.parametrize("name", base.names())

@@ -37,6 +37,7 @@ VZCTL: Table = {
     errors.AlreadyRunning: 32,
     errors.StopError: 33,
     errors.NetworkError: 104,
+    errors.AddressInUse: 78,
     errors.NotMounted: 40,
     errors.AlreadyMounted: 41,
     errors.PrivateMissing: 43,
@@ -45,6 +46,9 @@ VZCTL: Table = {
     errors.NoSpace: 46,
     errors.TemplateError: 47,
     errors.StorageError: 48,
+    errors.SnapshotError: 156,  # VZCTL_E_CREATE_SNAPSHOT; the verbs have their own, vzctl_snapshot
+    errors.SnapshotNotFound: 156,
+    errors.DiskNotFound: 165,  # VZCTL_E_DISK_CONFIGURE
     errors.MountError: 50,
     errors.Busy: 231,
     errors.PasswordError: 74,
@@ -85,17 +89,49 @@ VZPKG: Table = {
     errors.Cancelled: INTERRUPTED,
 }
 
+# libploop.h, SYSEXIT_*
+PLOOP: Table = {
+    errors.VZError: 12,
+    errors.UsageError: 38,
+    errors.AlreadyExists: 1,
+    errors.FileMissing: 4,
+    errors.StorageError: 11,
+    errors.Unsupported: 13,
+    errors.NoSpace: 7,
+    errors.MountError: 21,
+    errors.AlreadyMounted: 37,
+    errors.Busy: 17,
+    errors.Locked: 23,
+    errors.NotMounted: 40,
+    errors.NotFound: 43,
+    errors.ConfigError: 39,
+    errors.CommandFailed: 12,
+    errors.Cancelled: 29,
+}
+
 VZLIST: Table = {errors.VZError: 1, errors.Cancelled: INTERRUPTED}
 
 DIALECTS: dict[str, Table] = {
     "prlctl": PRLCTL,
     "prlsrvctl": PRLCTL,
     "vzctl": VZCTL,
+    "ploop": PLOOP,
+    "prl_disk_tool": PRLCTL,
     "vzlist": VZLIST,
+    "vznetstat": VZLIST,
     "vzpkg": VZPKG,
 }
 
-INTERNAL: dict[str, int] = {"prlctl": 255, "prlsrvctl": 255, "vzctl": 3, "vzlist": 1, "vzpkg": 2}
+INTERNAL: dict[str, int] = {
+    "prlctl": 255,
+    "prlsrvctl": 255,
+    "vzctl": 3,
+    "vzlist": 1,
+    "vznetstat": 1,
+    "vzpkg": 2,
+    "ploop": 12,
+    "prl_disk_tool": 255,
+}
 
 
 def exit_code(dialect: str, error: errors.VZError) -> int:

@@ -19,6 +19,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("-t,--ostemplate", "TEMPLATE", "OS template (default: DEF_OSTEMPLATE of vz.conf)"),
         ("-c,--config", "SAMPLE", "configuration sample (default: CONFIGFILE of vz.conf)"),
         ("--dst,--location", "PATH", "parent directory of the private area"),
+        ("--pool", "NAME", "storage pool to make it in; see prlsrvctl pool"),
         ("--uuid", "UUID", "use this UUID"),
         ("--no-hdd", "", "make no root disk"),
         ("-o,--ostype", "NAME", "for VMs; ignored for containers"),
@@ -43,7 +44,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("--detach-external-hdd", "yes|no", "leave disks outside the private area behind"),
         ("--online", "", "accepted, no effect"),
     ),
-    "move": (("--dst,--location", "PATH", "parent directory to move it to (required)"),),
+    "move": (("--dst,--location", "PATH|POOL", "directory or pool to move it to (required)"),),
 }
 
 _KINDS = {"ct": "ct", "c": "ct", "vm": "vm", "v": "vm"}
@@ -76,6 +77,7 @@ def create_(args: Arguments, server: Server) -> int:
             ostemplate=args.value("ostemplate"),
             config=args.value("config"),
             private=_destination(args, name=args.value("uuid") or "$VEID"),
+            pool=args.value("pool"),
             uuid=args.value("uuid"),
             options=[],
             dialect="prlctl",
@@ -158,7 +160,9 @@ def move_(args: Arguments, server: Server) -> int:
     ref = args.word("The ID or name")
     subject = find(server, ref)
     kind = subject.kind
-    target = _destination(args)
+    target = args.value("dst") or ""
+    if "/" in target:  # else it is the name of a pool
+        target = _destination(args) or ""
     if not target:
         raise UsageError(f"Failed to move the {kind}; the --dst option is not specified.")
     say(f"Move the {ref} {kind} to {target}...")

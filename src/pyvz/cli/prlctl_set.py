@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from pyvz.cli import options
@@ -29,6 +30,9 @@ def set_(args: Arguments, server: Server) -> int:
     if not given:
         raise UsageError("No options are specified", hint="prlctl --help lists them.")
     subject = find(server, ref)
+    for option in given:
+        if option["name"] == "image" and option["value"]:  # as the original: of our directory
+            option["value"] = os.path.realpath(option["value"])
     try:
         reply = server.change(
             "Environment.Set", ref=subject.uuid, dialect="prlctl", options=given, save=True

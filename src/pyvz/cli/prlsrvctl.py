@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from pyvz.cli import arguments
+from pyvz.cli import arguments, prlctl_backup, prlsrvctl_pool, prlsrvctl_traffic
+from pyvz.cli.exitcodes import exit_code
 from pyvz.cli.output import prl_json
 from pyvz.cli.prlctl import GLOBAL as _PRLCTL_GLOBAL
 from pyvz.cli.prlctl import check_login
 from pyvz.cli.prlctl_info import plain_value
-from pyvz.cli.program import failed, run
+from pyvz.cli.program import failed, run, tell
 from pyvz.cli.server import Server
-from pyvz.errors import Unsupported, UsageError, VZError
+from pyvz.cli.subject import Subject
+from pyvz.errors import Cancelled, DaemonUnreachable, Unsupported, UsageError, VZError
 from pyvz.version import VERSION
 
 TYPE_CHECKING = False
@@ -25,11 +27,19 @@ VERBS: tuple[tuple[str, str, str], ...] = (
     ("info", "", "print what the node is and can do"),
     ("statistics", "", "print performance counters of the environments"),
     ("cttemplate", "list", "list the templates of containers"),
+    ("pool", "ACTION [NAME]", "storage pools: add, list, info, set, delete"),
+    (
+        "backup",
+        "",
+        "back up every environment",
+    ),
+    ("set", "", "change the node: traffic shaping"),
+    ("tc", "restart", "put the rates and classes of traffic in force again"),
     ("shutdown,stop", "", "end vzd; environments run on"),
 )
 
 LATER = (
-    *("set", "user", "net", "privnet", "usb", "tc", "backup", "install-license"),
+    *("user", "net", "privnet", "usb", "install-license"),
     *("update-license", "problem-report", "plugin", "monitor"),
 )
 
@@ -47,6 +57,9 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("--filter", "+PATTERN", "only counters whose name matches"),
     ),
     "cttemplate": (("-j,--json", "", "as JSON"),),
+    "pool": prlsrvctl_pool.OPTIONS,
+    "backup": prlctl_backup.CREATE,
+    "set": prlsrvctl_traffic.SET_OPTIONS,
     "shutdown": (("-f,--force", "", "also while operations run; they are called off"),),
 }
 
@@ -190,6 +203,23 @@ def templates_text(templates: list[dict[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _backup(args: Arguments, server: Server) -> int:
+    """Back up one after the other; one that fails does not stop the others."""
+    args.no_more_words()
+    result = 0
+    listed = server.ask("Environment.List", refs=[], fields=["uuid", "name", "status"], kind="ct")
+    for row in listed["rows"]:
+        subject = Subject(str(row["uuid"]), "CT", str(row["status"]))
+        try:
+            prlctl_backup.make(args, server, subject, str(row["name"]))
+        except (Cancelled, UsageError, Unsupported, DaemonUnreachable):
+            raise
+        except VZError as error:
+            tell(error)
+            result = exit_code("prlsrvctl", error)
+    return result
+
+
 def _shutdown(args: Arguments, server: Server) -> int:
     args.no_more_words()
     sys.stdout.write("Shut down the server...\n")
@@ -206,6 +236,10 @@ _HANDLERS = {
     "info": _info,
     "statistics": _statistics,
     "cttemplate": _cttemplate,
+    "pool": prlsrvctl_pool.pool,
+    "backup": _backup,
+    "set": prlsrvctl_traffic.set_,
+    "tc": prlsrvctl_traffic.tc,
     "shutdown": _shutdown,
 }
 

@@ -91,3 +91,14 @@ def vzlist_usage() -> str:
         left = names.replace(",", ", ") + (f" {metavar.lstrip('+')}" if metavar else "")
         lines.append(f"   {left:<30} {help_text}")
     return "\n".join(lines) + "\n"
+
+
+def vznetstat_usage() -> str:
+    """Return the usage text of vznetstat."""
+    from pyvz.cli import vznetstat  # noqa: PLC0415
+
+    lines = ["Usage: vznetstat [-4|-6] [-v CTID|NAME] [-c CLASS] [-a] [-r]", ""]
+    for names, metavar, help_text in vznetstat.OPTIONS:
+        left = names.replace(",", ", ") + (f" {metavar}" if metavar else "")
+        lines.append(f"   {left:<30} {help_text}")
+    return "\n".join(lines) + "\n"

@@ -37,6 +37,14 @@ VERBS: tuple[VerbRow, ...] = (
     ("resume,restore", ID, "continue a paused container", "vzctl_lifecycle"),
     ("mount", ID, "mount the root of a stopped container", "vzctl_lifecycle"),
     ("umount", ID, "unmount the root", "vzctl_lifecycle"),
+    ("snapshot", ID, "keep disks and configuration as they are now", "vzctl_snapshot"),
+    ("snapshot-list", ID, "list snapshots", "vzctl_snapshot"),
+    ("snapshot-switch", ID, "go back to a snapshot", "vzctl_snapshot"),
+    ("snapshot-delete", ID, "delete a snapshot", "vzctl_snapshot"),
+    ("snapshot-mount", ID, "mount a snapshot read-only", "vzctl_snapshot"),
+    ("snapshot-umount", ID, "unmount a snapshot", "vzctl_snapshot"),
+    ("compact", ID, "give unused space of the disk back to the node", "vzctl_snapshot"),
+    ("convert", ID, "copy the disk of a stopped container to another layout", "vzctl_snapshot"),
     ("status,stat", ID, "print one line about the state", "vzctl_lifecycle"),
     ("set", ID, "change parameters", "vzctl_set"),
     ("exec", f"{ID} COMMAND...", "run a command inside; 8 when it fails", "vzctl_session"),
@@ -49,9 +57,8 @@ VERBS: tuple[VerbRow, ...] = (
 )
 
 LATER = (
-    *("suspend", "chkpnt", "snapshot", "snapshot-switch", "snapshot-delete", "snapshot-list"),
-    *("snapshot-mount", "snapshot-umount", "tsnapshot", "tsnapshot-delete", "reinstall"),
-    *("convert", "compact", "execaction", "setrate", "unset", "cleanup-stail-registration"),
+    *("suspend", "chkpnt", "tsnapshot", "tsnapshot-delete", "reinstall"),
+    *("execaction", "setrate", "unset", "cleanup-stail-registration"),
 )
 DEPRECATED = ("quotaon", "quotaoff", "quotainit")
 
@@ -102,7 +109,7 @@ def dispatch(argv: list[str]) -> int:
     if not args.words:
         raise BadValue("ctid is not given")
     with Server("vzctl", timeout=timeout, quiet=common.has("quiet")) as server:
-        code: int = getattr(module, verb + "_")(args, server)
+        code: int = getattr(module, verb.replace("-", "_") + "_")(args, server)
     return code
 
 

@@ -87,12 +87,10 @@ class KeeperClient:
         """Ask, and wait for the answer.  Raises KeeperFailure, Timeout, DaemonUnreachable."""
         future: Future[Answer] = Future()
         with self._lock:
-            sock = self._connected()
             self._counter += 1
             identity = self._counter
-            self._waiting[identity] = future
             try:
-                protocol.send(sock, {"id": identity, "op": op, **data}, fds)
+                self._ask(future, {"id": identity, "op": op, **data}, fds)
             except (OSError, protocol.ProtocolError) as error:
                 self._waiting.pop(identity, None)
                 raise DaemonUnreachable(f"The keeper could not be asked: {error}") from error
@@ -105,13 +103,46 @@ class KeeperClient:
                 f"The keeper did not answer '{op}' within {timeout:.0f} seconds"
             ) from None
 
+    def _ask(self, future: Future[Answer], message: dict[str, Any], fds: Sequence[int]) -> None:
+        sock = self._connected()
+        self._waiting[message["id"]] = future
+        try:
+            protocol.send(sock, message, fds)
+        except (BrokenPipeError, ConnectionResetError):
+            # The keeper was killed and our reader has not noticed yet: it got nothing of this.
+            del self._waiting[message["id"]]
+            self._drop(sock)
+            sock = self._connected()
+            self._waiting[message["id"]] = future
+            protocol.send(sock, message, fds)
+
     def start(self, request: Mapping[str, Any]) -> tuple[int, int]:
         """Start an init; returns (pid, start time).  Raises KeeperFailure, ...
 
         request: uuid, plan (StartPlan.to_json), seccomp (base64), cgroup (CgroupEntry), ids
         ([first, count] or None), root (path), binds ([{source, idmap, read_only}]), log (path).
         """
-        answer = self.call("start", timeout=ANSWER_TIMEOUT + protocol.SETUP_TIMEOUT, **request)
+        return self._executed("start", request)
+
+    def prepare(self, request: Mapping[str, Any]) -> tuple[int, list[int]]:
+        """Fork an init that waits for `proceed`; returns pid and [namespace, socket].
+
+        The descriptors, of its network, are the caller's (netns.py).  It is ended by `abandon`,
+        when we are gone, or when it has waited protocol.SETUP_TIMEOUT.
+        """
+        answer = self.call("prepare", **request)
+        return int(answer.data["pid"]), answer.fds
+
+    def proceed(self, uuid: str) -> tuple[int, int]:
+        """Have a prepared init executed; returns as `start`."""
+        return self._executed("proceed", {"uuid": uuid})
+
+    def abandon(self, uuid: str) -> None:
+        """End a prepared init."""
+        self.call("abandon", uuid=uuid)
+
+    def _executed(self, op: str, request: Mapping[str, Any]) -> tuple[int, int]:
+        answer = self.call(op, timeout=ANSWER_TIMEOUT + protocol.SETUP_TIMEOUT, **request)
         with self._lock:
             for fd in answer.fds:
                 self._keep_master(str(request["uuid"]), fd)
@@ -204,14 +235,20 @@ class KeeperClient:
 
     def _lost(self, sock: socket.socket) -> None:
         with self._lock:
-            if self._sock is sock:
-                self._sock = None
+            self._drop(sock)
             sock.close()
+        if self._listener is not None and self._spawn is not None:
+            threading.Thread(target=self._return, name="keeper-return", daemon=True).start()
+
+    def _drop(self, sock: socket.socket) -> None:
+        """Be without a connection, and fail what waits for answers on this one."""
+        with self._lock:
+            if self._sock not in {sock, None}:
+                return  # there is a new one already
+            self._sock = None
             waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             future.set_exception(DaemonUnreachable("The keeper has gone"))
-        if self._listener is not None and self._spawn is not None:
-            threading.Thread(target=self._return, name="keeper-return", daemon=True).start()
 
     def _return(self) -> None:
         """Have a keeper again, also when nobody asks for anything: somebody must see the exits."""

@@ -17,13 +17,15 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from pyvz.container import handover, launch, protocol, session, stage
+from pyvz.container import handover, launch, netns, protocol, session, stage
 from pyvz.container.connection import Connection
 from pyvz.container.console import Console
 from pyvz.container.launch import Launch, StepError
 from pyvz.container.ledger import Exit, Ledger, Record
 from pyvz.container.loop import READ, Loop
 from pyvz.container.operation import StartPlan
+from pyvz.container.prepared import Prepared
+from pyvz.container.reply import Reply
 from pyvz.linux import process, syscall
 
 _STREAMS = 3
@@ -66,6 +68,7 @@ class Keeper:
         self.exits: dict[str, Exit] = {}
         self.launches: list[Launch] = []
         self.starting: set[str] = set()
+        self.prepared = Prepared()
         self.ended_sessions: dict[str, int] = {}
         self.counter = 0
         self._early: dict[int, int] = {}  # wait statuses of children that we do not know yet
@@ -141,6 +144,7 @@ class Keeper:
 
     def _hung_up(self, number: int) -> None:
         self.connections.pop(number, None)
+        self.prepared.hung_up(number)
 
     def _dispatch(self, client: Connection, message: dict[str, Any], fds: list[int]) -> None:
         identity, op = message.get("id"), message.get("op")
@@ -196,6 +200,29 @@ class Keeper:
 
     def request_start(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
         """Start a container's init."""
+        made = self._fork_init(message)
+        made.reply = reply
+        launch.proceed(made, message)
+
+    def request_prepare(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        """Fork a container's init and have it wait: its network namespace can be furnished."""
+        self.prepared.add(self._fork_init(message), message, reply)
+
+    def request_proceed(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        """Let a prepared init go on to its exec."""
+        self.prepared.proceed(str(message["uuid"]), reply)
+
+    def request_abandon(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        """End a prepared init."""
+        self.prepared.abandon(str(message["uuid"]))
+        reply.ok({})
+
+    def request_network(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        """A running container's network namespace and a route netlink socket in it."""
+        with launch.step("opening its network"):
+            reply.ok({}, netns.open_network(self._container(message).record.pid))
+
+    def _fork_init(self, message: dict[str, Any]) -> Launch:
         uuid = str(message["uuid"])
         if uuid in self.containers or uuid in self.starting:
             raise StepError("starting", 17, "it runs already")
@@ -215,11 +242,16 @@ class Keeper:
         child = launch.start_init(self.loop, message, order)
         self.starting.add(uuid)
         self.launches.append(child)
-        child.done = lambda made, error: self._started(made, error, record, reply)
+        child.done = lambda made, error: self._started(made, error, record)
+        return child
 
-    def _started(self, made: Launch, error: StepError | None, record: Record, reply: Reply) -> None:
+    def _started(self, made: Launch, error: StepError | None, record: Record) -> None:
         self.launches.remove(made)
         self.starting.discard(record.uuid)
+        self.prepared.forget(record.uuid)
+        reply: Reply | None = made.reply
+        if reply is None:  # it ended while it waited; who asks for it next is told
+            return
         if error is not None:
             reply.fail(error)
             return
@@ -447,26 +479,6 @@ class Keeper:
         self.ended_sessions[opened.id] = code
         while len(self.ended_sessions) > _KEPT_SESSIONS:
             del self.ended_sessions[next(iter(self.ended_sessions))]
-
-
-class Reply:
-    """The answer that one request waits for; a client that is gone by then does not matter."""
-
-    def __init__(self, client: Connection, identity: object) -> None:
-        self.client = client
-        self._identity = identity
-
-    def ok(self, result: dict[str, Any], fds: Sequence[int] = ()) -> None:
-        """Answer; takes the descriptors over."""
-        if self.client.sock.fileno() < 0:
-            protocol.close_all(fds)
-            return
-        self.client.send({"id": self._identity, "ok": result}, fds)
-
-    def fail(self, error: StepError) -> None:
-        """Answer with an error."""
-        if self.client.sock.fileno() >= 0:
-            self.client.send({"id": self._identity, "error": error.to_json()})
 
 
 def _unknown(_reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:

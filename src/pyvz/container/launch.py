@@ -16,7 +16,7 @@ from typing import Any
 
 from pyvz.container import protocol, session, stage
 from pyvz.container.loop import READ, Loop
-from pyvz.linux import namespace, process, syscall
+from pyvz.linux import namespace, overlay, process, syscall
 
 
 class StepError(Exception):
@@ -65,6 +65,7 @@ class Launch:
         self.ready = False
         self.ended = False
         self.error: StepError | None = None
+        self.reply: Any = None  # the Reply that a prepared init's `proceed` waits for
         self.done: Callable[[Launch, StepError | None], None] = lambda _launch, _error: None
         sock.setblocking(False)  # noqa: FBT003  # the name of the function
         loop.add(sock.fileno(), READ, lambda _events: self.follow())
@@ -160,7 +161,10 @@ class Launch:
 
 
 def start_init(loop: Loop, request: Mapping[str, Any], order: stage.Order) -> Launch:
-    """Fork a container's init.  request: see KeeperClient.start.  Raises StepError."""
+    """Fork a container's init, which waits for `proceed`.  Raises StepError.
+
+    request: see KeeperClient.start.
+    """
     ids = request["ids"]
     with ExitStack() as stack:
         with step("opening the control groups"):
@@ -168,17 +172,28 @@ def start_init(loop: Loop, request: Mapping[str, Any], order: stage.Order) -> La
             cgroup = _open_cgroup(stack, request["cgroup"]["v2_dir"])
         with step("forking"):
             launch = _fork(loop, order, cgroup)
-        try:
-            with step("mapping the user and group ids"):
-                if ids is not None:
-                    namespace.write_id_maps(launch.pid, ids[0], ids[1])
-            launch.go(_trees(stack, launch.pid, request))
-        except BaseException as error:
-            cause = error if isinstance(error, StepError) else StepError("starting", 0, str(error))
-            launch.fail(cause)  # the answer is given when the child is reaped
-            if not isinstance(error, (StepError, OSError)):
-                raise
+        with _failing(launch), step("mapping the user and group ids"):
+            if ids is not None:
+                namespace.write_id_maps(launch.pid, ids[0], ids[1])
     return launch
+
+
+def proceed(launch: Launch, request: Mapping[str, Any]) -> None:
+    """Let a forked init go on to its exec; what fails is told by the launch."""
+    with ExitStack() as stack, _failing(launch):
+        launch.go(_trees(stack, launch.pid, request))
+
+
+@contextmanager
+def _failing(launch: Launch) -> Iterator[None]:
+    """Give the launch up when the block fails; the answer is given when the child is reaped."""
+    try:
+        yield
+    except (StepError, OSError) as error:
+        launch.fail(error if isinstance(error, StepError) else StepError("starting", 0, str(error)))
+    except BaseException as error:
+        launch.fail(StepError("starting", 0, str(error)))
+        raise
 
 
 def _fork(loop: Loop, order: stage.Order, cgroup: int | None) -> Launch:
@@ -201,7 +216,12 @@ def _trees(stack: ExitStack, pid: int, request: Mapping[str, Any]) -> list[int]:
     if request["ids"] is not None:
         userns = namespace.open_user(pid)
         stack.callback(os.close, userns)
-    root = {"source": request["root"], "idmap": True, "read_only": False, "attributes": ()}
+    shifted = False
+    if userns is not None:
+        with step(f"preparing the mount of {request['root']}"):
+            first = request["ids"][0]
+            shifted = overlay.shift(request["root"], userns, (first, first))
+    root = {"source": request["root"], "idmap": not shifted, "read_only": False, "attributes": ()}
     wanted = [root, *request["binds"]]
     trees = []
     for bind in wanted:

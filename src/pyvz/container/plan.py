@@ -39,6 +39,9 @@ MASKED = (
     *("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/sched_debug", "/proc/kmsg"),
     *("/proc/latency_stats", "/proc/acpi", "/proc/scsi", "/proc/asound"),
     *("/sys/firmware", "/sys/kernel/debug", "/sys/devices/virtual/powercap"),
+    # The node's disks and the loop devices of all containers, with the paths of their images.
+    *("/sys/block", "/sys/class/block", "/sys/dev/block", "/sys/devices/virtual/block"),
+    *("/proc/partitions", "/proc/diskstats"),
 )
 READ_ONLY = (
     # The network's part belongs to the container's network namespace.

@@ -21,6 +21,12 @@ the packet is then {"memfd": <size>} and the memfd is its first descriptor.  4 M
                                       or: {"error": {step, errno, text}}, then EOF
       <- {"id": 7, "error": {step, errno, text}}
 
+      {"op": "prepare", ...} ->       as start, up to the id maps; the child waits
+      <- ok {pid, started} + [network namespace, route netlink socket made in it]
+                                      vzd moves links in and gives them addresses
+      {"op": "proceed", uuid} ->      the rest of start, and its answer ("abandon": end it)
+      {"op": "network", uuid} ->      the same two descriptors of a running container
+
       {"id": 8, "op": "exec", ...} -> fork: `session.py` answers as the stage does, its ready
                                       carries {"session": ...} + pidfd of the program
       <- {"id": 8, "ok": {session, pid}} + [stdin, stdout, stderr] or [terminal]

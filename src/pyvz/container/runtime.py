@@ -12,10 +12,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from pyvz.container import devices, seccomp
 from pyvz.container.client import KeeperClient, KeeperFailure
 from pyvz.container.guestinit import InitKind
 from pyvz.container.plan import plan
+from pyvz.container.protocol import close_all
 from pyvz.container.spec import Bind, ContainerSpec
 from pyvz.errors import (
     AlreadyRunning,
@@ -130,6 +131,19 @@ class Session:
                 raise
 
 
+class NetworkAccess(NamedTuple):
+    """A way into a container's network namespace; vzd itself never enters it.
+
+    pid: its init on the node.  namespace: a descriptor of the namespace, to move links into.
+    netlink: a route netlink socket that was made inside (container/netns.py).  Both descriptors
+    are open only while the function that got this runs.
+    """
+
+    pid: int
+    namespace: int
+    netlink: int
+
+
 class Runtime:
     """Starts, stops and looks at the containers of one node."""
 
@@ -145,10 +159,14 @@ class Runtime:
         # Loading libseccomp takes 0.1 s, which the first start need not wait for.
         threading.Thread(target=_warm_up, name="seccomp", daemon=True).start()
 
-    def start(self, spec: ContainerSpec) -> Init:
+    def start(
+        self, spec: ContainerSpec, prepare: Callable[[NetworkAccess], None] | None = None
+    ) -> Init:
         """Start a container's init; returns when it has been executed.
 
-        Raises AlreadyRunning, StartError (details name the step); then nothing is left behind.
+        prepare: is called when the container's namespaces exist and before anything of it runs.
+        Raises AlreadyRunning, StartError (details name the step), and what prepare raises; then
+        nothing is left behind, but of what prepare did outside.
         """
         if spec.uuid in self.running():
             raise AlreadyRunning(f"The container {spec.uuid} is running already")
@@ -161,7 +179,7 @@ class Runtime:
                 self._cgroups.delegate(spec.uuid, spec.ids.first, spec.ids.first)
             request["cgroup"] = self._cgroups.entry(spec.uuid)
             try:
-                pid, started = self._keeper.start(request)
+                pid, started = self._launch(spec, request, prepare)
             except KeeperFailure as failure:
                 raise _start_error(spec, failure) from failure
             undo.pop_all()
@@ -300,11 +318,43 @@ class Runtime:
         with suppress(VZError):
             self._keeper.call("ack", **key)
 
+    @contextmanager
+    def network(self, uuid: str) -> Iterator[NetworkAccess]:
+        """Give a way into a running container's network; raises NotRunning."""
+        init = self._init(uuid)
+        try:
+            fds = self._keeper.call("network", uuid=uuid).fds
+        except KeeperFailure as failure:
+            raise _not_running(failure) from failure
+        try:
+            yield NetworkAccess(init.pid, *fds)
+        finally:
+            close_all(fds)
+
     # -- parts ----------------------------------------------------------------------------------
+
+    def _launch(
+        self,
+        spec: ContainerSpec,
+        request: dict[str, Any],
+        prepare: Callable[[NetworkAccess], None] | None,
+    ) -> tuple[int, int]:
+        if prepare is None:
+            return self._keeper.start(request)
+        pid, fds = self._keeper.prepare(request)
+        try:
+            prepare(NetworkAccess(pid, *fds))
+        except BaseException:
+            with suppress(VZError):
+                self._keeper.abandon(spec.uuid)
+            raise
+        finally:
+            close_all(fds)
+        return self._keeper.proceed(spec.uuid)
 
     def _request(self, spec: ContainerSpec) -> dict[str, Any]:
         spec = spec._replace(binds=(*spec.binds, *_lxcfs_binds()))
-        program = seccomp.program(nesting=spec.nesting)
+        program = seccomp.program(nesting=spec.nesting, netfilter=spec.netfilter)
         return {
             "uuid": spec.uuid,
             "plan": plan(spec).to_json(),

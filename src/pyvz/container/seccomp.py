@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import socket
 from typing import Any
 
 from pyvz.errors import Unsupported
@@ -31,10 +32,17 @@ _NESTED = (
     syscall.CLONE_NEWPID,
 )
 
+NETLINK_NETFILTER = 12  # include/uapi/linux/netlink.h
+# IPT_SO_SET_REPLACE and _ADD_COUNTERS, the same of arptables and ebtables, and ip6tables.
+_TABLES = ((socket.IPPROTO_IP, (64, 65, 96, 97, 128, 129)), (socket.IPPROTO_IPV6, (64, 65)))
+
 
 @functools.cache
-def program(*, nesting: bool = False) -> bytes:
-    """The BPF program as 8-byte instructions; Unsupported when libseccomp is missing."""
+def program(*, nesting: bool = False, netfilter: bool = True) -> bytes:
+    """The BPF program as 8-byte instructions; Unsupported when libseccomp is missing.
+
+    netfilter: the inside may have a packet filter of its own.
+    """
     try:
         import pyseccomp  # noqa: PLC0415  # loads libseccomp: only where a filter is made
     except (ImportError, OSError, RuntimeError) as error:
@@ -52,6 +60,8 @@ def program(*, nesting: bool = False) -> bytes:
             rules.add_rule(refuse, number)
     if not nesting:
         _refuse_nesting(pyseccomp, rules)
+    if not netfilter:
+        _refuse_netfilter(pyseccomp, rules)
     return _export(rules)
 
 
@@ -61,6 +71,22 @@ def _refuse_nesting(pyseccomp: Any, rules: Any) -> None:  # noqa: ANN401  # an u
     for call, flags in (("clone", _NESTED), ("unshare", (*_NESTED, syscall.CLONE_NEWTIME))):
         for flag in flags:  # clone(2): the low byte is the exit signal, so not CLONE_NEWTIME
             rules.add_rule(refuse, call, pyseccomp.Arg(0, pyseccomp.MASKED_EQ, flag, flag))
+
+
+def _refuse_netfilter(pyseccomp: Any, rules: Any) -> None:  # noqa: ANN401
+    """Refuse nftables and conntrack (netlink), and the tables of ip, ip6, arp and ebtables.
+
+    A 32-bit program that uses socketcall(2), whose arguments are in memory, is not seen; it
+    reaches nothing but its own container's namespace by that.
+    """
+    refuse = pyseccomp.ERRNO(errno.EPERM)
+    equal = pyseccomp.EQ
+    netlink = pyseccomp.Arg(0, equal, socket.AF_NETLINK)
+    rules.add_rule(refuse, "socket", netlink, pyseccomp.Arg(2, equal, NETLINK_NETFILTER))
+    for level, options in _TABLES:
+        for option in options:
+            given = pyseccomp.Arg(1, equal, level), pyseccomp.Arg(2, equal, option)
+            rules.add_rule(refuse, "setsockopt", *given)
 
 
 def _export(rules: Any) -> bytes:  # noqa: ANN401

@@ -41,7 +41,7 @@ class ContainerSpec(NamedTuple):
     root inside is root on the node.  caps: names of capability.NAMES that anybody inside may have.
     nesting: containers may run inside (CRIU cannot dump it then).  log: file that the console's
     output is appended to.  disks: (major, minor) of the disks that I/O limits are for.
-    device_rules: what may be opened beside the nodes.
+    device_rules: what may be opened beside the nodes.  netfilter: it may filter packets itself.
     """
 
     uuid: str
@@ -60,6 +60,7 @@ class ContainerSpec(NamedTuple):
     log: Path | None = None
     network_namespace: bool = True
     time_namespace: bool = True
+    netfilter: bool = True
 
 
 def from_config(
@@ -96,6 +97,7 @@ def from_config(
         device_rules=_rules(config),
         binds=_binds(env, config),
         time_namespace=bool(features.timens),
+        netfilter=config.network.netfilter != "disabled",
     )
 
 

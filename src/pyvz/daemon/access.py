@@ -26,9 +26,13 @@ READABLE = frozenset(
         "io.pyvz.Node.Events",
         "io.pyvz.Node.Tasks",
         "io.pyvz.Node.Ping",
+        "io.pyvz.Backup.List",
+        "io.pyvz.Storage.SnapshotList",
         "io.pyvz.Template.List",
         "io.pyvz.Template.ListContainer",
         "io.pyvz.Template.Info",
+        "io.pyvz.Traffic.List",
+        "io.pyvz.Traffic.Settings",
         "org.varlink.service.GetInfo",
         "org.varlink.service.GetInterfaceDescription",
     }

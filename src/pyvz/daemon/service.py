@@ -14,11 +14,16 @@ from typing import NamedTuple
 from asyncvarlink import VarlinkInterfaceRegistry
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
-from pyvz.daemon import autostart, log, recovery
+from pyvz.daemon import autostart, log, recovery, spacewatch
 from pyvz.daemon.access import Caller
+from pyvz.daemon.api_backup import Backup
 from pyvz.daemon.api_environment import Environment
+from pyvz.daemon.api_image import Image
 from pyvz.daemon.api_node import Node
+from pyvz.daemon.api_pool import Pool
+from pyvz.daemon.api_storage import Storage
 from pyvz.daemon.api_template import Template
+from pyvz.daemon.api_traffic import Traffic
 from pyvz.daemon.events import Bus
 from pyvz.daemon.replies import ErrorInterface
 from pyvz.daemon.server import Server
@@ -29,13 +34,14 @@ from pyvz.errors import VZError
 from pyvz.model.task import NoProgress
 from pyvz.operations import lifecycle
 from pyvz.operations.node import open_node
+from pyvz.operations.pool import open_pools
 from pyvz.store import defaults
 from pyvz.store.paths import Paths
 from pyvz.version import VERSION
 
 PATIENCE = 2.0  # seconds that clients wait for the recovery; then they are served beside it
 DRAIN = 30.0  # seconds that running tasks get at the end
-INTERFACES = (Environment, Node, Template)
+INTERFACES = (Environment, Node, Template, Image, Pool, Storage, Backup, Traffic)
 URL = "https://github.com/pyvz/pyvz"
 
 logger = logging.getLogger(__name__)
@@ -83,6 +89,7 @@ async def _daemon(
     events = Bus(paths.log / "events.log")
     events.attach(asyncio.get_running_loop())
     await asyncio.to_thread(defaults.seed, paths)
+    await asyncio.to_thread(open_pools, paths)
     node = await asyncio.to_thread(open_node, paths, events)
     stop = asyncio.Event()
     tasks = Tasks(os.fspath(paths.log / log.LOG_NAME))
@@ -96,6 +103,7 @@ async def _daemon(
     _on_signals(end)
     exits = recovery.Exits(node)
     start = asyncio.create_task(_bring_up(services, exits))
+    watching = asyncio.create_task(spacewatch.watch(services, start))
     await asyncio.wait({start}, timeout=PATIENCE)
     if not stop.is_set():
         server.start()
@@ -104,6 +112,7 @@ async def _daemon(
     await stop.wait()
     notify(b"STOPPING=1")
     start.cancel()
+    watching.cancel()
     await _wind_up(services)
     exits.close()
     await server.close()

@@ -13,6 +13,7 @@ archive fails in the decompressor, whose verdict is awaited before `unpack` retu
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import select
 import tempfile
@@ -171,6 +172,29 @@ def pack(
         fsync_directory(directory)
 
 
+def digest(tree: str | Path, progress: Progress) -> str:
+    """Return a checksum of all that a copy of the directory TREE must keep; times of use aside.
+
+    Mounts below it are left out.  Raises StorageError (something cannot be read), Cancelled.
+    """
+    # A pax header has the process id in its name unless told otherwise.
+    pax = "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime"
+    argv = ["tar", "--create", *TAR_OPTIONS, pax, "--format=posix", "--one-file-system",
+            "--sort=name", "--directory", os.fspath(tree), "."]  # fmt: skip
+    found = hashlib.sha256()
+    with contextlib.ExitStack() as stack:
+        flow = _Flow(stack, progress)
+        packer = flow.spawn(argv, read_output=True)
+        assert packer.process.stdout is not None  # noqa: S101  (asked for a pipe)
+        done = 0
+        while chunk := flow.read(packer.process.stdout.fileno()):
+            found.update(chunk)
+            done += len(chunk)
+            progress.advance(done)
+        flow.finish()
+    return found.hexdigest()
+
+
 class _Stage(NamedTuple):
     """One program of a flow and the file its complaints go to."""
 
@@ -230,13 +254,14 @@ class _Flow:
         os.set_blocking(sink.fileno(), False)
         done = 0
         with contextlib.suppress(BrokenPipeError):
-            while chunk := self._read(source):
+            while chunk := self.read(source):
                 self._write(sink.fileno(), chunk)
                 done += len(chunk)
                 self.progress.advance(done, total)
         sink.close()
 
-    def _read(self, source: int) -> bytes:
+    def read(self, source: int) -> bytes:
+        """Return the next data of SOURCE, b"" at its end."""
         self._await(source, select.POLLIN)
         return os.read(source, CHUNK)
 

@@ -69,8 +69,9 @@ def detached_tree(
 
     attributes: of "ro", "nosuid", "nodev", "noexec".
     The super block stays busy, invisibly, until the descriptor is closed or the mount attached
-    and gone; so close it at once when it was handed on.  OSError EINVAL: the file system does not
-    support idmapped mounts.
+    and gone; so close it at once when it was handed on.  It is private: a copy of a shared mount
+    would be its peer, with which pivot_root(2) refuses to work, and show here what is mounted
+    there.  OSError EINVAL: the file system does not support idmapped mounts.
     """
     deep = syscall.AT_RECURSIVE if recursive else 0
     tree = syscall.open_tree(syscall.AT_FDCWD, path, syscall.OPEN_TREE_CLONE | deep)

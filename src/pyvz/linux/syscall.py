@@ -15,6 +15,7 @@ import fcntl
 import os
 import signal
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 AT_FDCWD = -100
@@ -43,6 +44,7 @@ UMOUNT_NOFOLLOW = 8
 OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_T_SYMLINKS = 0x10
 MOVE_MOUNT_T_EMPTY_PATH = 0x40
 MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
@@ -79,6 +81,9 @@ PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
 PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
+SECBIT_NO_SETUID_FIXUP = 1 << 2
+PR_GET_SECUREBITS = 27
+PR_SET_SECUREBITS = 28
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
@@ -99,6 +104,8 @@ BPF_PROG_QUERY = 16
 
 # linux/pidfd.h: _IOWR(0xFF, 11, struct pidfd_info), 64 bytes as published in 6.13
 _PIDFD_GET_INFO = 0xC040FF0B
+_FSCONFIG_SET_FLAG = 0
+_FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 _FSMOUNT_CLOEXEC = 1
 _PIDFD_INFO_EXIT = 1 << 3
@@ -208,13 +215,21 @@ def move_mount(
     _check(result, "move_mount", to_path)
 
 
-def detached_mount(fstype: str, attributes: int = 0) -> int:
-    """Mount a new file system without options, attached nowhere: fsopen(2) to fsmount(2).
+def detached_mount(
+    fstype: str, attributes: int = 0, options: Sequence[tuple[str, str | None]] = ()
+) -> int:
+    """Mount a file system, attached nowhere: fsopen(2) to fsmount(2).
 
-    attributes: MOUNT_ATTR_*.  Returns a descriptor for move_mount.
+    attributes: MOUNT_ATTR_*.  options: of the file system (None: a flag without a value), with
+    "source" for its device.  Returns a descriptor, as long as which the mount lives, or for
+    move_mount.
     """
     context = _check(_libc.syscall(_SYS_FSOPEN, _c(fstype), ctypes.c_uint(1)), "fsopen", fstype)
     try:
+        for name, value in options:
+            command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
+            result = _libc.syscall(_SYS_FSCONFIG, context, command, _c(name), _c(value), 0)
+            _check(result, "fsconfig", name)
         result = _libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
         _check(result, "fsconfig", fstype)
         flags = ctypes.c_uint(_FSMOUNT_CLOEXEC)
@@ -279,6 +294,16 @@ def prctl(option: int, *args: int) -> int:
     """prctl(2); missing arguments are 0."""
     padded = (*args, 0, 0, 0, 0)[:4]
     return _check(_libc.prctl(option, *padded), f"prctl {option}")
+
+
+def setfsuid(uid: int) -> int:
+    """setfsuid(2), of this thread; returns the one before."""
+    return int(_libc.setfsuid(ctypes.c_uint(uid)))
+
+
+def setfsgid(gid: int) -> int:
+    """setfsgid(2), of this thread; returns the one before."""
+    return int(_libc.setfsgid(ctypes.c_uint(gid)))
 
 
 def set_child_subreaper() -> None:

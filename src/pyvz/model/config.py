@@ -201,6 +201,7 @@ class Network(_Section):
     rates = _Value(net.RATE)
     rate_bound = _Value(net.RATEBOUND)
     netfilter = _Value(net.NETFILTER)
+    firewalls = _Value(net.FIREWALL)
     iptables = _Value(net.IPTABLES)
 
 

@@ -25,6 +25,7 @@ class NetIf(NamedTuple):
     """One interface; texts are "" where nothing is said.
 
     configure: "all" or "none" ("" counts as all).  dhcp, dhcp6: addresses come from DHCP.
+    connected: the cable is plugged in (a pair of ours; written only when it is not).
     other: pairs that we do not know, kept as they are.
     """
 
@@ -45,6 +46,7 @@ class NetIf(NamedTuple):
     ip: tuple[Address, ...] = ()
     dhcp6: bool = False
     ip6: tuple[Address, ...] = ()
+    connected: bool = True
     other: tuple[tuple[str, str], ...] = ()
 
 
@@ -102,7 +104,8 @@ _CHECKS: dict[str, Callable[[str], str]] = {
     "ifaceid": _word,
     "configure": _choice("all", "none"),
 }
-_FLAGS = frozenset({"dhcp", "dhcp6", "mac_filter", "ip_filter"})
+_FLAGS = frozenset({"dhcp", "dhcp6", "mac_filter", "ip_filter", "connected"})
+_OFF = ("mac_filter", "ip_filter", "connected")  # written only when off
 
 
 class NetIfs:
@@ -208,7 +211,7 @@ def _cut_ip6(text: str) -> tuple[str, str, str]:
 
 def _format_one(netif: NetIf) -> str:
     pairs = [(key, getattr(netif, key)) for key in (*_TEXT_KEYS, *_MORE_KEYS)]
-    pairs += [(key, "" if getattr(netif, key) else "off") for key in ("mac_filter", "ip_filter")]
+    pairs += [(key, "" if getattr(netif, key) else "off") for key in _OFF]
     pairs += [("ifaceid", netif.ifaceid), ("configure", netif.configure)]
     pairs += [("dhcp", "yes" if netif.dhcp else ""), ("ip", ":".join(map(str, netif.ip)))]
     pairs += [("dhcp6", "yes" if netif.dhcp6 else "")]

@@ -34,6 +34,18 @@ _DEVICES = (
     Option("device-set", "NAME", "change a device: hdd0, net0, venet0, ..."),
     Option("device-del", "NAME", "remove a device"),
 )
+_IMAGE_KIND = "images grow as they are used"
+_DISK = (
+    Option("recreate", "", "make the image anew; one that is there is refused", scope="disk"),
+    Option("detach-only", "", "keep the image of a removed disk", scope="disk"),
+    Option("destroy-image", "", "remove the image with the disk", scope="disk"),
+    Option("destroy-image-force", "", "also when snapshots have it", scope="disk"),
+    Option(
+        "offline", "", "", scope="disk", ignored="what must be offline is refused while it runs"
+    ),
+    Option("type", "expand", "kind of the image", scope="disk", ignored=_IMAGE_KIND),
+    Option("hdd-block-size", "N", "", scope="disk", ignored=_IMAGE_KIND),
+)
 
 _PRLCTL_MACHINE_FLAGS = (
     ("cpu-sockets", "N", "number of CPU sockets"),
@@ -74,6 +86,7 @@ PRLCTL: tuple[Option, ...] = (
     _CRYPTED,
     _APPLY,
     *_DEVICES,
+    *_DISK,
     Option("device-connect", "NAME", "plug a device in"),
     Option("device-disconnect", "NAME", "unplug a device"),
     Option("ifname", "IFNAME", "the interface that further options are about", kinds=CONTAINERS),
@@ -105,9 +118,7 @@ VZCTL: tuple[Option, ...] = (
     Option("ifname", "IFNAME", "the interface that further options are about"),
     Option("netif_mac_renew", "", "give every interface a new hardware address"),
     *params_net.ACTIONS,
-    Option("offline", "", "resize while not in use", scope="disk"),
-    Option("recreate", "", "make the image anew", scope="disk"),
-    Option("detach-only", "", "keep the image of a removed disk", scope="disk"),
+    *_DISK,
     Option("offline_management", "yes|no", "", ignored=_OFFLINE),
     Option("offline_service", "NAME", "", repeat=True, ignored=_OFFLINE),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyvz.model.grammar import Choice, Hostname, Text, YesNo
+from pyvz.model.grammar_firewall import Firewalls
 from pyvz.model.grammar_list import INTERFACES, Addresses, Domains, Nameservers, Rates
 from pyvz.model.grammar_net import NetIf, NetIfs, change_netif
 from pyvz.model.param import CONTAINERS, MACHINES, Option, Param, both, tools
@@ -312,6 +313,30 @@ NETFILTER = Param(
             kinds=CONTAINERS,
         )
     ),
+)
+FIREWALL = Param(
+    "network.firewalls",
+    "FIREWALL",
+    Firewalls(),
+    (),
+    "packet filter of each interface, on the node's side",
+    # Read together, as their order does not count: operations/netdevice.py.
+    tools(
+        prlctl=(
+            Option("fw", "on|off", "filter what passes the interface", scope="netif"),
+            Option("fw-policy", "accept|deny", "what happens to the rest", scope="netif"),
+            Option("fw-direction", "in|out", "which way policy and rules are for", scope="netif"),
+            Option(
+                "fw-rule",
+                "PROTO LIP LPORT RIP RPORT",
+                "the opposite of the policy for these, * is any; empty: no rules",
+                scope="netif",
+                repeat=True,
+            ),
+        )
+    ),
+    live=True,
+    local=True,
 )
 IPTABLES = Param(
     "network.iptables",

@@ -33,5 +33,10 @@ LEGAL_FROM: dict[str, frozenset[Status]] = {
     "delete": frozenset({Status.STOPPED, Status.SUSPENDED, Status.INVALID}),
     "clone": frozenset({Status.STOPPED}),
     "move": frozenset({Status.STOPPED}),
+    "snapshot": frozenset({Status.STOPPED, Status.MOUNTED, Status.RUNNING, Status.PAUSED}),
+    "snapshot-switch": frozenset({Status.STOPPED, Status.MOUNTED}),
+    "compact": frozenset({Status.STOPPED, Status.MOUNTED, Status.RUNNING, Status.PAUSED}),
+    "convert": frozenset({Status.STOPPED}),
+    "restore": frozenset({Status.STOPPED, Status.SUSPENDED, Status.INVALID}),
     "unregister": frozenset({Status.STOPPED, Status.SUSPENDED, Status.INVALID}),
 }

@@ -32,7 +32,7 @@ class NodeConfig:
     configfile: str = "basic"
     ostemplate: str = ".debian-12"  # DEF_OSTEMPLATE
     ve_fs_type: str = "ext4"
-    layout: str = "simfs"  # VELAYOUT; ploop becomes the default with its driver
+    layout: str = "ploop"  # VELAYOUT
     golden_image: bool = True
     logging: bool = True
     logfile: str = "/var/log/vzctl.log"

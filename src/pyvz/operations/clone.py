@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from pyvz.errors import VZError
+from pyvz.errors import PrivateMissing, VZError
 from pyvz.linux import run
 from pyvz.linux.guestroot import GuestRoot
 from pyvz.model import params_net as params
@@ -25,9 +25,11 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment, check_name
 from pyvz.model.grammar_net import NetIf
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import home, lifecycle, provision
+from pyvz.operations import home, lifecycle, pool, provision, shot
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
+from pyvz.store import savedstates
+from pyvz.store.pools import Pools
 
 log = logging.getLogger(__name__)
 
@@ -149,9 +151,23 @@ def _pair(file: Path) -> Mapping[str, bytes]:
 
 def _identity(node: Node, source: Environment, name: str, destination: str | None) -> Environment:
     uuid = str(uuid4())
-    private = f"{destination.rstrip('/')}/$VEID" if destination else node.config().ve_private
+    own = Pools(node.paths).find(source.home)
+    if destination:
+        private = f"{destination.rstrip('/')}/$VEID"
+    elif own is not None and not own.builtin:
+        private = f"{own.path}/$VEID"  # a copy stays in the pool
+    else:
+        private = pool.private_for(node, _layout_of(source))
     place = provision.place(node, private, uuid)
     return Environment(uuid, uuid, check_name(name), source.kind, place)
+
+
+def _layout_of(source: Environment) -> str:
+    """Return the name of the driver of the disk; empty when there is none."""
+    try:
+        return storage.find(source.home).name
+    except PrivateMissing:
+        return ""
 
 
 def _copy(
@@ -164,6 +180,7 @@ def _copy(
         return
     driver = storage.find(source.home)
     driver.clone(source.home, staging, progress)
+    shot.forget_all(staging, savedstates.load(source.home))
     progress.stage(f"Giving {copy.name} an identity of its own")
     # Where `home.abandon` finds it, should we be killed meanwhile.
     root = node.root(copy)

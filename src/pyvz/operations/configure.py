@@ -12,7 +12,7 @@ import os
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from pyvz.errors import BadValue, SetError, VZError
+from pyvz.errors import BadValue, SetError, UsageError, VZError
 from pyvz.model import params
 from pyvz.model.config import Config
 from pyvz.model.config_limits import limits_of
@@ -21,15 +21,17 @@ from pyvz.model.limits import Limits
 from pyvz.model.param import normal
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import guestsettings, lifecycle, password
+from pyvz.operations import disk, guestsettings, lifecycle, network, password, traffic
 from pyvz.operations.node import Node
-from pyvz.operations.options import GivenOptions, Plan, plan
+from pyvz.operations.options import GivenOptions, Plan
 from pyvz.storage import base as storage
 
 log = logging.getLogger(__name__)
 
 # What a running container gets by a file of the guest, at once.
-_WRITTEN_INSIDE = frozenset({"network.hostname", "network.nameservers", "network.searchdomains"})
+_WRITTEN_INSIDE = frozenset(
+    f"network.{name}" for name in ("hostname", "nameservers", "searchdomains", "ip", "interfaces")
+)
 
 
 class SetRequest(NamedTuple):
@@ -66,17 +68,25 @@ def set_options(
     if request.setmode not in {None, "restart", "ignore"}:
         raise BadValue("--setmode: give restart or ignore")
     env = node.registry.resolve(ref)
-    (progress or NoProgress()).stage("Configuring")
+    progress = progress or NoProgress()
+    progress.stage("Configuring")
+    given, device = disk.split(request.dialect, request.options)
+    if device is not None and not request.save:
+        raise UsageError("A disk is added, changed or removed with --save only")
     with node.lease(env, "set"):
         lifecycle.repair(node, env)
         old = node.registry.config(env)
-        base = _with_sample(node, old, request.options)
-        made = plan(base, request.dialect, request.options, env.kind)
+        base = _with_sample(node, old, given)
         running = node.status(env) in {Status.RUNNING, Status.PAUSED}
-        warnings = [*made.warnings]
-        with ExitStack() as undo:
+        with disk.changing(node, env, base, device, progress) as changed, ExitStack() as undo:
+            made = network.plan_options(node, env, changed.config, request.dialect, given)
+            made = made._replace(echo=(*changed.echo, *made.echo))
+            warnings = [*made.warnings]
+            if network.FIELDS.intersection(made.fields) and not running:
+                network.check(node, env, old, made.config, undo)
             if running:
                 warnings += _put_in_force(node, env, old, made, undo)
+            disk.resize_root(env, old, made.config)
             if request.save:
                 _save(node, env, old, made.config)
             undo.pop_all()
@@ -126,6 +136,10 @@ def _put_in_force(
     if hostname and hostname != old.network.hostname:
         guestsettings.set_hostname_live(node, env, hostname)
         undo.callback(guestsettings.set_hostname_live, node, env, old.network.hostname or env.name)
+    if network.FIELDS.intersection(made.fields):
+        network.change(node, env, old, made.config, undo)
+    if traffic.FIELDS.intersection(made.fields):
+        traffic.change(node, env, old, made.config, undo)
     if _WRITTEN_INSIDE.intersection(made.fields):
         guestsettings.write_running(node, env, made.config)
         undo.callback(guestsettings.write_running, node, env, old)

@@ -5,43 +5,58 @@ Everything goes through GuestRoot: a guest's symbolic link never leads out of it
 
 from __future__ import annotations
 
+import logging
 import time
+from pathlib import Path
 
 from pyvz.container.runtime import ExecRequest
 from pyvz.errors import SetError, Timeout, VZError
+from pyvz.linux.file import read_text_limited
 from pyvz.linux.guestroot import GuestRoot
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
+from pyvz.network.guest import base, names
 from pyvz.operations.node import Node
 from pyvz.operations.program import finish
 
 # The states of systemctl(1) is-system-running in which nothing is waited for any more.
 _BOOTED = frozenset({"running", "degraded", "maintenance", "stopping"})
 
+log = logging.getLogger(__name__)
 
-def write(guest: GuestRoot, env: Environment, config: Config) -> None:
-    """Write hostname and resolver into the guest, where the configuration names them."""
-    _ = env
-    if config.network.hostname:
-        _write_changed(guest, "etc/hostname", config.network.hostname + "\n")
-    resolver = resolver_text(config)
-    if resolver:
-        _write_changed(guest, "etc/resolv.conf", resolver)
+RESOLV_CONF = Path("/etc/resolv.conf")
+
+
+def write(node: Node, guest: GuestRoot, env: Environment, config: Config) -> None:
+    """Write names, resolver and interfaces into the guest, where the configuration names them.
+
+    A guest whose files are broken or hostile starts all the same: what could not be written is
+    told in the log.  The addresses themselves are put in place from outside.
+    """
+    mask = node.config().values.get("USE_VENET_MASK", "no").lower() == "yes"
+    network = base.from_config(config, node_nameservers=_inherited(config), mask=mask)
+    problems = list(base.write(guest, network))
+    try:
+        names.write(guest, network)
+    except (OSError, VZError) as error:
+        problems.append(f"names of the guest: {error}")
+    for problem in problems:
+        log.warning("%s: %s", env.name, problem)
 
 
 def write_running(node: Node, env: Environment, config: Config) -> None:
     """Write the settings into a container that runs, through its root on the node."""
     with GuestRoot.open(node.root(env, config)) as guest:
-        write(guest, env, config)
+        write(node, guest, env, config)
 
 
-def resolver_text(config: Config) -> str:
-    """Return resolv.conf(5) as NAMESERVER and SEARCHDOMAIN say; empty when neither is set."""
-    lines = []
-    if config.network.searchdomains:
-        lines.append("search " + " ".join(config.network.searchdomains))
-    lines += [f"nameserver {address}" for address in config.network.nameservers]
-    return "".join(line + "\n" for line in lines)
+def _inherited(config: Config) -> tuple[str, ...]:
+    """Return the node's own DNS servers for NAMESERVER=inherit; a stub on loopback is left out."""
+    if config.network.nameservers != ("inherit",):
+        return ()
+    lines = [line.split() for line in read_text_limited(RESOLV_CONF).splitlines()]
+    servers = [line[1] for line in lines if line[:1] == ["nameserver"] and len(line) > 1]
+    return tuple(x for x in servers if not x.startswith("127.") and x != "::1" and "%" not in x)
 
 
 def wait_booted(node: Node, env: Environment, *, timeout: float) -> None:
@@ -69,12 +84,3 @@ def set_hostname_live(node: Node, env: Environment, hostname: str) -> None:
     ended = finish(node.runtime.exec(env.uuid, request), timeout=10.0)
     if ended.code != 0:
         raise SetError(f"{env.name} refused the host name '{hostname}'", details=ended.output)
-
-
-def _write_changed(guest: GuestRoot, path: str, text: str) -> None:
-    try:
-        if guest.read(path).decode(errors="replace") == text:
-            return
-    except (OSError, VZError):
-        pass
-    guest.write(path, text.encode())

@@ -37,6 +37,7 @@ from pyvz.model.conffile import ConfFile
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.task import NoProgress, Progress
 from pyvz.model.vzconf import expand_veid
+from pyvz.operations import network
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store.journal import Journal, Record
@@ -142,11 +143,12 @@ def finish_burial(node: Node, env: Environment, progress: Progress) -> None:
 
 
 def forget(node: Node, env: Environment) -> None:
-    """Drop what the node keeps beside the home: mount point, ids, run state."""
+    """Drop what the node keeps beside the home: mount point, ids, addresses, run state."""
     with suppress(OSError):  # somebody may have put files below the mount point: they stay
         node.root(env).rmdir()
     RunState.clear(node.paths, env.uuid)
     node.id_ranges.release(env.uuid)
+    network.release(node, env.uuid)
 
 
 def dismantle(directory: Path, progress: Progress) -> None:

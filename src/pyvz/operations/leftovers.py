@@ -7,13 +7,22 @@ remove homes.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from pyvz.errors import Locked, VZError
-from pyvz.operations import home, transfer
+from pyvz.operations import capture, convertlayout, disk, home, shot, succession, transfer
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal, Record
 
 log = logging.getLogger(__name__)
+
+
+def _repairs() -> dict[str, Callable[[Node, Record], None]]:
+    """Return who repairs which verb."""
+    makers = (home, shot, disk)
+    found = {verb: module.repair for module in makers for verb in module.VERBS}
+    single = (transfer, convertlayout, capture, succession)
+    return found | {module.VERB: module.repair for module in single}
 
 
 def repair(node: Node, record: Record) -> bool:
@@ -21,12 +30,10 @@ def repair(node: Node, record: Record) -> bool:
 
     The caller holds the lease of the record's environment.
     """
-    if record.verb in home.VERBS:
-        home.repair(node, record)
-    elif record.verb == transfer.VERB:
-        transfer.repair(node, record)
-    else:
+    found = _repairs().get(record.verb)
+    if found is None:
         return False
+    found(node, record)
     return True
 
 
@@ -36,7 +43,7 @@ def repair_all(node: Node) -> None:
     Environments that are no more, or were not yet, are found only by their records.
     """
     for record in Journal.all(node.paths):
-        if record.verb not in {*home.VERBS, transfer.VERB}:
+        if record.verb not in _repairs():
             continue
         env = home.from_data(record.uuid, record.data)
         try:

@@ -37,7 +37,7 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import LEGAL_FROM, Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import actionscript, guestsettings, leftovers
+from pyvz.operations import actionscript, diskmount, guestsettings, leftovers, network
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store.journal import Journal
@@ -165,7 +165,7 @@ def umount(node: Node, ref: str) -> Environment:
     with node.lease(env, "umount"):
         repair(node, env)
         require(node, env, "umount")
-        _umount_root(node, env)
+        umount_root(node, env)
         node.publish("ve-umount", env)
     return env
 
@@ -186,7 +186,7 @@ def require(node: Node, env: Environment, verb: str) -> Status:
         raise NotMounted(f"{env.name} is not mounted")
     if verb in {"pause", "exec", "stop"} or (verb == "resume" and status != Status.MOUNTED):
         raise NotRunning(f"{env.name} is not running")
-    if verb in {"delete", "clone", "move", "unregister"} and status == Status.MOUNTED:
+    if verb in {"delete", "clone", "move", "unregister", "restore"} and status == Status.MOUNTED:
         raise AlreadyMounted(f"{env.name} is mounted", hint="Unmount it first.")
     raise InvalidState(f"{env.name} is {status}")
 
@@ -220,6 +220,7 @@ def exited(node: Node, exit_: Exit) -> None:
         env = node.registry.resolve(exit_.uuid)
     except VZError:
         node.runtime.clean(exit_.uuid)
+        network.clean(node, exit_.uuid)
         return
     with node.lease(env, "cleaning up after stop", timeout=EXIT_LEASE_TIMEOUT):
         state = RunState.load(node.paths, env.uuid)
@@ -247,6 +248,7 @@ def recover(node: Node) -> None:
             log.info("%s: left alone: %s", env.name, busy)
         except (VZError, OSError):
             log.exception("%s: could not be repaired", env.name)
+    network.recover(node)
 
 
 def autostart_order(node: Node) -> list[Environment]:
@@ -286,7 +288,8 @@ def _start_locked(node: Node, env: Environment, options: StartOptions, progress:
         kind = _prepare_guest(node, env, config)
         spec = _spec(node, env, config, kind, repair_mode=options.repair)
         undo.callback(node.runtime.clean, env.uuid)
-        init = node.runtime.start(spec)
+        undo.callback(network.clean, node, env.uuid)
+        init = node.runtime.start(spec, network.prepare(node, env, config))
         undo.callback(node.runtime.kill, env.uuid, timeout=KILL_TIMEOUT)
         _running_state(init, kind).save(node.paths, env.uuid)
         undo.callback(RunState.clear, node.paths, env.uuid)
@@ -311,7 +314,7 @@ def _running_state(init: Init, kind: InitKind) -> RunState:
 def _prepare_guest(node: Node, env: Environment, config: Config) -> InitKind:
     """Look at the mounted guest and write into it what its configuration says (hostname, ...)."""
     with GuestRoot.open(node.root(env, config)) as guest:
-        guestsettings.write(guest, env, config)
+        guestsettings.write(node, guest, env, config)
         return guestinit.detect(guest)
 
 
@@ -387,24 +390,32 @@ def _mount_root(node: Node, env: Environment, undo: ExitStack, *, readonly: bool
     if not actionscript.run(node, env, "premount"):  # "skip": the script has mounted it itself
         driver.mount(env.home, root, readonly=readonly)
     undo.callback(driver.umount, env.home, root)
+    diskmount.mount_all(node, env, node.registry.config(env), readonly=readonly)
+    undo.callback(diskmount.umount_all, node, env)
     actionscript.run(node, env, "mount")
 
 
-def _umount_root(node: Node, env: Environment, *, cleaning: bool = False) -> None:
-    """Unmount with the action scripts; while cleaning up a script that fails stops nothing."""
+def umount_root(node: Node, env: Environment, *, cleaning: bool = False) -> None:
+    """Unmount with the action scripts; while cleaning up a script that fails stops nothing.
+
+    The caller holds the lease.
+    """
     root = node.root(env)
     if not is_mount_point(root):
+        diskmount.umount_all(node, env)  # a guest without a root disk, or killed half way
         return
     run_scripts = actionscript.run_ignoring_failure if cleaning else actionscript.run
     run_scripts(node, env, "umount")
+    diskmount.umount_all(node, env)
     storage.find(env.home).umount(env.home, root)
     run_scripts(node, env, "postumount")
 
 
 def _clear(node: Node, env: Environment, *, keep_mounted: bool = False) -> None:
-    """Undo, in reverse, what a start made: cgroups, mounts, state.  Idempotent."""
+    """Undo, in reverse, what a start made: cgroups, links, mounts, state.  Idempotent."""
     node.runtime.clean(env.uuid)
+    network.clean(node, env.uuid)
     (env.home / ".running").unlink(missing_ok=True)
     if not keep_mounted:
-        _umount_root(node, env, cleaning=True)
+        umount_root(node, env, cleaning=True)
     RunState.clear(node.paths, env.uuid)

@@ -11,26 +11,33 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Kind
 from pyvz.model.param import normal
 from pyvz.model.secret import Secret
-from pyvz.operations.password import check_password, check_user
+from pyvz.operations.credentials import check_password, check_user
 
 GivenOptions = Sequence[tuple[str, str | None]]
 
 # What later releases bring: accepted nowhere, so that nobody believes in a limit or an address
 # that is not in force.
 _LATER = {
-    "network": "Addresses, interfaces and traffic shaping",
+    "network": "External addresses and cards of the node",
     "disk": "Sizes and disks of a container",
     "memory.guarantee": "Guaranteed memory",
 }
 _IN_FORCE = frozenset(
     {
         "network.hostname",
+        "network.ip",
+        "network.interfaces",
         "network.nameservers",
         "network.searchdomains",
         "network.ip_only",
+        "network.rates",
+        "network.rate_bound",
+        "network.firewalls",
+        "network.netfilter",
         "disk.bindmounts",
         "disk.noatime",
         "disk.autocompact",
+        "disk.space",
     }
 )
 _QUIET = frozenset({"save", "setmode", "crypted", "force"})  # flags of the call, not changes

@@ -35,16 +35,16 @@ from pyvz.model.environment import (
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
 from pyvz.model.vzconf import expand_veid, under
-from pyvz.operations import home, leftovers, lifecycle, options, template
+from pyvz.operations import home, leftovers, lifecycle, options, pool, storagepool, template
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store.journal import Journal
 from pyvz.store.leftover import sweep
+from pyvz.store.pools import DRIVER_OF_LAYOUT
 from pyvz.units import UNLIMITED
 
 log = logging.getLogger(__name__)
 
-_DRIVER_OF_LAYOUT = {"4": "simfs", "5": "ploop"}
 _EXPANSION = 2  # a compressed root file system becomes at least this much larger
 
 
@@ -54,6 +54,7 @@ class CreateRequest:
 
     config: name of a sample.  private, root: paths as in ve.conf, $VEID allowed.
     ctid: legacy number.  layout: storage driver, or a layout number of the original.
+    pool: the storage pool to make it in, with the pool's driver unless layout says else.
     options: (name, value) pairs of `set` in `dialect` ("prlctl" or "vzctl").
     """
 
@@ -66,6 +67,7 @@ class CreateRequest:
     uuid: str | None = None
     ctid: str | None = None
     layout: str | None = None
+    pool: str | None = None
     options: Sequence[tuple[str, str | None]] = ()
     dialect: str = "prlctl"
     no_disk: bool = False
@@ -80,8 +82,8 @@ def create(node: Node, request: CreateRequest, progress: Progress | None = None)
     progress = progress or NoProgress()
     if request.kind != Kind.CT:
         raise Unsupported("Virtual machines are not supported by this version")
-    env = identity(node, request)
-    driver = storage.load(driver_name(node, request.layout))
+    driver = storage.load(_driver_name(node, request))
+    env = identity(node, request, driver)
     with ExitStack() as held:
         held.enter_context(home.reserved(node, env.uuid, env.envid, env.name))
         held.enter_context(node.lease(env, "create"))
@@ -139,8 +141,8 @@ def recover(node: Node) -> None:
     node.id_ranges.prune(known | unfinished | node.runtime.running().keys())
 
 
-def identity(node: Node, request: CreateRequest) -> Environment:
-    """Return who the new environment will be; raises BadValue."""
+def identity(node: Node, request: CreateRequest, driver: storage.StorageDriver) -> Environment:
+    """Return who the new environment, whose disk `driver` makes, will be; raises BadValue."""
     uuid = str(uuid4())
     if request.uuid is not None:
         given = canonical_uuid(request.uuid)
@@ -156,8 +158,29 @@ def identity(node: Node, request: CreateRequest) -> Environment:
             f"'{name}' is the form of a UUID and cannot be a name",
             hint="To choose the UUID use --uuid.",
         )
-    private = request.private or node.config().ve_private
-    return Environment(uuid, envid, name, request.kind, place(node, private, uuid))
+    private = place(node, _private(node, request, driver), uuid)
+    return Environment(uuid, envid, name, request.kind, private)
+
+
+def _private(node: Node, request: CreateRequest, driver: storage.StorageDriver) -> str:
+    """Return VE_PRIVATE of the new container, $VEID in it; raises UsageError, NotFound."""
+    if request.private is not None:
+        if request.pool is not None:
+            raise UsageError("A private area and a storage pool cannot both be given")
+        return request.private
+    chosen = storagepool.chosen(node, request.pool)
+    if chosen.builtin:
+        return pool.private_for(node, "" if request.no_disk else driver.name)
+    return f"{chosen.path}/$VEID"
+
+
+def _driver_name(node: Node, request: CreateRequest) -> str:
+    """Return the storage driver: of the layout asked for, else of the pool, else of vz.conf."""
+    if request.layout is None and request.private is None:
+        chosen = storagepool.chosen(node, request.pool)
+        if not chosen.builtin:
+            return chosen.driver
+    return driver_name(node, request.layout)
 
 
 def place(node: Node, text: str, uuid: str) -> Path:
@@ -172,12 +195,9 @@ def driver_name(node: Node, layout: str | None) -> str:
     """Return the storage driver for a layout (name or number); raises Unsupported."""
     if layout is not None:
         word = layout.partition(":")[0].lower()
-        return _DRIVER_OF_LAYOUT.get(word, word)
+        return DRIVER_OF_LAYOUT.get(word, word)
     wanted = node.config().layout.partition(":")[0].lower()
-    if wanted in storage.names():
-        return wanted
-    log.warning("vz.conf: there is no storage driver '%s': using simfs", wanted)
-    return "simfs"
+    return pool.default_driver(DRIVER_OF_LAYOUT.get(wanted, wanted))
 
 
 def configuration(node: Node, request: CreateRequest, env: Environment) -> ConfFile:

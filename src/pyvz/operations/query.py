@@ -14,7 +14,7 @@ from pyvz.linux.mount import is_mount_point
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.grammar_net import NetIf
 from pyvz.model.status import Status
-from pyvz.operations import fields
+from pyvz.operations import fields, traffic
 from pyvz.operations.fields import ALIVE, FIELDS, Source
 from pyvz.operations.node import Node, StatusReader
 from pyvz.units import MIB, PAGE_SIZE, UNLIMITED
@@ -125,12 +125,12 @@ def statistics(
     if errors:
         raise EnvironmentNotFound(errors[0][1])
     statuses = StatusReader(node)
-    return [
-        (
-            env.uuid,
-            [pair for pair in _counters(Source(node, env, statuses)) if _wanted(pair, filters)],
-        )
+    rows = {
+        env.uuid: [*_counters(Source(node, env, statuses)), *traffic.statistics(node, env.uuid)]
         for env in found
+    }
+    return [
+        (uuid, [pair for pair in pairs if _wanted(pair, filters)]) for uuid, pairs in rows.items()
     ]
 
 
@@ -147,7 +147,7 @@ def node_info(node: Node, *, full: bool = False) -> Row:
         "Vcmmd policy": "noop config=noop",
         "Minimal security level": "normal",
         "Manage settings for new users": "deny",
-        "Backup path": os.fspath(node.paths.vz / "vmprivate/backups"),
+        "Backup path": os.fspath(node.paths.vz / "backups"),
         "Backup temporary directory": os.fspath(node.paths.vz / "tmp"),
         "Backup mode": "push",
         "Traffic shaping": "on" if node.config().traffic_shaping else "off",

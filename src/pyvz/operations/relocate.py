@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from pyvz.errors import PrivateExists
 from pyvz.model.environment import Environment
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import home, lifecycle, provision
+from pyvz.operations import home, lifecycle, provision, storagepool
 from pyvz.operations.node import Node
 from pyvz.operations.transfer import transfer
 from pyvz.storage import base as storage
@@ -14,14 +16,18 @@ from pyvz.storage import base as storage
 def move(
     node: Node, ref: str, destination: str, *, progress: Progress | None = None
 ) -> Environment:
-    """Move the home of the stopped container into the directory `destination`.
+    """Move the home of the stopped container into the directory or storage pool `destination`.
 
-    Raises AlreadyRunning, AlreadyMounted, PrivateExists, NoSpace, Cancelled: nothing has changed
-    then.
+    A word without a slash is the name of a pool.  The disk keeps its driver.
+    Raises NotFound (pool), Unsupported (the driver cannot work there), AlreadyRunning,
+    AlreadyMounted, PrivateExists, NoSpace, Cancelled: nothing has changed then.
     """
     progress = progress or NoProgress()
     old = node.registry.resolve(ref)
-    place = provision.place(node, f"{destination.rstrip('/')}/$VEID", old.uuid)
+    parent = destination.rstrip("/")
+    if "/" not in destination:
+        parent = os.fspath(storagepool.chosen(node, destination).path)
+    place = provision.place(node, f"{parent}/$VEID", old.uuid)
     new = old._replace(home=place)
     with node.lease(old, "move"):
         provision.repair(node, old)

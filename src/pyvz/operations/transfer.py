@@ -1,7 +1,8 @@
 """A home goes to another place of the node.
 
 On one file system it is a rename.  Else it is copied to `.create-<uuid>` beside the new place,
-flushed, and renamed to its name; only then the old one is given up (`.delete-<uuid>`) and removed.
+flushed, compared, and renamed to its name; only then the old one is given up (`.delete-<uuid>`)
+and removed.
 
 The transfer commits when the registration leads to the new place.  What fails before it is undone
 at once.  After a death `repair` goes forward when the new home has its name (it is whole then),
@@ -17,7 +18,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from pyvz.errors import ConfigError, StorageError
-from pyvz.linux import file, run, syscall
+from pyvz.linux import archive, file, mount, run, syscall
 from pyvz.model.conffile import ConfFile
 from pyvz.model.environment import Environment
 from pyvz.model.task import NoProgress, Progress
@@ -59,6 +60,7 @@ def _commit(
         if not _same_file_system(old.home, new.home.parent):
             undo.callback(home.dismantle, home.staging_of(new), NoProgress())
             _copy(old, home.staging_of(new), progress)
+            _verify(node, old, home.staging_of(new), progress)
         progress.check()
         undo.callback(_enrol, node, old, conf)
         _place(old, new, undo)
@@ -78,6 +80,7 @@ def repair(node: Node, record: Record) -> None:
     old = home.from_data(record.uuid, record.data)
     new = old._replace(home=Path(str(record.data["to"])))
     log.warning("%s: cleaning up an unfinished move to %s", old.name, new.home)
+    _unverify(node, old)
     conf = _conf_of(new)
     if conf is not None:
         _enrol(node, new, conf)
@@ -113,6 +116,41 @@ def _copy(old: Environment, staging: Path, progress: Progress) -> None:
         syscall.syncfs(fd)
     finally:
         os.close(fd)
+
+
+def _verify(node: Node, old: Environment, staging: Path, progress: Progress) -> None:
+    """Raise StorageError when the copy of the disk is not equal, as its users would see it."""
+    driver = next((d for d in map(storage.load, storage.names()) if d.present(old.home)), None)
+    if driver is None:
+        return
+    progress.stage("Comparing the copy")
+    found = []
+    try:
+        for directory, place in zip((old.home, staging), _views(node, old), strict=True):
+            driver.mount(directory, place, readonly=True)
+            found.append(archive.digest(place, progress))
+            driver.umount(directory, place)
+    finally:
+        _unverify(node, old)
+    if found[0] != found[1]:
+        raise StorageError(
+            f"The copy of {old.home} is not equal to it",
+            hint="Nothing was changed: look at the disks.",
+        )
+
+
+def _views(node: Node, env: Environment) -> tuple[Path, Path]:
+    """Return where the disk and its copy are mounted to be compared."""
+    top = node.paths.run / "comparing"
+    return top / f"{env.uuid}.old", top / f"{env.uuid}.new"
+
+
+def _unverify(node: Node, env: Environment) -> None:
+    """Take away the mounts of a comparison; devices below clear themselves.  Idempotent."""
+    for place in _views(node, env):
+        mount.umount(place, timeout=5.0)
+        with suppress(FileNotFoundError):
+            place.rmdir()
 
 
 def _place(old: Environment, new: Environment, undo: ExitStack) -> None:

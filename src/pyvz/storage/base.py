@@ -19,7 +19,8 @@ dump/ are the operations'.  Data on disk keep the ids that they have inside the 
 (unshifted); the engine maps them when it mounts the tree into the container.
 
 Whatever not every driver can do is a flag of `Capabilities` and a method that raises
-`Unsupported` where the flag is down.  Ask the flags, never the driver's name.
+`Unsupported` where the flag is down (`Extras`, from which every driver inherits).  Ask
+the flags, never the driver's name.
 """
 
 from __future__ import annotations
@@ -28,17 +29,20 @@ import importlib
 import os
 import pkgutil
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, Protocol, cast
 
 import pyvz.storage
 from pyvz.errors import Busy, PrivateMissing, Unsupported
-from pyvz.linux import mount
+from pyvz.image.report import Report
+from pyvz.linux import filesystem, loopdevice, mount, run
 from pyvz.model.task import Progress
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+ROOT_DISK = "root.hdd"  # the directory, in the home, of the disk that is the container's root
 LAYOUT_LINK = ".ve.layout"  # a symbolic link whose text is the layout's number, as vzctl makes it
 
 
@@ -53,7 +57,12 @@ class Capabilities(NamedTuple):
     changed_blocks: bool = False  # can list what changed since a snapshot
     df_exact: bool = False  # statvfs inside shows the container's own size and use
     quota: bool = False  # a size is enforced; without it create and resize refuse any size
-    block_device: bool = False  # devices() names a device of the disk's own
+    block_device: bool = False  # devices() names a device of the disk's own (while mounted)
+    compact: bool = False  # compact() gives freed space back
+    check: bool = False  # check() finds (and repairs) damage
+    linked_clone: bool = False  # linked_clone() makes a clone that depends on its original
+    disks: bool = False  # several disks in one home: see `many_disks`
+    image: bool = False  # a disk is one raw image: copy_image, restore_image
 
 
 class DiskUsage(NamedTuple):
@@ -66,7 +75,107 @@ class DiskUsage(NamedTuple):
     inodes_used: int
 
 
-class StorageDriver(Protocol):
+class Extras(Protocol):
+    """What not every driver can do: each method raises Unsupported until a driver has its own.
+
+    disk: the name of the disk's directory in the home (`disks`), for drivers that have several.
+    guid: of a snapshot, in braces as in DiskDescriptor.xml.  The caller holds the lease.
+    """
+
+    name: str
+    pool_options: tuple[str, ...] = ()  # options of a pool that the driver understands
+
+    def prepare(self, place: Path, options: Mapping[str, str]) -> None:
+        """Make the existing directory `place` ready to be a pool; idempotent.
+
+        Raises Unsupported when the driver cannot work there, saying why.
+        """
+        del place, options
+
+    def release(self, place: Path) -> None:
+        """Remove what the driver keeps in the pool `place` beside homes and nobody uses."""
+        del place
+
+    def snapshot(self, home: Path, guid: str, *, disk: str = ROOT_DISK) -> None:
+        """Keep the disk as it is now under `guid`; it may be mounted (writers wait shortly).
+
+        Flag: snapshot.  Raises AlreadyExists, NoSpace, Timeout.
+        """
+        raise self._cannot("make snapshots", home, guid, disk)
+
+    def switch(self, home: Path, guid: str, *, disk: str = ROOT_DISK) -> None:
+        """Make the disk what it was at snapshot `guid`, which stays; what is now is lost.
+
+        Flag: snapshot.  Raises NotFound, AlreadyMounted.
+        """
+        raise self._cannot("go back to snapshots", home, guid, disk)
+
+    def delete_snapshot(self, home: Path, guid: str, *, disk: str = ROOT_DISK) -> None:
+        """Forget one snapshot; those made after it stay.  Flag: snapshot.  Raises NotFound."""
+        raise self._cannot("delete snapshots", home, guid, disk)
+
+    def mount_snapshot(self, home: Path, guid: str, target: Path, *, disk: str = ROOT_DISK) -> None:
+        """Show a snapshot read-only at `target` (made when missing).  Flag: snapshot."""
+        raise self._cannot("mount snapshots", home, guid, target, disk)
+
+    def umount_snapshot(
+        self, home: Path, guid: str, target: Path, *, disk: str = ROOT_DISK
+    ) -> None:
+        """Take away what `mount_snapshot` did; not mounted: nothing happens.  Raises Busy."""
+        raise self._cannot("unmount snapshots", home, guid, target, disk)
+
+    def compact(self, home: Path, *, disk: str = ROOT_DISK) -> int:
+        """Give freed space back to the node; returns how many bytes it got.  Flag: compact."""
+        raise self._cannot("be compacted", home, disk)
+
+    def check(self, home: Path, *, repair: bool = False, disk: str = ROOT_DISK) -> Report:
+        """Check the unmounted disk: format and file system.  Flag: check.
+
+        Raises AlreadyMounted, StorageError (not recognisable at all).
+        """
+        raise self._cannot("be checked", home, repair, disk)
+
+    def changed(
+        self, home: Path, since: str, until: str | None = None, *, disk: str = ROOT_DISK
+    ) -> Sequence[tuple[int, int]]:
+        """Return (offset, length) of what differs between the snapshots `since` and `until`.
+
+        Bytes of the disk, in order; until: None for the disk as it is now.  Flag: changed_blocks.
+        """
+        raise self._cannot("list changed blocks", home, since, until, disk)
+
+    def copy_image(self, home: Path, target: Path, *, disk: str = ROOT_DISK) -> tuple[int, int]:
+        """Make the new file `target` a copy of the disk's image as it is at one moment.
+
+        It may be mounted; writers wait.  Blocks are shared where the place can (`reflink`).
+        Returns (offset, size) of the disk in the file.  Flag: image.  Raises NoSpace, Timeout.
+        """
+        raise self._cannot("be copied as an image", home, target, disk)
+
+    def restore_image(
+        self,
+        home: Path,
+        size: int,
+        fill: Callable[[int, int], None],
+        *,
+        disk: str = ROOT_DISK,
+    ) -> None:
+        """Make a disk of `size` bytes with content of the caller's: absent -> created.
+
+        fill(fd, offset): writes the disk into the open sparse file, from `offset` on; what it
+        raises undoes everything.  Flag: image.
+        """
+        raise self._cannot("be restored from an image", home, size, fill, disk)
+
+    def linked_clone(self, home: Path, new_home: Path, progress: Progress) -> None:
+        """Clone with blocks that both share, the original being needed on.  Flag: linked_clone."""
+        raise self._cannot("be cloned with a link", home, new_home, progress)
+
+    def _cannot(self, what: str, *_arguments: object) -> Unsupported:
+        return Unsupported(f"A disk of layout {self.name} cannot {what}")
+
+
+class StorageDriver(Extras, Protocol):
     """One back end.  Objects hold no state: the home directory and the kernel are the truth.
 
     OSError may come out of any method; it is named at the border of the operations.
@@ -117,6 +226,56 @@ class StorageDriver(Protocol):
         """Return (major, minor) of the block devices to which I/O limits of this disk apply."""
 
 
+class ManyDisks(Protocol):
+    """A driver that keeps several disks in one home, and lets each file system be chosen.
+
+    disk: the name of a directory in the home; only ROOT_DISK is removed, cloned and found by
+    the methods without it, which then take all disks of the home along.
+    """
+
+    def disks(self, home: Path) -> list[str]:
+        """Return the names of the disks in the home, the root disk first."""
+
+    def create(
+        self,
+        home: Path,
+        *,
+        size: int | None,
+        source: Path | None,
+        progress: Progress,
+        disk: str = ROOT_DISK,
+        fstype: str | None = None,
+    ) -> None:
+        """As StorageDriver.create; fstype: ext4 or xfs, None lets the node decide."""
+
+    def mount(
+        self, home: Path, target: Path, *, readonly: bool = False, disk: str = ROOT_DISK
+    ) -> None:
+        """As StorageDriver.mount."""
+
+    def umount(self, home: Path, target: Path, *, disk: str = ROOT_DISK) -> None:
+        """As StorageDriver.umount."""
+
+    def usage(self, home: Path, *, disk: str = ROOT_DISK) -> DiskUsage:
+        """As StorageDriver.usage."""
+
+    def resize(self, home: Path, size: int, *, disk: str = ROOT_DISK) -> None:
+        """As StorageDriver.resize."""
+
+    def remove_disk(self, home: Path, disk: str) -> None:
+        """Remove one disk, which is not the root disk; raises Busy, NotFound."""
+
+    def devices(self, home: Path, *, disk: str | None = None) -> Sequence[tuple[int, int]]:
+        """As StorageDriver.devices, of one disk or of all that are mounted."""
+
+
+def many_disks(driver: StorageDriver, home: Path) -> ManyDisks:
+    """Return `driver` as one that has several disks in `home`; raises Unsupported."""
+    if not driver.capabilities(home).disks:
+        raise Unsupported(f"A container of layout {driver.name} has one disk only")
+    return cast("ManyDisks", driver)
+
+
 def names() -> list[str]:
     """Return the names of all drivers: the modules of this folder that have a `Driver`."""
     modules = (module.name for module in pkgutil.iter_modules(pyvz.storage.__path__))
@@ -134,6 +293,17 @@ def load(name: str) -> StorageDriver:
             f"There is no storage driver '{name}'", hint=f"Drivers: {', '.join(names())}."
         )
     return cast("StorageDriver", _module(name).Driver())
+
+
+def why_no_images() -> str:
+    """Return what this node lacks for disks that are images; empty when it can have them."""
+    if not os.path.exists("/dev/loop-control"):
+        return "there is no /dev/loop-control: the kernel has no loop devices"
+    kind = "ext4" if filesystem.can_grow_ext4_online() else "xfs"
+    path = run.ENVIRONMENT["PATH"]
+    if shutil.which(f"mkfs.{kind}", path=path) is None:
+        return f"mkfs.{kind} is not installed"
+    return ""
 
 
 def find(home: Path) -> StorageDriver:
@@ -165,5 +335,6 @@ def check_unmounted(home: Path) -> None:
         if Path(entry.target).is_relative_to(real)
         or (entry.device == holder.device and Path(entry.root).is_relative_to(inside))
     ]
+    places += [f"attached as {loop}" for loop in loopdevice.below(real)]
     if places:
         raise Busy(f"{home} is in use: it is mounted", details="\n".join(places[:10]))

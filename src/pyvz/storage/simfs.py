@@ -14,13 +14,13 @@ import os
 import stat
 from pathlib import Path
 
-from pyvz.errors import AlreadyMounted, MountError, PrivateMissing, Unsupported
-from pyvz.linux import archive, blockdevice, file, mount, syscall
+from pyvz.errors import PrivateMissing, Unsupported
+from pyvz.linux import archive, blockdevice, file, mount
 from pyvz.model.task import Progress
-from pyvz.storage import base
+from pyvz.storage import base, tree
 
 
-class Driver:
+class Driver(base.Extras):
     """See `pyvz.storage.base.StorageDriver`."""
 
     name = "simfs"
@@ -57,14 +57,9 @@ class Driver:
 
     def mount(self, home: Path, target: Path, *, readonly: bool = False) -> None:
         """Bind fs/ on the target, without device files (the engine brings its own /dev)."""
-        source = home / "fs"
         if not self.present(home):
             raise PrivateMissing(f"There is no container disk in {home}")
-        target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if mount.is_mount_point(target):
-            _check_same(source, target, readonly=readonly)
-            return
-        _bind(source, target, readonly=readonly)
+        tree.bind(home / "fs", target, readonly=readonly)
 
     def umount(self, home: Path, target: Path) -> None:
         """Take the bind away; nothing stands behind it."""
@@ -73,15 +68,7 @@ class Driver:
 
     def usage(self, home: Path) -> base.DiskUsage:
         """Return the space of the file system that holds fs/."""
-        space = os.statvfs(home / "fs")
-        block = space.f_frsize
-        return base.DiskUsage(
-            total=space.f_blocks * block,
-            used=(space.f_blocks - space.f_bfree) * block,
-            free=space.f_bavail * block,
-            inodes=space.f_files,
-            inodes_used=space.f_files - space.f_ffree,
-        )
+        return tree.usage(home / "fs")
 
     def resize(self, home: Path, size: int) -> None:
         """Refuse: a directory has no size."""
@@ -105,16 +92,15 @@ class Driver:
 
     def remove(self, home: Path, progress: Progress) -> None:
         """Rename fs/ away, then remove it; leftovers of interrupted steps go too."""
-        tree, gone = home / "fs", home / "fs.gone"
+        gone = home / "fs.gone"
         base.check_unmounted(home)
         progress.check()
         file.remove_tree(gone)
         if self.present(home):
-            tree.rename(gone)
+            (home / "fs").rename(gone)
         file.remove_tree(gone)
         file.remove_tree(home / "fs.new")
-        if base.layout(home) == self.layout:
-            (home / base.LAYOUT_LINK).unlink()
+        tree.unmark(home, self.layout)
 
     def devices(self, home: Path) -> tuple[tuple[int, int], ...]:
         """Return the disk under the file system that holds fs/; empty where there is none."""
@@ -122,9 +108,7 @@ class Driver:
 
     def _name(self, home: Path, new: Path) -> None:
         """Make `new` the disk: the last act of create and clone."""
-        link = home / base.LAYOUT_LINK
-        link.unlink(missing_ok=True)
-        link.symlink_to(str(self.layout))
+        tree.mark(home, self.layout)
         new.rename(home / "fs")
 
 
@@ -133,26 +117,6 @@ def _empty(directory: Path) -> Path:
     file.remove_tree(directory)
     directory.mkdir(mode=0o755)
     return directory
-
-
-def _bind(source: Path, target: Path, *, readonly: bool) -> None:
-    """Bind without device files: a node that the guest makes must not open a device anywhere."""
-    mount.bind(source, target)
-    bits = syscall.MOUNT_ATTR_NODEV | (syscall.MOUNT_ATTR_RDONLY if readonly else 0)
-    try:
-        syscall.mount_setattr(syscall.AT_FDCWD, target, syscall.MountAttr(set=bits), 0)
-    except OSError as error:
-        mount.umount(target)
-        raise MountError(f"{target} could not be mounted: {error.strerror}") from error
-
-
-def _check_same(source: Path, target: Path, *, readonly: bool) -> None:
-    """Raise unless `target` shows `source`, mounted as asked."""
-    if not target.samefile(source):
-        raise MountError(f"Something else is mounted on {target}")
-    if bool(os.statvfs(target).f_flag & os.ST_RDONLY) != readonly:
-        is_ = "read-write" if readonly else "read-only"
-        raise AlreadyMounted(f"{target} is mounted {is_} already")
 
 
 def _no_quota() -> Unsupported:

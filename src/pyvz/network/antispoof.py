@@ -1,0 +1,198 @@
+"""What a container may send, as nftables rules: values only.
+
+netdev <instance>-<uuid>      one per container; a chain per interface on the node's end, hooked
+                              where packets come in from the container, before anything of the
+                              node sees them; a named set of addresses per family
+inet   <instance>-addresses   one per node: a packet with the address of a routed container that
+                              did not come in by that container's interface is dropped, whoever
+                              sent it (the route back decides, fib(8))
+
+A bridged container with a filter for addresses also may not answer ARP or NDP for anybody else,
+announce itself as router, or answer DHCP requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv6Address
+
+from pyvz.linux.nftables import ACCEPT, DROP, Command, Table, field, match, raw
+from pyvz.network.base import Interface, NetworkPlan, family
+
+_BEFORE_ALL = -500
+_RAW = -310  # before connection tracking (-200) knows of a packet that we drop
+
+_NOBODY = "0.0.0.0"  # noqa: S104  # the sender in an ARP probe, and in DHCP
+_SOLICIT = "nd-neighbor-solicit"
+_ADVERT = "nd-neighbor-advert"
+_LISTENER = ["mld-listener-report", "mld-listener-done", "mld2-listener-report"]
+_ROUTER = ["nd-router-advert", "nd-redirect"]
+_DHCP_SERVER, _DHCP6_SERVER = 67, 547
+
+
+def table(instance: str, uuid: str) -> Table:
+    """Return the table of one container."""
+    return Table("netdev", f"{instance}-{uuid}")
+
+
+def guard(instance: str) -> Table:
+    """Return the table of the node."""
+    return Table("inet", f"{instance}-addresses")
+
+
+def install(instance: str, plan: NetworkPlan) -> list[Command]:
+    """Return the batch that puts exactly the rules of PLAN in force for its container."""
+    own = table(instance, plan.uuid)
+    batch = own.drop()
+    filtered = [each for each in plan.interfaces if each.filter.mac or each.filter.addresses]
+    if filtered:
+        batch.append(own.add())
+    for each in filtered:
+        batch += _chain(own, each)
+    if plan.routed:
+        batch += _guard(instance) + _elements(guard(instance), "routed", plan.routed)
+    return batch
+
+
+def change(instance: str, old: NetworkPlan, new: NetworkPlan) -> list[Command]:
+    """Return the batch that brings the rules of OLD to those of NEW.
+
+    Addresses that come or go cost the same however many there are.
+    """
+    had, has = dict.fromkeys(old.routed), dict.fromkeys(new.routed)
+    gone = [each for each in had if each not in has]
+    batch = _without(instance, gone)
+    if _bare(old) != _bare(new):
+        return batch + install(instance, new)
+    own = table(instance, new.uuid)
+    for before, after in zip(old.interfaces, new.interfaces, strict=True):
+        batch += _set_change(own, after.host_name, _sent(before), _sent(after))
+    added = [each for each in has if each not in had]
+    if added:
+        batch += _guard(instance) + _elements(guard(instance), "routed", added)
+    return batch
+
+
+def remove(instance: str, plan: NetworkPlan, *, last: bool) -> list[Command]:
+    """Return the batch that takes the rules of PLAN away; last: nobody else on the node has any."""
+    batch = table(instance, plan.uuid).drop()
+    if last:
+        return batch + guard(instance).drop()
+    return batch + _without(instance, plan.routed)
+
+
+def _bare(plan: NetworkPlan) -> list[tuple[str, str, bool, bool]]:
+    """Everything that decides about the chains, but the addresses."""
+    return [
+        (each.host_name, each.mac, each.filter.mac, each.filter.addresses is not None)
+        for each in plan.interfaces
+    ]
+
+
+def _guard(instance: str) -> list[Command]:
+    """The node's table as it must be: made, or made right."""
+    own = guard(instance)
+    back = {"fib": {"result": "oif", "flags": ["saddr", "iif"]}}
+    return [
+        own.add(),
+        own.set("routed4", "ipv4_addr"),
+        own.set("routed6", "ipv6_addr"),
+        own.chain("guard", "prerouting", _RAW, policy="accept"),
+        own.flush("guard"),
+        own.rule("guard", match(field("ip", "saddr"), "@routed4"), match(back, right=False), DROP),
+        own.rule("guard", match(field("ip6", "saddr"), "@routed6"), match(back, right=False), DROP),
+    ]
+
+
+def _without(instance: str, addresses: Iterable[str]) -> list[Command]:
+    listed = list(addresses)
+    if not listed:
+        return []
+    batch = _guard(instance)
+    for version in ("4", "6"):
+        batch += guard(instance).without(f"routed{version}", _of(version, listed))
+    return batch
+
+
+def _elements(own: Table, name: str, addresses: Iterable[str]) -> list[Command]:
+    listed = list(addresses)
+    return [
+        *own.elements(f"{name}4", _of("4", listed)),
+        *own.elements(f"{name}6", _of("6", listed)),
+    ]
+
+
+def _set_change(own: Table, name: str, had: tuple[str, ...], has: tuple[str, ...]) -> list[Command]:
+    batch: list[Command] = []
+    before, after = dict.fromkeys(had), dict.fromkeys(has)
+    gone = [each for each in before if each not in after]
+    for version in ("4", "6"):
+        batch += own.without(f"{name}-{version}", _of(version, gone))
+    batch += _elements(own, f"{name}-", [each for each in after if each not in before])
+    if _of("6", had) != _of("6", has):
+        batch += _targets(own, name, has)
+    return batch
+
+
+def _of(version: str, addresses: Iterable[str]) -> list[str]:
+    return [each for each in addresses if family(each) == version]
+
+
+def _sent(interface: Interface) -> tuple[str, ...]:
+    """The addresses that may be the source: its own, and its card's link-local one."""
+    if interface.filter.addresses is None:
+        return ()
+    return (*interface.filter.addresses, link_local(interface.mac))
+
+
+def link_local(mac: str) -> str:
+    """Return the IPv6 link-local address that the kernel makes of a MAC (EUI-64, RFC 4291)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    identifier = bytes([octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:]])
+    return str(IPv6Address(b"\xfe\x80" + bytes(6) + identifier))
+
+
+def _chain(own: Table, interface: Interface) -> list[Command]:
+    name = interface.host_name
+    batch = [own.chain(name, "ingress", _BEFORE_ALL, dev=name, policy="accept")]
+    if interface.filter.mac:
+        batch.append(own.rule(name, match(field("ether", "saddr"), interface.mac, "!="), DROP))
+        batch.append(own.rule(name, match(field("arp", "saddr ether"), interface.mac, "!="), DROP))
+    if interface.filter.addresses is None:
+        return batch
+    batch += [own.set(f"{name}-4", "ipv4_addr"), own.set(f"{name}-6", "ipv6_addr")]
+    batch += _elements(own, f"{name}-", _sent(interface))
+    batch += [own.plain_chain(f"{name}-nd"), *_targets(own, name, _sent(interface))]
+    batch += [own.rule(name, *rule) for rule in _rules(name)]
+    return batch
+
+
+def _targets(own: Table, name: str, addresses: Iterable[str]) -> list[Command]:
+    """Fill the chain for advertisements: it drops what speaks for an address of somebody else.
+
+    The target is compared as a number: nft 1.0 has no name for it that could be looked up in a set.
+    """
+    numbers = [f"0x{int(IPv6Address(each)):032x}" for each in _of("6", addresses)]
+    wrong = match(raw("th", 64, 128), {"set": numbers}, "!=")
+    return [own.flush(f"{name}-nd"), own.rule(f"{name}-nd", wrong, DROP)]
+
+
+def _rules(name: str) -> Iterable[tuple[Command, ...]]:
+    """What passes an interface whose addresses are filtered, in order; the rest is dropped."""
+    four, six = f"@{name}-4", f"@{name}-6"
+    kind = field("icmpv6", "type")
+    yield match(field("udp", "sport"), {"set": [_DHCP_SERVER, _DHCP6_SERVER]}), DROP
+    yield match(field("ip", "saddr"), four), ACCEPT
+    yield match(field("arp", "saddr ip"), four), ACCEPT
+    # Probes: they tell nobody anything (RFC 5227).
+    yield (
+        match(field("arp", "saddr ip"), _NOBODY),
+        match(field("arp", "operation"), "request"),
+        ACCEPT,
+    )
+    yield match(kind, {"set": _ROUTER}), DROP
+    # An advertisement tells where its *target* is, whoever is its sender (RFC 4861, 4.4).
+    yield match(kind, _ADVERT), {"jump": {"target": f"{name}-nd"}}
+    yield match(field("ip6", "saddr"), six), ACCEPT
+    yield match(field("ip6", "saddr"), "::"), match(kind, {"set": [_SOLICIT, *_LISTENER]}), ACCEPT
+    yield (DROP,)

@@ -1,0 +1,127 @@
+"""The plan of a container's network: from its configuration and the node's facts, pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from importlib import import_module
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import cast
+
+from pyvz.errors import AddressInUse, BadValue, NetworkError
+from pyvz.model.config import Config
+from pyvz.model.grammar_net import NetIf
+from pyvz.network import address as addresses
+from pyvz.network.base import (
+    ROUTED,
+    Interface,
+    InterfaceKind,
+    NetworkPlan,
+    NodeFacts,
+    Proxy,
+    family,
+)
+
+_KINDS = {"routed": "routed", "bridge": "bridged", "": "bridged"}  # type of NETIF -> module
+
+
+def netifs(config: Config) -> tuple[NetIf, ...]:
+    """Return the interfaces, the one for IP_ADDRESS (venet0) first; it is there when needed."""
+    given = {netif.ifname: netif for netif in config.network.interfaces}
+    routed = given.pop(ROUTED, None)
+    if config.network.ip or routed is not None:
+        routed = (routed or NetIf(ROUTED))._replace(type="routed")
+        every = (*routed.ip, *routed.ip6, *config.network.ip)
+        own = tuple({each.ip: each for each in every}.values())
+        routed = routed._replace(
+            ip=tuple(each for each in own if ":" not in each.ip),
+            ip6=tuple(each for each in own if ":" in each.ip),
+        )
+        return (routed, *given.values())
+    return tuple(given.values())
+
+
+def plan(uuid: str, config: Config, facts: NodeFacts) -> NetworkPlan:
+    """Return what CONFIG asks for; raises BadValue, NetworkError, AddressInUse."""
+    interfaces = tuple(_interface(uuid, netif, facts) for netif in netifs(config))
+    interfaces = _one_default(interfaces)
+    _check_names(interfaces)
+    _check_addresses(interfaces, facts)
+    return NetworkPlan(uuid, interfaces, tuple(_proxies(interfaces, facts)))
+
+
+def reserved(config: Config) -> tuple[str, ...]:
+    """Return every bare address that is the container's, running or not."""
+    found = [str(ip_address(each.ip)) for n in netifs(config) for each in (*n.ip, *n.ip6)]
+    return tuple(dict.fromkeys(found))
+
+
+def _interface(uuid: str, netif: NetIf, facts: NodeFacts) -> Interface:
+    module = cast("InterfaceKind", import_module(f"pyvz.network.{_KINDS[netif.type]}"))
+    return module.interface(uuid, netif, facts)
+
+
+def _one_default(interfaces: tuple[Interface, ...]) -> tuple[Interface, ...]:
+    """Leave one default route per family: a gateway that was named, else the first interface."""
+    made: list[Interface] = []
+    named = {family(gateway) for each in interfaces for gateway in each.gateways}
+    taken: set[str] = set()
+    for each in interfaces:
+        own = {family(gateway) for gateway in each.gateways}
+        keep = "".join(x for x in each.default if x not in taken and (x in own or x not in named))
+        taken.update(keep)
+        gateways = tuple(gateway for gateway in each.gateways if family(gateway) in keep)
+        made.append(each._replace(default=keep, gateways=gateways))
+    return tuple(made)
+
+
+def _check_names(interfaces: Iterable[Interface]) -> None:
+    listed = list(interfaces)
+    for what, names in (
+        ("name", [each.name for each in listed]),
+        ("name on the node", [each.host_name for each in listed]),
+        ("hardware address", [each.mac for each in listed]),
+    ):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise NetworkError(f"Two interfaces have the same {what}: {twice[0]}")
+    for each in listed:
+        if each.name == "lo":
+            raise BadValue("An interface cannot be named lo")
+
+
+def _check_addresses(interfaces: Iterable[Interface], facts: NodeFacts) -> None:
+    seen: set[str] = set()
+    for each in interfaces:
+        bare = {address.partition("/")[0] for address in each.addresses} | set(each.routes)
+        for address in sorted(bare):
+            addresses.check(address)
+            if address in facts.addresses:
+                raise AddressInUse(f"The address {address} is an address of the node itself")
+            if address in seen:
+                raise AddressInUse(f"The address {address} is there twice")
+        seen |= bare
+        for gateway in each.gateways:
+            _check_gateway(each, gateway)
+
+
+def _check_gateway(interface: Interface, gateway: str) -> None:
+    """A gateway must be a neighbour, and nobody's own address."""
+    own = [ip_interface(each) for each in interface.addresses if family(each) == family(gateway)]
+    ip = ip_address(gateway)
+    if any(ip == each.ip for each in own):
+        raise BadValue(f"The gateway {gateway} is an address of {interface.name} itself")
+    if own and not ip.is_link_local and not any(ip in each.network for each in own):
+        raise BadValue(
+            f"The gateway {gateway} is not in a network of the interface {interface.name}",
+            hint="Give the address with its mask, like 10.0.0.2/24.",
+        )
+
+
+def _proxies(interfaces: Iterable[Interface], facts: NodeFacts) -> Iterable[Proxy]:
+    """The addresses that others look for on a network of the node: it answers for them there."""
+    for each in interfaces:
+        for address in each.routes:
+            for uplink in facts.uplinks:
+                if any(ip_address(address) in ip_network(net) for net in uplink.networks):
+                    yield Proxy(address, uplink.name)

@@ -1,0 +1,257 @@
+"""Ploop disks of the node in use: attached, mounted, their snapshots.
+
+The work is done by the storage driver of containers (storage/ploop.py), which knows a disk by its
+directory; here are its disks outside of containers, and the bookkeeping around it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+
+from pyvz.errors import InvalidState, NotFound, NotMounted, Unsupported, UsageError, VZError
+from pyvz.image import identity
+from pyvz.image.disk import NAME, RAW, Shot, normal_guid
+from pyvz.linux import loopdevice, mount
+from pyvz.operations import imagedevice
+from pyvz.operations.image import Disk, held, leased, load
+from pyvz.operations.node import Node
+from pyvz.storage import ploopdisk
+from pyvz.storage.base import DiskUsage
+from pyvz.storage.ploop import Driver
+
+
+class Attached(NamedTuple):
+    """A loop device above an image, and where it is mounted (empty: nowhere)."""
+
+    device: str
+    image: str
+    target: str
+
+
+class Shown(NamedTuple):
+    """A row of the list of snapshots.  current: the top, or with `snapshots` the one below it."""
+
+    uuid: str
+    parent_uuid: str
+    current: bool
+    fname: str
+
+
+def _usable(disk: Disk) -> None:
+    """Raise Unsupported unless all images can be used where they stand."""
+    thin = disk.descriptor.mode == RAW or not all(
+        identity.is_identity(disk.directory / image.file) for image in disk.descriptor.images
+    )
+    if thin:
+        raise Unsupported(
+            f"The disk {disk.directory} is thin or raw, and cannot be used as it is on this node",
+            hint=f"Convert it: ploop convert -f preallocated {disk.directory}/{NAME}",
+        )
+
+
+def attach(
+    node: Node,
+    path: str,
+    *,
+    target: str | None = None,
+    readonly: bool = False,
+    guid: str | None = None,
+    fsck: bool = False,
+) -> Attached:
+    """Attach the top of a disk, or the snapshot GUID read-only, and mount it on TARGET if given.
+
+    PATH may be an image without a descriptor too.  Attached without a target, the device stays
+    until `detach`.  Raises Busy, AlreadyMounted, MountError, Unsupported (thin or raw).
+    """
+    if not Path(path).is_dir() and not path.endswith(".xml"):
+        return _attach_file(node, Path(path), target, readonly=readonly, fsck=fsck)
+    disk = load(path)
+    _usable(disk)
+    d = disk.descriptor
+    if guid == "base":
+        guid = d.chain()[0].guid
+    snapshot = guid is not None and normal_guid(guid) != d.top
+    image = disk.image(guid)
+    if target is None or not snapshot:
+        readonly = readonly or snapshot
+        return _attach_file(node, image, target, readonly=readonly, fsck=fsck)
+    with leased(node, disk.directory, "mount"):
+        Driver().mount_snapshot(
+            disk.directory.parent, guid or "", Path(target), disk=disk.directory.name
+        )
+    return _attached(image)[-1]
+
+
+def _attach_file(
+    node: Node, image: Path, target: str | None, *, readonly: bool, fsck: bool
+) -> Attached:
+    image = image.parent.resolve() / image.name
+    with leased(node, image.parent, "mount", stopped=True):
+        imagedevice.check_free(image)
+        identity.data_offset(image)  # refuses other forms before anything is touched
+        if fsck and not readonly:
+            ploopdisk.recover(image)
+        if target is not None:
+            ploopdisk.mount_image(image, Path(target).resolve(), readonly=readonly)
+        else:
+            part = ploopdisk.part_of(image)
+            if not readonly:
+                identity.set_in_use(image)
+            loopdevice.attach(image, part.offset, part.size, readonly=readonly)
+    return _attached(image)[-1]
+
+
+def detach(node: Node, *, path: str = "", device: str = "", target: str = "") -> str:
+    """Unmount a disk wherever it is mounted, and detach it; return the device.
+
+    Named by its descriptor or image, its device, or a mount point.
+    Raises NotMounted, Busy, InvalidState (it belongs to a container that runs).
+    """
+    image = _image_of(path, device, target)
+    with leased(node, image.parent, "umount", stopped=True):
+        places = imagedevice.places(image)
+        if not places:
+            raise NotMounted(f"{image} is not mounted")
+        for place in places:
+            for each in reversed(place.targets):
+                mount.umount(each)
+            loopdevice.detach(place.loop.device)
+        if identity.in_use(image):
+            identity.clear_in_use(image)
+    return os.fspath(places[0].loop.device)
+
+
+def _image_of(path: str, device: str, target: str) -> Path:
+    if path:
+        if Path(path).is_dir() or path.endswith(".xml"):
+            return load(path).image()
+        return Path(path).resolve()
+    for found in attached():
+        if (device and found.device == device) or (target and found.target == target):
+            return Path(found.image)
+    raise NotMounted(f"No image is mounted at {device or target}")
+
+
+def attached() -> list[Attached]:
+    """Return every loop device above a ploop image of this machine."""
+    return [row for path in loopdevice.backing_files() if _is_ours(path) for row in _attached(path)]
+
+
+def _attached(image: Path) -> list[Attached]:
+    return [
+        Attached(os.fspath(loop.device), os.fspath(image), targets[0] if targets else "")
+        for loop, targets in imagedevice.places(image)
+    ]
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return identity.size(path) > 0
+    except (OSError, VZError):
+        return False
+
+
+def usage(node: Node, path: str) -> DiskUsage:
+    """Return how full the file system of a disk is, mounted or not."""
+    del node
+    disk = load(path)
+    _usable(disk)
+    return Driver().usage(disk.directory.parent, disk=disk.directory.name)
+
+
+def discard(node: Node, path: str) -> int:
+    """Give the free space of a disk's file system back to the node; return the bytes freed."""
+    disk = load(path)
+    _usable(disk)
+    with leased(node, disk.directory, "discard"):
+        return Driver().compact(disk.directory.parent, disk=disk.directory.name)
+
+
+# Snapshots
+
+
+def snapshots(
+    node: Node, path: str, *, guid: str | None = None, below_top: bool = False
+) -> list[Shown]:
+    """Return the snapshots and the top, or the line from GUID down to the base.
+
+    below_top: the one below the top counts as the current one, and the top is left out.
+    """
+    del node
+    d = load(path).descriptor
+    shots: list[Shot] = list(d.snapshots)
+    if guid is not None:
+        shots = [d.shot(image.guid) for image in reversed(d.chain(guid))]
+    current = d.shot(d.top).parent if below_top else d.top
+    return [
+        Shown(each.guid, each.parent, each.guid == current, d.file_of(each.guid)) for each in shots
+    ]
+
+
+def snapshot(node: Node, path: str, guid: str | None = None) -> str:
+    """Take a snapshot, also of a disk that is mounted; return its GUID."""
+    disk = load(path)
+    _usable(disk)
+    wanted = normal_guid(guid) if guid else f"{{{uuid4()}}}"
+    with leased(node, disk.directory, "snapshot"):
+        Driver().snapshot(disk.directory.parent, wanted, disk=disk.directory.name)
+    return wanted
+
+
+def switch(node: Node, path: str, guid: str) -> None:
+    """Make the disk what it was at a snapshot; what the top holds now is lost."""
+    disk = load(path)
+    _usable(disk)
+    with leased(node, disk.directory, "snapshot-switch", stopped=True):
+        Driver().switch(disk.directory.parent, guid, disk=disk.directory.name)
+
+
+def delete(node: Node, path: str, guid: str) -> None:
+    """Delete a snapshot; those above it stay what they are."""
+    disk = load(path)
+    _usable(disk)
+    with leased(node, disk.directory, "snapshot-delete"):
+        Driver().delete_snapshot(disk.directory.parent, guid, disk=disk.directory.name)
+
+
+def merge(node: Node, path: str, *, guid: str | None = None, every: bool = False) -> list[str]:
+    """Take snapshots out of the line below the top: GUID, the one below the top, or every one.
+
+    Nothing is copied: each image is complete.  Returns the GUIDs that are gone.
+    """
+    d = load(path).descriptor
+    line = [image.guid for image in d.chain() if image.guid != d.top]
+    if not line:
+        raise NotFound(f"{path} has no snapshot to merge")
+    below = line if every else line[-1:]
+    wanted = below if guid is None else [d.shot(guid).guid]
+    for each in wanted:
+        delete(node, path, each)
+    return wanted
+
+
+# Replacing an image
+
+
+def swap(node: Node, path: str, fresh: str, *, guid: str | None, keep_name: bool) -> None:
+    """Let FRESH, an equal image in the disk's directory, take the place of a shot's image.
+
+    keep_name: it gets the old one's name; else the old file stays beside.
+    Raises UsageError, InvalidState (another size).
+    """
+    with held(node, path, "replace") as disk:
+        file = Path(fresh)
+        if file.parent.resolve() != disk.directory:
+            raise UsageError(f"{fresh} is not in {disk.directory}")
+        old = disk.image(guid)
+        new = disk.directory / file.name
+        imagedevice.check_free(new)
+        if disk.descriptor.mode != RAW and identity.size(new) != identity.size(old):
+            raise InvalidState(f"{fresh} is a disk of another size than {old.name}")
+        if keep_name:
+            new.replace(old)
+        else:
+            disk.save(disk.descriptor.with_file(guid or disk.descriptor.top, new.name))

@@ -1,0 +1,262 @@
+"""The network of containers: checked and reserved first, put down when a container starts or
+changes, and taken away when it has stopped.
+
+What is to be is a NetworkPlan (network/plan.py); this module gathers what the plan must know of
+the node, and hands it to network/links.py.  The caller holds the environment's lease.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+
+from pyvz.container.runtime import NetworkAccess
+from pyvz.errors import AddressInUse, NetworkError, NotRunning, VZError
+from pyvz.linux import arp
+from pyvz.linux.netlink import Netlink, sysctl
+from pyvz.model.config import Config
+from pyvz.model.environment import Environment
+from pyvz.model.param import normal
+from pyvz.network import facts, plan
+from pyvz.network.address import Reservations
+from pyvz.network.base import NetworkPlan, NodeFacts, Proxy, family
+from pyvz.network.links import Inside, Links, check_free
+from pyvz.operations import netdevice, options, traffic
+from pyvz.operations.node import Node
+from pyvz.operations.options import GivenOptions, Plan
+from pyvz.store.networks import Networks
+
+log = logging.getLogger(__name__)
+
+FIELDS = frozenset({"network.ip", "network.external_ip", "network.interfaces"})
+AUTO = "auto"
+RANGE_KEY = "VE_ADDRESS_RANGE"  # of vz.conf: where --ipadd auto takes addresses from
+PROBE_PATIENCE = 0.25  # seconds for an answer from the wire; the original waits 1
+_START_PATIENCE = 0.1  # of which most has gone by when the namespaces are there
+
+
+def prepare(node: Node, env: Environment, config: Config) -> Callable[[NetworkAccess], None] | None:
+    """Check and reserve what a container needs, and return what furnishes its namespace.
+
+    None: it has no interfaces.  Raises AddressInUse, NetworkError, BadValue; nothing is there
+    then.  What the returned function leaves when it fails, clean() takes away.
+    """
+    if not plan.netifs(config):
+        Reservations(node.paths).set(env.uuid, ())
+        return None
+    wanted = planned(node, env, config)
+    Reservations(node.paths).set(env.uuid, plan.reserved(config))
+    probes = _Probes(node, wanted.proxies)
+
+    def furnish(access: NetworkAccess) -> None:
+        with probes, Netlink(access.netlink) as netlink:
+            probes.check(_START_PATIENCE)
+            Links(node.paths).apply(wanted, Inside(access.namespace, netlink))
+        traffic.apply(node, env, config, fresh=True)
+        _announce(wanted.proxies)
+        _warn(env, wanted)
+
+    return furnish
+
+
+def planned(node: Node, env: Environment, config: Config) -> NetworkPlan:
+    """Return the plan that CONFIG means on this node now; nothing is changed.
+
+    Raises AddressInUse, NetworkError, BadValue for what cannot be.
+    """
+    if not plan.netifs(config):
+        return NetworkPlan(env.uuid)
+    with Netlink() as netlink:
+        links = netlink.links()
+        known = facts.facts(node.config(), links, netlink.addresses(), networks(node))
+    made = plan.plan(env.uuid, config, known)
+    check_free(made, Links(node.paths).applied(env.uuid), links)
+    return made
+
+
+def networks(node: Node) -> dict[str, str]:
+    """Return the bridge of every virtual network of the node, by the network's name."""
+    return {each.name: each.bridge for each in Networks(node.paths).stored() if each.bridge}
+
+
+def check(node: Node, env: Environment, old: Config, new: Config, undo: ExitStack) -> None:
+    """Reserve the addresses of NEW for a container that does not run, as `set` begins.
+
+    Raises AddressInUse, NetworkError, BadValue; undone by UNDO.
+    """
+    wanted = planned(node, env, new)
+    _reserve(node, env, old, new, undo)
+    before = set(plan.reserved(old))
+    fresh = [each for each in wanted.proxies if each.address not in before]
+    with _Probes(node, fresh) as probes:
+        probes.check(PROBE_PATIENCE)
+
+
+def change(node: Node, env: Environment, old: Config, new: Config, undo: ExitStack) -> None:
+    """Bring a running container's network from OLD to NEW; undone by UNDO."""
+    check(node, env, old, new, undo)
+    links = Links(node.paths)
+    before = links.applied(env.uuid) or NetworkPlan(env.uuid)
+    after = planned(node, env, new)
+    if before == after:
+        return
+    undo.callback(_change_back, node, env, after, before)
+    with node.runtime.network(env.uuid) as access, Netlink(access.netlink) as netlink:
+        links.change(before, after, Inside(access.namespace, netlink))
+    traffic.apply(node, env, new)
+    _announce(set(after.proxies) - set(before.proxies))
+    _warn(env, after)
+
+
+def clean(node: Node, uuid: str) -> None:
+    """Take away what a container that does not run has on the node; idempotent.
+
+    Its addresses stay reserved.
+    """
+    traffic.clean(node, uuid)
+    Links(node.paths).remove(uuid)
+
+
+def release(node: Node, uuid: str) -> None:
+    """Forget a container that is deleted or goes elsewhere."""
+    clean(node, uuid)
+    Reservations(node.paths).release(uuid)
+    traffic.forget(node, uuid)
+
+
+def recover(node: Node) -> None:
+    """Take away what containers that are gone have left, and what they had reserved."""
+    known = {env.uuid for env in node.registry.environments()}
+    running = node.runtime.running()
+    for uuid in Links(node.paths).leftovers():
+        if uuid not in known and uuid not in running:
+            clean(node, uuid)
+    for uuid in set(Reservations(node.paths).all().values()) - known:
+        Reservations(node.paths).release(uuid)
+
+
+def with_addresses(
+    node: Node, given: Iterable[tuple[str, str | None]]
+) -> list[tuple[str, str | None]]:
+    """Return the options with every `--ipadd auto` replaced by a free address of the node.
+
+    Raises NotEnoughResources, or NetworkError when the node has no range.
+    """
+    made: list[tuple[str, str | None]] = []
+    taken: set[str] = set()
+    for name, text in given:
+        if normal(name) not in {"ipadd", "ipset"} or text != AUTO:
+            made.append((name, text))
+            continue
+        ranges = node.config().values.get(RANGE_KEY, "").split()
+        if not ranges:
+            raise NetworkError(
+                "The node has no range of addresses for 'auto'",
+                hint=f"Set {RANGE_KEY} in vz.conf, like 10.0.0.10-10.0.0.99.",
+            )
+        taken = taken or {*_own(node).addresses}
+        address = Reservations(node.paths).allocate(ranges, taken)
+        taken.add(address)
+        made.append((name, address))
+    return made
+
+
+def plan_options(
+    node: Node, env: Environment, config: Config, dialect: str, given: GivenOptions
+) -> Plan:
+    """Return what the options of `set` mean, those about interfaces included (options.py).
+
+    Raises UsageError, BadValue, NotFound, Unsupported; also for a hardware address that another
+    container has.
+    """
+    nics = netdevice.take(config, dialect, with_addresses(node, given))
+    made = options.plan(nics.config, dialect, nics.rest, env.kind)
+    if not nics.fields:
+        return made
+    taken = {
+        each.mac
+        for other, theirs, _ in node.registry.snapshot()
+        if other.uuid != env.uuid
+        for each in theirs.network.interfaces
+    } - {""}
+    return made._replace(
+        config=netdevice.with_macs(made.config, env.uuid, taken),
+        fields=(*nics.fields, *made.fields),
+        echo=(*nics.echo, *made.echo),
+    )
+
+
+def _own(node: Node) -> NodeFacts:
+    with Netlink() as netlink:
+        return facts.facts(node.config(), netlink.links(), netlink.addresses(), {})
+
+
+def _reserve(node: Node, env: Environment, old: Config, new: Config, undo: ExitStack) -> None:
+    reservations = Reservations(node.paths)
+    undo.callback(reservations.set, env.uuid, plan.reserved(old))
+    reservations.set(env.uuid, plan.reserved(new))
+
+
+def _change_back(node: Node, env: Environment, new: NetworkPlan, old: NetworkPlan) -> None:
+    try:
+        with node.runtime.network(env.uuid) as access, Netlink(access.netlink) as netlink:
+            Links(node.paths).change(new, old, Inside(access.namespace, netlink))
+        traffic.apply(node, env, node.registry.config(env))
+    except NotRunning:
+        pass  # it has ended meanwhile, and everything of it
+    except (VZError, OSError):
+        log.exception("%s: its old network could not be put back", env.name)
+
+
+class _Probes:
+    """Looks on the wire for others that have the addresses which the node is to answer for.
+
+    The questions are sent at once, so that other work goes on until the answers are there.
+    """
+
+    def __init__(self, node: Node, proxies: Iterable[Proxy]) -> None:
+        self._probes: list[arp.Probe] = []
+        if node.config().values.get("SKIP_ARPDETECT", "no").lower() == "yes":
+            return
+        by_device: dict[str, list[str]] = {}
+        for address, device in proxies:
+            if family(address) == "4":
+                by_device.setdefault(device, []).append(address)
+        for device, addresses in by_device.items():
+            with suppress(OSError):  # it is gone, or down: nobody is there to ask
+                self._probes.append(arp.Probe(device, addresses).__enter__())
+
+    def __enter__(self) -> _Probes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for probe in self._probes:
+            probe.__exit__()
+
+    def check(self, patience: float) -> None:
+        """Raise AddressInUse when somebody has answered."""
+        for probe in self._probes:
+            for address, mac in probe.answers(patience).items():
+                raise AddressInUse(
+                    f"The address {address} is in use on the network by {mac}",
+                    hint="SKIP_ARPDETECT=yes in vz.conf switches this check off.",
+                )
+
+
+def _announce(proxies: Iterable[Proxy]) -> None:
+    for address, device in proxies:
+        if family(address) == "4":
+            with suppress(OSError):
+                arp.announce(device, [address])
+
+
+def _warn(env: Environment, made: NetworkPlan) -> None:
+    """Tell the log when the node does not forward, so that nobody outside is reached."""
+    families = {family(address) for address in made.routed}
+    for version, key in (("4", "net/ipv4/ip_forward"), ("6", "net/ipv6/conf/all/forwarding")):
+        if version in families and sysctl(key) == "0":
+            log.warning(
+                "%s: the node does not forward IPv%s, so only the node and its other containers "
+                "are reached (sysctl %s=1)", env.name, version, key.replace("/", "."),
+            )  # fmt: skip

@@ -1,0 +1,180 @@
+"""btrfs: the container's files lie in a subvolume of their own (our layout 101).
+
+    <home>/.ve.layout -> 101
+    <home>/subvol/         subvolume: the root file system, ids as the container sees them
+    <home>/subvol.new/     being created or cloned; never mounted, removed by the next step
+    <home>/subvol.gone/    being removed
+
+The size is a limit of the subvolume's quota group, on the data it refers to; it needs quota groups
+switched on for the whole file system (the pool's option quota=yes).  `df` inside shows the pool:
+btrfs has no other answer.  A clone is a snapshot; on another file system it is a copy.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from pathlib import Path
+
+from pyvz.errors import InvalidState, PrivateMissing, Unsupported
+from pyvz.linux import archive, blockdevice, btrfs, file, mount
+from pyvz.model.task import Progress
+from pyvz.storage import base, tree
+
+
+class Driver(base.Extras):
+    """See `pyvz.storage.base.StorageDriver`."""
+
+    name = "btrfs"
+    layout = 101
+    pool_options = ("quota",)
+
+    def capabilities(self, place: Path) -> base.Capabilities:
+        """A size where quota groups are on; nothing at all outside a btrfs."""
+        if not btrfs.is_btrfs(place):
+            return base.Capabilities()
+        quota = btrfs.has_quota(place)
+        return base.Capabilities(
+            reflink=True, grow_online=quota, shrink=quota, discard=True, quota=quota
+        )
+
+    def prepare(self, place: Path, options: Mapping[str, str]) -> None:
+        """Make `place` ready to be a pool; raises Unsupported when it is no btrfs."""
+        _check_place(place)
+        if options.get("quota") == "yes":
+            btrfs.enable_quota(place)
+
+    def present(self, home: Path) -> bool:
+        """Whether subvol/ is a subvolume."""
+        return btrfs.is_subvolume(home / "subvol")
+
+    def create(
+        self, home: Path, *, size: int | None, source: Path | None, progress: Progress
+    ) -> None:
+        """Unpack `source` into the subvolume subvol.new and give it its name."""
+        _check_place(home)
+        if size is not None and not btrfs.has_quota(home):
+            raise _no_quota()
+        if self.present(home):
+            return
+        new = home / "subvol.new"
+        btrfs.destroy(new)
+        try:
+            btrfs.create(new)
+            new.chmod(0o755)
+            if size is not None:
+                btrfs.set_limit(new, size)
+            if source is not None:
+                archive.unpack(source, new, progress)
+            self._name(home, new)
+        except BaseException:
+            btrfs.destroy(new)
+            raise
+
+    def mount(self, home: Path, target: Path, *, readonly: bool = False) -> None:
+        """Bind the subvolume on the target."""
+        self._check_present(home)
+        tree.bind(home / "subvol", target, readonly=readonly)
+
+    def umount(self, home: Path, target: Path) -> None:
+        """Take the bind away; nothing stands behind it."""
+        del home
+        mount.umount(target)
+
+    def usage(self, home: Path) -> base.DiskUsage:
+        """Return the limit and what is used of it, else the pool's space; btrfs has no inodes."""
+        pool = tree.usage(home / "subvol")
+        limit, used = btrfs.limit_and_use(home / "subvol")
+        if limit is None:
+            return pool
+        free = min(max(0, limit - used), pool.free)
+        return pool._replace(total=limit, used=min(used, limit), free=free)
+
+    def resize(self, home: Path, size: int) -> None:
+        """Set the limit; not below what is used."""
+        self._check_present(home)
+        if not btrfs.has_quota(home):
+            raise _no_quota()
+        _, used = btrfs.limit_and_use(home / "subvol")
+        if used > size:
+            raise InvalidState(
+                f"The disk cannot be made {size >> 20} MiB: {used >> 20} MiB are in use"
+            )
+        btrfs.set_limit(home / "subvol", size)
+
+    def clone(self, home: Path, new_home: Path, progress: Progress) -> None:
+        """Snapshot subvol/, or copy it when the new home is on another file system."""
+        if self.present(new_home):
+            return
+        self._check_present(home)
+        _check_place(new_home)
+        new = new_home / "subvol.new"
+        btrfs.destroy(new)
+        limit, _ = btrfs.limit_and_use(home / "subvol")
+        progress.stage(f"Copying {home}")
+        try:
+            _copy(home / "subvol", new, progress)
+            if limit is not None and btrfs.has_quota(new_home):
+                btrfs.set_limit(new, limit)
+            progress.check()
+            self._name(new_home, new)
+        except BaseException:
+            btrfs.destroy(new)
+            raise
+
+    def remove(self, home: Path, progress: Progress) -> None:
+        """Rename subvol/ away, then remove it with all subvolumes that the guest made in it."""
+        if not btrfs.is_btrfs(home):
+            return
+        if self.present(home):
+            base.check_unmounted(home)
+            progress.check()
+            _destroy_if_ours(home / "subvol.gone")
+            (home / "subvol").rename(home / "subvol.gone")
+        for name in ("subvol.gone", "subvol.new"):
+            _destroy_if_ours(home / name)
+        tree.unmark(home, self.layout)
+
+    def devices(self, home: Path) -> tuple[tuple[int, int], ...]:
+        """Return the disk under the file system; empty where there is none."""
+        return tuple(blockdevice.disks_of(home))
+
+    def _check_present(self, home: Path) -> None:
+        if not self.present(home):
+            raise PrivateMissing(f"There is no container disk in {home}")
+
+    def _name(self, home: Path, new: Path) -> None:
+        """Make `new` the disk: the last act of create and clone."""
+        tree.mark(home, self.layout)
+        new.rename(home / "subvol")
+
+
+def _copy(source: Path, new: Path, progress: Progress) -> None:
+    try:
+        btrfs.snapshot(source, new)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        btrfs.create(new)
+        file.copy_tree(source, new, progress)
+
+
+def _destroy_if_ours(path: Path) -> None:
+    #        if btrfs.is_subvolume(path):
+    btrfs.destroy(path)
+
+
+def _check_place(place: Path) -> None:
+    if not btrfs.is_btrfs(place):
+        kind = mount.holding_mount(place).fstype
+        raise Unsupported(
+            f"{place} is on {kind}: the storage driver btrfs needs a btrfs file system",
+            hint="Choose another driver, or a directory on a btrfs.",
+        )
+
+
+def _no_quota() -> Unsupported:
+    return Unsupported(
+        "A container in a btrfs subvolume cannot be given a disk size here: quota is off",
+        hint="Switch it on with: prlsrvctl pool set POOL --option quota=yes",
+    )

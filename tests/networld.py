@@ -1,0 +1,183 @@
+"""A node in a network namespace of its own, and an outside world in another one.
+
+    outside <prefix>o                       node <prefix>n (vzd, keeper, bridges, nftables)
+      up0  10.99.0.2/24, fd99::2/64  ----     up0  10.99.0.1/24, fd99::1/64, forwards
+      routes to 10.77.0.0/16, fd77::/32 by the node
+
+The machine's own network is never touched, and no packet leaves these namespaces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from images import busybox_root, busybox_tar
+from pyvz.cli import client
+from pyvz.container.client import KeeperClient
+from pyvz.store.paths import Paths
+
+__all__ = ["NetWorld", "busybox_root", "busybox_tar", "networld"]
+
+SOURCE = Path(client.__file__).resolve().parents[2]
+LAUNCH = (
+    f"import sys; sys.path.insert(0, {os.fspath(SOURCE)!r}); "
+    "from pyvz.cli.{} import main; sys.exit(main(sys.argv[1:]))"
+)
+TEMPLATE = "busybox-1-x86_64"
+NODE4, OUTSIDE4 = "10.99.0.1", "10.99.0.2"
+NODE6, OUTSIDE6 = "fd99::1", "fd99::2"
+
+
+class NetWorld:
+    """A node below a temporary root, its command lines, and the outside world."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.node = f"{root.name}n"
+        self.outside = f"{root.name}o"
+        self.env = {**os.environ, "PYVZ_ROOT": os.fspath(root), "PYVZ_PYTHON": sys.executable}
+
+    def wire(self) -> None:
+        """Make both namespaces and the cable between them."""
+        for name in (self.node, self.outside):
+            run("ip", "netns", "add", name)
+            self.at(name, "ip", "link", "set", "lo", "up")
+        self.at(
+            self.node, "ip", "link", "add", "up0", "type", "veth", "peer", "up0", "netns",
+            self.outside,
+        )  # fmt: skip
+        for name, four, six in ((self.node, NODE4, NODE6), (self.outside, OUTSIDE4, OUTSIDE6)):
+            self.at(name, "ip", "addr", "add", f"{four}/24", "dev", "up0")
+            self.at(name, "ip", "addr", "add", f"{six}/64", "dev", "up0", "nodad")
+            self.at(name, "ip", "link", "set", "up0", "up")
+        self.at(self.outside, "ip", "route", "add", "10.77.0.0/16", "via", NODE4)
+        self.at(self.outside, "ip", "route", "add", "fd77::/32", "via", NODE6)
+        self.at(self.node, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        self.at(self.node, "sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+
+    def at(self, where: str, *argv: str, code: int | None = 0, data: str = "") -> str:
+        """Run a program in a namespace; code None: any exit status will do."""
+        return run("nsenter", f"--net=/run/netns/{where}", *argv, code=code, data=data)
+
+    def prlctl(self, *words: str, code: int = 0) -> str:
+        return self.cli("prlctl", *words, code=code)
+
+    def vzctl(self, *words: str, code: int = 0) -> str:
+        return self.cli("vzctl", *words, code=code)
+
+    def cli(self, program: str, *words: str, code: int = 0) -> str:
+        """Run a command line of ours at the node; a failure's stderr is in what it returns."""
+        argv = [sys.executable, "-IS", "-c", LAUNCH.format(program), *words]
+        where = f"--net=/run/netns/{self.node}"
+        return run("nsenter", where, *argv, code=code, env=self.env)
+
+    def create(self, name: str, *options: str, start: bool = True) -> str:
+        """Make a container of busybox with `prlctl set` OPTIONS; returns its uuid."""
+        self.prlctl("create", name, "--vmtype", "ct", "--ostemplate", TEMPLATE)
+        if options:
+            self.prlctl("set", name, *options)
+        if start:
+            self.prlctl("start", name)
+        return str(json.loads(self.prlctl("list", "-a", "-j", name))[0]["uuid"])
+
+    def inside(self, name: str, *argv: str, code: int | None = 0) -> str:
+        """Run a program in a container."""
+        return self.cli("prlctl", "exec", name, *argv, code=code)  # type: ignore[arg-type]
+
+    def pings(self, name: str, target: str, *more: str) -> bool:
+        """Whether a container gets an answer from TARGET."""
+        word = "ping6" if ":" in target else "ping"
+        out = self.inside(name, word, "-c", "1", "-W", "1", *more, target, code=None)
+        return "1 packets received" in out
+
+    def reached(self, target: str) -> bool:
+        """Whether the outside world gets an answer from TARGET."""
+        word = "ping6" if ":" in target else "ping"
+        out = self.at(self.outside, "busybox", word, "-c", "1", "-W", "1", target, code=None)
+        return "1 packets received" in out
+
+    def rules(self) -> str:
+        return self.at(self.node, "nft", "list", "ruleset")
+
+    def links(self) -> list[str]:
+        """The names of the node's links but lo."""
+        found = json.loads(self.at(self.node, "ip", "-j", "link"))
+        return sorted(each["ifname"] for each in found if each["ifname"] != "lo")
+
+    def vzd(self) -> int:
+        return int((self.root / "run/pyvz/vzd.lock").read_text())
+
+    def end(self) -> None:
+        """Delete the environments, end vzd and the keeper, remove the namespaces."""
+        try:
+            for row in json.loads(self.prlctl("list", "-a", "-j")):
+                self.prlctl("delete", row["uuid"], "--force")
+            keeper = KeeperClient(self.root / "run/pyvz/keeper.sock")
+            try:
+                pid = int(keeper.call("ping").data["pid"])
+            finally:
+                keeper.close()
+            end(self.vzd(), signal.SIGTERM)
+            end(pid, signal.SIGKILL)
+            for path in Path("/sys/fs/cgroup").rglob(f"{Paths(self.root).instance}.slice"):
+                path.rmdir()
+        finally:
+            for name in (self.node, self.outside):
+                run("ip", "netns", "del", name, code=None)
+
+
+def run(*argv: str, code: int | None = 0, data: str = "", env: dict[str, str] | None = None) -> str:
+    """Run a program and check its exit status; a failure's stderr is in what it returns."""
+    done = subprocess.run(
+        argv, input=data, capture_output=True, text=True, timeout=120, check=False, env=env
+    )
+    assert code is None or done.returncode == code, (argv[-6:], done.stdout, done.stderr)
+    return done.stdout if code == 0 else done.stdout + done.stderr
+
+
+def end(pid: int, number: int) -> None:
+    """Signal a process that we started (through a client) and wait for its end."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+        assert select.select([pidfd], [], [], 30)[0], f"{pid} does not end"
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+    finally:
+        os.close(pidfd)
+
+
+def wait_for(condition: object, timeout: float = 10.0) -> None:
+    """Wait until the callable says yes; fail otherwise."""
+    assert callable(condition)
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def networld(short_root: Path, busybox_tar: Path) -> Iterator[NetWorld]:
+    made = NetWorld(short_root)
+    cache = short_root / "vz/template/cache"
+    cache.mkdir(parents=True)
+    shutil.copy(busybox_tar, cache / f"{TEMPLATE}.plain.tar.zst")
+    (short_root / "etc/vz").mkdir(parents=True)
+    (short_root / "etc/vz/vz.conf").write_text('VELAYOUT="simfs"\n')
+    try:
+        made.wire()
+        yield made
+    finally:
+        made.end()

@@ -1,0 +1,62 @@
+"""Places on which a storage driver works: a directory, or a file system made for it on a loop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+MKFS = {"btrfs": ["mkfs.btrfs", "-q"], "xfs": ["mkfs.xfs", "-q"], "ext4": ["mkfs.ext4", "-q"]}
+FILE_SYSTEM = {"btrfs": "btrfs", "ploop": "xfs"}  # what a driver is made for
+
+
+@contextlib.contextmanager
+def file_system(fstype: str, directory: Path, size: int) -> Iterator[Path]:
+    """Mount a new file system of `size` bytes, on a sparse file, in the directory for a while."""
+    image = directory.with_name(directory.name + ".img")
+    directory.mkdir()
+    with image.open("wb") as file:
+        file.truncate(size)
+    try:
+        subprocess.run([*MKFS[fstype], image], check=True)
+        subprocess.run(["mount", "-o", "loop", image, directory], check=True)
+        try:
+            yield directory
+        finally:
+            subprocess.run(["umount", directory], check=True)
+    finally:
+        image.unlink()
+        directory.rmdir()
+
+
+@contextlib.contextmanager
+def needed(directory: Path) -> Iterator[dict[str, Path]]:
+    """Yield driver -> mounted file system for the drivers of FILE_SYSTEM, quota switched on."""
+    with contextlib.ExitStack() as stack:
+        found = {}
+        for driver, fstype in FILE_SYSTEM.items():
+            place = stack.enter_context(file_system(fstype, directory / driver, 4 << 30))
+            if fstype == "btrfs":
+                subprocess.run(["btrfs", "quota", "enable", place], check=True)
+            found[driver] = place
+        yield found
+
+
+@contextlib.contextmanager
+def full(name: str, directory: Path) -> Iterator[Path]:
+    """Yield a directory with about 1 MiB of space for the driver."""
+    if FILE_SYSTEM.get(name) != "btrfs":
+        directory.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", directory], check=True)
+        try:
+            yield directory
+        finally:
+            subprocess.run(["umount", directory], check=True)
+        return
+    with file_system(FILE_SYSTEM[name], directory, 128 << 20) as place:
+        with contextlib.suppress(OSError), (place / "ballast").open("wb", buffering=0) as file:
+            while file.write(os.urandom(1 << 18)):
+                os.fsync(file.fileno())
+        yield place

@@ -1,0 +1,189 @@
+"""Routed and bridged interfaces with real packets: two containers, the node, the outside world."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+from networld import (
+    NODE4,
+    NODE6,
+    OUTSIDE4,
+    OUTSIDE6,
+    NetWorld,
+    busybox_root,
+    busybox_tar,
+    end,
+    wait_for,
+)
+from networld import networld as world
+
+__all__ = ["busybox_root", "busybox_tar", "world"]
+
+
+def test_routed_containers_reach_each_other_and_the_world(world: NetWorld) -> None:
+    before = world.rules(), world.links()
+    world.create("a", "--ipadd", "10.77.0.1", "--ipadd", "fd77::1")
+    world.create("b", "--ipadd", "10.77.0.2/24", "--ipadd", "fd77::2/64")
+    for target in ("10.77.0.2", "fd77::2", OUTSIDE4, OUTSIDE6, NODE4, NODE6):
+        assert world.pings("a", target), target
+    for target in ("10.77.0.1", "fd77::1", "10.77.0.2", "fd77::2"):
+        assert world.reached(target), target
+    # Another address, while it runs, and one less.
+    world.prlctl("set", "a", "--ipadd", "10.77.0.9", "--ipadd", "10.99.0.77")
+    assert world.reached("10.77.0.9")
+    assert world.reached("10.99.0.77")  # an address of the uplink's network: proxy ARP
+    world.prlctl("set", "a", "--ipdel", "10.77.0.9")
+    assert not world.reached("10.77.0.9")
+    assert world.reached("10.99.0.77")
+    world.prlctl("restart", "a")
+    assert world.reached("10.77.0.1")
+    assert world.reached("10.99.0.77")
+    world.prlctl("stop", "a", "--kill")
+    world.prlctl("stop", "b", "--kill")
+    assert (world.rules(), world.links()) == before
+    assert world.at(world.node, "ip", "neigh", "show", "proxy") == ""
+
+
+def test_addresses_that_are_in_use_are_refused(world: NetWorld) -> None:
+    world.create("a", "--ipadd", "10.77.0.1", start=False)
+    world.create("b", start=False)
+    assert "is in use by the container" in world.vzctl(
+        "set", "b", "--ipadd", "10.77.0.1", "--save", code=78
+    )
+    assert "address of the node itself" in world.vzctl(
+        "set", "b", "--ipadd", NODE4, "--save", code=78
+    )
+    assert "is in use on the network by" in world.vzctl(
+        "set", "b", "--ipadd", OUTSIDE4, "--save", code=78
+    )
+    for bad in ("127.0.0.1", "224.0.0.1", "10.1.2", "10.1.2.3/33", "fe80::1"):
+        world.vzctl("set", "b", "--ipadd", bad, "--save", code=21)
+    [row] = json.loads(world.prlctl("list", "-a", "-j", "b"))
+    assert row["ip_configured"] in ("", "-")
+    world.prlctl("delete", "a")
+    world.vzctl("set", "b", "--ipadd", "10.77.0.1", "--save")
+    # From the node's range.
+    world.vzctl("set", "b", "--ipadd", "auto", "--save", code=104)
+    with (world.root / "etc/vz/vz.conf").open("a") as conf:
+        conf.write('VE_ADDRESS_RANGE="10.77.0.1-10.77.0.3"\n')
+    world.prlctl("set", "b", "--ipadd", "auto")
+    assert "10.77.0.1 10.77.0.2" in world.prlctl("list", "-i", "b")
+
+
+def test_everything_survives_the_daemon_and_a_reboot(world: NetWorld) -> None:
+    uuid = world.create("a", "--ipadd", "10.77.0.1", "--ipadd", "fd77::1")
+    end(world.vzd(), signal.SIGKILL)
+    assert world.reached("10.77.0.1")
+    world.prlctl("list")  # a new vzd
+    assert world.reached("fd77::1")
+    world.prlctl("set", "a", "--ipadd", "10.77.0.5")
+    assert world.reached("10.77.0.5")
+    world.inside("a", "reboot", code=None)
+    wait_for(lambda: world.reached("10.77.0.5"))
+    end(world.vzd(), signal.SIGKILL)
+    for line in world.at(world.node, "ip", "-j", "link").splitlines():
+        assert uuid in line
+    world.prlctl("stop", "a", "--kill")
+    assert world.links() == ["up0"]
+    assert world.rules() == ""
+
+
+BRIDGED = ("--device-add", "net", "--network", "br0")
+
+
+def bridge(world: NetWorld) -> None:
+    world.at(world.node, "ip", "link", "add", "br0", "address", "02:00:00:00:00:01",
+             "type", "bridge")  # fmt: skip
+    world.at(world.node, "ip", "addr", "add", "10.88.0.1/24", "dev", "br0")
+    world.at(world.node, "ip", "link", "set", "br0", "up")
+
+
+def test_bridged_containers(world: NetWorld) -> None:
+    bridge(world)
+    world.create("a", *BRIDGED, "--ipadd", "10.88.0.2/24", "--ipadd", "fd88::2/64",
+                 "--gw", "10.88.0.1")  # fmt: skip
+    world.create("b")
+    # Hot add, by the shorthand, with a name and a MAC of its own.
+    world.vzctl("set", "b", "--netif_add", "lan0,c4:37:72:00:00:0b", "--network", "br0",
+                "--ipadd", "10.88.0.3/24", "--ipadd", "fd88::3/64", "--save")  # fmt: skip
+    assert "veth7200000b" in world.links()
+    assert "c4:37:72:00:00:0b" in world.inside("b", "ip", "link", "show", "lan0")
+    for target in ("10.88.0.1", "10.88.0.3", OUTSIDE4):
+        assert world.pings("a", target) == (target != OUTSIDE4), target  # no way back from there
+    assert world.pings("b", "10.88.0.2")
+    wait_for(lambda: world.pings("b", "fd88::2"))
+    # The cable, the address, the card.
+    world.prlctl("set", "b", "--device-disconnect", "net0")
+    assert not world.pings("a", "10.88.0.3")
+    world.prlctl("set", "b", "--device-connect", "net0")
+    wait_for(lambda: world.pings("a", "10.88.0.3"))
+    world.prlctl("set", "b", "--device-set", "net0", "--ipset", "10.88.0.4/24")
+    assert world.pings("a", "10.88.0.4")
+    assert not world.pings("a", "10.88.0.3")
+    world.prlctl("set", "b", "--device-del", "net0")
+    assert "lan0" not in world.inside("b", "ip", "link")
+    world.prlctl("set", "b", "--device-del", "net0", code=255)
+    world.prlctl("set", "b", *BRIDGED, "--mac", "c4:37:72:00:00:0b", "--ifname", "eth7",
+                 "--ipadd", "10.88.0.5/24")  # fmt: skip
+    assert world.pings("a", "10.88.0.5")
+    world.prlctl("restart", "b")
+    assert world.pings("a", "10.88.0.5")
+    world.prlctl("set", "a", *BRIDGED, "--mac", "c4:37:72:00:00:0b", code=1)
+    world.prlctl("set", "a", "--device-add", "net", "--network", "nowhere", code=255)
+    assert "02:00:00:00:00:01" in world.at(world.node, "ip", "link", "show", "br0")
+
+
+def test_a_container_that_lies_reaches_nobody(world: NetWorld) -> None:
+    """By routed and by bridged interfaces, in IPv4, ARP, IPv6, NDP and with its MAC."""
+    bridge(world)
+    world.at(world.node, "ip", "addr", "add", "fd88::1/64", "dev", "br0", "nodad")
+    world.create("liar", "--ipadd", "10.77.0.1", "--ipadd", "fd77::1", *BRIDGED,
+                 "--ipadd", "10.88.0.2/24", "--ipadd", "fd88::2/64")  # fmt: skip
+    world.create("victim", "--ipadd", "10.77.0.2", *BRIDGED,
+                 "--ipadd", "10.88.0.3/24", "--ipadd", "fd88::3/64")  # fmt: skip
+    wait_for(lambda: world.pings("liar", "fd88::3"))
+    assert world.pings("liar", "10.77.0.2")
+    for address, device in (("10.77.0.66", "venet0"), ("10.88.0.66", "eth0"), ("fd88::66", "eth0")):
+        length = "128" if ":" in address else "24" if device == "eth0" else "32"
+        world.inside("liar", "ip", "addr", "add", f"{address}/{length}", "dev", device)
+    wait_for(lambda: "tentative" not in world.inside("liar", "ip", "addr"))
+    # A foreign source.
+    assert not world.pings("liar", "10.77.0.2", "-I", "10.77.0.66")
+    assert not world.pings("liar", OUTSIDE4, "-I", "10.77.0.66")
+    assert not world.pings("liar", "10.88.0.3", "-I", "10.88.0.66")
+    assert not world.pings("liar", "fd88::3", "-I", "fd88::66")
+    # Nobody finds it there: its ARP and NDP answers go nowhere.
+    assert not world.pings("victim", "10.88.0.66")
+    assert not world.pings("victim", "fd88::66")
+    # The victim's own address, by a gratuitous ARP and as a source.
+    world.inside("liar", "ip", "addr", "add", "10.88.0.3/24", "dev", "eth0")
+    world.inside("liar", "arping", "-A", "-c", "2", "-I", "eth0", "10.88.0.3", code=None)
+    world.at(world.node, "ip", "neigh", "flush", "all")
+    assert "10.88.0.3" in world.at(world.node, "busybox", "arping", "-c", "1", "-I", "br0",
+                                   "10.88.0.3", code=None)  # fmt: skip
+    found = world.at(world.node, "busybox", "arping", "-c", "2", "-I", "br0", "10.88.0.3")
+    mac = json.loads(world.prlctl("list", "-a", "-j", "-o", "mac", "victim"))[0]["mac"]
+    assert mac.strip().lower() in found.lower().replace(":", "")
+    # Another hardware address.
+    assert world.pings("liar", "10.88.0.1")
+    world.inside("liar", "ip", "link", "set", "eth0", "down")
+    world.inside("liar", "ip", "link", "set", "eth0", "address", "c4:37:72:99:99:99")
+    world.inside("liar", "ip", "link", "set", "eth0", "up")
+    assert not world.pings("liar", "10.88.0.1")
+    # Filters that were switched off are off.
+    world.prlctl("set", "liar", "--device-set", "net0", "--ipfilter", "off", "--macfilter", "off")
+    wait_for(lambda: world.pings("liar", "10.88.0.1", "-I", "10.88.0.66"))
+
+
+def test_rules_and_links_of_others_live_on(world: NetWorld) -> None:
+    world.at(world.node, "nft", "add", "table", "inet", "theirs")
+    world.at(world.node, "nft", "add", "chain", "inet", "theirs", "c",
+             "{ type filter hook forward priority 0; }")  # fmt: skip
+    world.at(world.node, "ip", "link", "add", "veth01020304", "type", "veth", "peer", "other0")
+    before = world.rules(), world.links()
+    world.create("a", "--ipadd", "10.77.0.1")
+    world.prlctl("set", "a", "--netif_add", "eth5,c4:37:01:02:03:04", code=255)
+    world.prlctl("set", "a", "--ipadd", "10.77.0.2", "--ipdel", "10.77.0.1")
+    world.prlctl("delete", "a", "--force")
+    assert (world.rules(), world.links()) == before

@@ -1,0 +1,127 @@
+"""ploop and prl_disk_tool as programs, against a real vzd: calls, output, exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_vzpkg import World
+
+pytestmark = pytest.mark.requires("root", "loop")
+ONE = "{11111111-1111-4111-8111-111111111111}"
+TOP = "{5fbaabe3-6958-40ff-92a7-860e329aab41}"
+NONE = "{00000000-0000-0000-0000-000000000000}"
+
+
+@pytest.fixture
+def world(short_root: Path) -> Iterator[World]:
+    short_root.chmod(0o755)
+    made = World(short_root)
+    made.run("prlctl", "list")
+    yield made
+    made.end()
+
+
+def test_the_calls_of_nova(world: World, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    raw = disk / "root.hds"
+    with raw.open("wb") as file:
+        file.truncate(200 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", raw], check=True)
+    world.run("ploop", "restore-descriptor", "-f", "raw", f"{disk}", f"{raw}")
+    resize = ("resize", "--size", "1024M", "--resize_partition", "--hdd", f"{disk}")
+    world.run("prl_disk_tool", *resize)
+    world.run("prl_disk_tool", *resize)
+    assert world.run("ploop", "info", "-s", f"{disk}/DiskDescriptor.xml") == (
+        "size:\t\t2097152\nblocksize:\t2048\nfmt_version:\t2\n"
+    )
+    world.run("ploop", "restore-descriptor", "-f", "expanded", f"{disk}", f"{raw}")
+    ephemeral = tmp_path / "disk.eph0"
+    ephemeral.mkdir()
+    world.run("ploop", "init", "-s", "1G", "-f", "expanded", "-t", "ext4", f"{ephemeral}/root.hds")
+    table = world.run("ploop", "info", f"{ephemeral}").splitlines()
+    assert table[0] == "   resource           Size           Used"
+    assert [len(line) for line in table] == [41, 41, 41]
+    assert table[1].split()[:2] == ["1k-blocks", "1048576"]
+
+
+def test_mounting_snapshots_and_lists(world: World, tmp_path: Path) -> None:
+    xml, target = tmp_path / "DiskDescriptor.xml", tmp_path / "mnt"
+    target.mkdir()
+    world.run("ploop", "init", "-s", "131072K", f"{tmp_path}/root.hds")
+    said = world.run("ploop", "mount", "-m", f"{target}", f"{xml}")
+    device = said.split("dev=")[1].split()[0]
+    assert said == (
+        f"Adding delta dev={device} img={tmp_path}/root.hds (rw)\nMounting {device} at {target}\n"
+    )
+    assert f"{device}\t{tmp_path}/root.hds {target}\n" in world.run("ploop", "list")
+    assert f"device:\t\t{device}\n" in world.run("ploop", "info", "-d", f"{xml}")
+    (target / "file").write_text("old")
+    world.run("ploop", "snapshot", "-u", ONE, f"{xml}")
+    assert world.run("ploop", "snapshot-list", f"{xml}") == (
+        f"{'PARENT_UUID':<38} C {'UUID':<38} FNAME\n"
+        f"{NONE}   {ONE} root.hds.{ONE}\n"
+        f"{ONE} * {TOP} root.hds\n"
+    )
+    assert world.run("ploop", "snapshot-list", "-H", "-s", "-o", "uuid,current", f"{xml}") == (
+        f"{ONE} *\n{TOP} \n"
+    )
+    (target / "file").write_text("new")
+    world.run("ploop", "snapshot-switch", "-u", ONE, f"{xml}", code=37)
+    world.run("ploop", "check", f"{xml}", code=17)
+    world.run("ploop", "umount", "-m", f"{target}")
+    world.run("ploop", "snapshot-switch", "-u", ONE, f"{xml}")
+    world.run("ploop", "snapshot-mount", "-u", ONE, "-m", f"{target}", f"{xml}")
+    assert (target / "file").read_text() == "old"
+    world.run("ploop", "umount", "-m", f"{target}")
+    world.run("ploop", "snapshot-merge", f"{xml}")
+    assert world.run("ploop", "snapshot-list", "-H", "-o", "UUID", f"{xml}") == f"{TOP}\n"
+    world.run("prl_disk_tool", "compact", "--hdd", f"{tmp_path}")
+    world.run("ploop", "balloon", "discard", f"{xml}")
+    for form in ("expanded", "raw", "preallocated"):
+        assert "content sha256 " in world.run("ploop", "convert", "-f", form, f"{xml}")
+    world.run("ploop", "copy", "-s", f"{xml}", "-d", f"{tmp_path}/copy.hds", "-f", "expanded")
+    assert "no errors" in world.run("ploop", "check", f"{tmp_path}/copy.hds")
+    with (tmp_path / "copy.hds").open("r+b") as file:
+        file.seek(64)
+        file.write(b"\xff\xff\xff\x0f")
+    assert "behind the end" in world.run("ploop", "check", f"{tmp_path}/copy.hds", code=11)
+
+
+def test_exit_codes(world: World, tmp_path: Path) -> None:
+    xml = tmp_path / "DiskDescriptor.xml"
+    world.run("ploop", "init", "-s", "32M", "-t", "none", f"{tmp_path}/root.hds")
+    for code, words in (
+        (38, ()),
+        (38, ("frobnicate",)),
+        (38, ("init", f"{tmp_path}/x")),
+        (38, ("init", "-s", "many", f"{tmp_path}/x")),
+        (38, ("init", "-s", "1G", "-t", "ntfs", f"{tmp_path}/x")),
+        (1, ("init", "-s", "1G", f"{tmp_path}/root.hds")),
+        (4, ("init", "-s", "1G", f"{tmp_path}/none/root.hds")),
+        (4, ("info", f"{tmp_path}/none/DiskDescriptor.xml")),
+        (38, ("snapshot-list", "-o", "nosuch", f"{xml}")),
+        (38, ("snapshot-delete", f"{xml}")),
+        (38, ("snapshot-delete", "-u", "one", f"{xml}")),
+        (43, ("snapshot-delete", "-u", ONE, f"{xml}")),
+        (40, ("umount", f"{xml}")),
+        (38, ("umount",)),
+        (11, ("mount", "-m", f"{tmp_path}/m", f"{xml}")),
+        (11, ("check", "/etc/passwd")),
+        (11, ("check", "/dev/null")),
+        (38, ("convert", f"{xml}")),
+        (13, ("encrypt", "-k", "k", f"{xml}")),
+        (13, ("balloon", "change", f"{xml}")),
+        (38, ("replace", "-i", "/etc/passwd", "-u", TOP, f"{xml}")),
+    ):
+        world.run("ploop", *words, code=code)
+    assert not (tmp_path / "x").exists()
+    assert "Usage: ploop init" in world.run("ploop", "init", "--help")
+    for words in (("resize", "--hdd", f"{tmp_path}"), ("nosuch", "--hdd", "x"), ("resize",)):
+        world.run("prl_disk_tool", *words, code=1)
+    world.run("prl_disk_tool", "convert", "--plain", "--hdd", f"{tmp_path}", code=255)
+    assert os.listdir(tmp_path).count("root.hds") == 1
