@@ -14,7 +14,7 @@ from typing import NamedTuple
 from asyncvarlink import VarlinkInterfaceRegistry
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
-from pyvz.daemon import autostart, log, recovery, spacewatch
+from pyvz.daemon import autostart, log, recovery, spacewatch, trafficwatch
 from pyvz.daemon.access import Caller
 from pyvz.daemon.api_backup import Backup
 from pyvz.daemon.api_environment import Environment
@@ -103,6 +103,7 @@ async def _daemon(
     exits = recovery.Exits(node)
     start = asyncio.create_task(_bring_up(services, exits))
     watching = asyncio.create_task(spacewatch.watch(services, start))
+    counting = asyncio.create_task(trafficwatch.watch(services, start))
     await asyncio.wait({start}, timeout=PATIENCE)
     if not stop.is_set():
         server.start()
@@ -112,6 +113,7 @@ async def _daemon(
     notify(b"STOPPING=1")
     start.cancel()
     watching.cancel()
+    counting.cancel()
     await _wind_up(services)
     exits.close()
     await server.close()
