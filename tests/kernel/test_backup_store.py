@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,10 +19,12 @@ from pyvz.errors import BackupDamaged
 
 
 @pytest.fixture
-def chunks(tmp_path: Path) -> Chunks:
-    made = Chunks(tmp_path)
-    made.make_directories()
-    return made
+def chunks() -> Iterator[Chunks]:
+    # In memory: each flush writes out a whole file system.
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="pv-") as directory:
+        made = Chunks(Path(directory))
+        made.make_directories()
+        yield made
 
 
 def test_index_pages_are_shared(chunks: Chunks) -> None:
@@ -41,8 +46,10 @@ def test_index_pages_are_shared(chunks: Chunks) -> None:
         assert dict(smaller.items()) == {0: b"a" * 32}
 
 
-names = st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=20).filter(
-    lambda name: name not in {".", ".."}
+names = (  # any bytes but two, as the kernel has it
+    st.binary(min_size=1, max_size=20)
+    .map(lambda raw: os.fsdecode(raw.replace(b"/", b"_").replace(b"\0", b"_")))
+    .filter(lambda name: name not in {".", ".."})
 )
 entries = st.builds(
     Entry,
@@ -66,7 +73,7 @@ entries = st.builds(
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None
 )
-@given(st.lists(entries, unique_by=lambda entry: entry.path, max_size=20))
+@given(st.lists(entries, unique_by=lambda entry: entry.path, max_size=8))
 def test_catalog_comes_back(chunks: Chunks, made: list[Entry]) -> None:
     with Writer(chunks) as writer:
         pages = catalog.store(made, writer)

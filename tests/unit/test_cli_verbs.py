@@ -33,7 +33,7 @@ REFUSED = [
     (prlctl, ["set", "db"], 1, "No options are specified", ""),
     (prlctl, ["set", "db", "--nonsense", "1"], 1, "Unrecognized option: --nonsense", ""),
     (prlctl, ["exec", "db"], 1, "Incorrect exec command", ""),
-    (prlsrvctl, ["net", "list"], 255, "not supported yet", ""),
+    (prlsrvctl, ["usb", "list"], 255, "not supported yet", ""),
     (prlsrvctl, ["nonsense"], 1, "Unrecognized action", ""),
     (vzctl, [], 20, "", "Usage: vzctl"),
     (vzctl, ["frobnicate", "1"], 20, "Bad command: frobnicate", ""),

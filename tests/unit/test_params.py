@@ -91,6 +91,10 @@ STORED = {
     "RATE": ("*:1:8 eth0:2:9", "*:1:8 eth0:2:9"),
     "RATEBOUND": ("yes", "yes"),
     "NETFILTER": ("stateful", "stateful"),
+    "FIREWALL": (
+        "ifname=eth0,fw=on,in=deny,in_rule=tcp 0 22 10.0.0.1/8 *",
+        "ifname=eth0,fw=on,in=deny,in_rule=tcp * 22 10.0.0.0/8 *",
+    ),
     "IPTABLES": ("ip_tables ipt_REJECT", "ip_tables ipt_REJECT"),
     "FEATURES": ("nfs:on,sit:off", "nfs:on sit:off"),
     "CAPABILITY": ("net_admin:on", "NET_ADMIN:on"),
@@ -321,6 +325,8 @@ def test_scoped_option(dialect, scope, name, text, attribute, value) -> None:
 
 def test_every_option_of_a_row_is_exercised_here() -> None:
     done = {(dialect, "", normal(name)) for dialect, name, _, _ in OPTIONS}
+    # Read together by operations/netdevice.py; test_traffic.py has them.
+    done |= {("prlctl", "netif", name) for name in ("fw", "fw-policy", "fw-direction", "fw-rule")}
     for dialect, scope, name, *_ in SCOPED:
         tools = ("prlctl", "vzctl") if dialect == "both" else (dialect,)
         done |= {(tool, scope, normal(name)) for tool in tools}

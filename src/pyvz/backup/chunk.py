@@ -159,23 +159,31 @@ class Writer:
             self.new += 1
             full = len(self._pending) >= _BATCH
         if full:
-            self.flush()
+            self._name()
         return digest
 
     def flush(self) -> None:
-        """Make every chunk given so far durable."""
+        """Make every chunk given so far durable, with its name."""
+        self._name()
+        if self.new:
+            self._sync()
+
+    def _name(self) -> None:
+        """Write out what is pending, then give it its names."""
         with self._lock:
             if not self._pending:
                 return
-            fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                syscall.syncfs(fd)
-                for digest, path in self._pending.items():
-                    path.rename(self._chunks.place(digest))
-                self._pending.clear()
-                syscall.syncfs(fd)
-            finally:
-                os.close(fd)
+            self._sync()
+            for digest, path in self._pending.items():
+                path.rename(self._chunks.place(digest))
+            self._pending.clear()
+
+    def _sync(self) -> None:
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syscall.syncfs(fd)
+        finally:
+            os.close(fd)
 
 
 def _compressor() -> zstandard.ZstdCompressor:

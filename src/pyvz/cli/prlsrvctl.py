@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from pyvz.cli import arguments, prlctl_backup, prlsrvctl_pool, prlsrvctl_traffic
+from pyvz.cli import (
+    arguments,
+    prlctl_backup,
+    prlsrvctl_net,
+    prlsrvctl_pool,
+    prlsrvctl_privnet,
+    prlsrvctl_traffic,
+)
 from pyvz.cli.exitcodes import exit_code
 from pyvz.cli.output import prl_json
 from pyvz.cli.prlctl import GLOBAL as _PRLCTL_GLOBAL
@@ -35,11 +42,13 @@ VERBS: tuple[tuple[str, str, str], ...] = (
     ),
     ("set", "", "change the node: traffic shaping"),
     ("tc", "restart", "put the rates and classes of traffic in force again"),
+    ("net", "ACTION [NETWORK]", "virtual networks: list, info, add, set, del"),
+    ("privnet", "ACTION [NETWORK]", "IP private networks: list, add, set, del"),
     ("shutdown,stop", "", "end vzd; environments run on"),
 )
 
 LATER = (
-    *("user", "net", "privnet", "usb", "install-license"),
+    *("user", "usb", "install-license"),
     *("update-license", "problem-report", "plugin", "monitor"),
 )
 
@@ -58,6 +67,8 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
     ),
     "cttemplate": (("-j,--json", "", "as JSON"),),
     "pool": prlsrvctl_pool.OPTIONS,
+    "net": prlsrvctl_net.OPTIONS,
+    "privnet": prlsrvctl_privnet.OPTIONS,
     "backup": prlctl_backup.CREATE,
     "set": prlsrvctl_traffic.SET_OPTIONS,
     "shutdown": (("-f,--force", "", "also while operations run; they are called off"),),
@@ -237,6 +248,8 @@ _HANDLERS = {
     "statistics": _statistics,
     "cttemplate": _cttemplate,
     "pool": prlsrvctl_pool.pool,
+    "net": prlsrvctl_net.net,
+    "privnet": prlsrvctl_privnet.privnet,
     "backup": _backup,
     "set": prlsrvctl_traffic.set_,
     "tc": prlsrvctl_traffic.tc,

@@ -22,6 +22,8 @@ READABLE = frozenset(
         "io.pyvz.Environment.Info",
         "io.pyvz.Environment.Status",
         "io.pyvz.Environment.Statistics",
+        "io.pyvz.Network.List",
+        "io.pyvz.Network.ListPrivate",
         "io.pyvz.Node.Info",
         "io.pyvz.Node.Events",
         "io.pyvz.Node.Tasks",

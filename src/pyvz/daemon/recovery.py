@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pyvz.errors import VZError
 from pyvz.linux.process import boot_id
-from pyvz.operations import lifecycle, provision
+from pyvz.operations import lifecycle, privatenet, provision, virtualnet
 from pyvz.store import lease
 from pyvz.store.state import RunState
 
@@ -102,6 +102,17 @@ class Exits:
     def close(self) -> None:
         """Take no more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def networks(node: Node) -> None:
+    """Bring the networks of the node up, before anybody is plugged into one; never raises."""
+    for step in (virtualnet.bring_up, privatenet.bring_up):
+        try:
+            step(node)
+        except (VZError, OSError):
+            logger.exception("recovery: %s", step.__module__)
+        except Exception:
+            logger.exception("recovery: a defect in %s", step.__module__)
 
 
 def recover(node: Node) -> None:

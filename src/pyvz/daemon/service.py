@@ -14,11 +14,12 @@ from typing import NamedTuple
 from asyncvarlink import VarlinkInterfaceRegistry
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
-from pyvz.daemon import autostart, log, recovery, spacewatch
+from pyvz.daemon import autostart, log, netwatch, recovery, spacewatch, trafficwatch
 from pyvz.daemon.access import Caller
 from pyvz.daemon.api_backup import Backup
 from pyvz.daemon.api_environment import Environment
 from pyvz.daemon.api_image import Image
+from pyvz.daemon.api_network import Network
 from pyvz.daemon.api_node import Node
 from pyvz.daemon.api_pool import Pool
 from pyvz.daemon.api_storage import Storage
@@ -41,7 +42,7 @@ from pyvz.version import VERSION
 
 PATIENCE = 2.0  # seconds that clients wait for the recovery; then they are served beside it
 DRAIN = 30.0  # seconds that running tasks get at the end
-INTERFACES = (Environment, Node, Template, Image, Pool, Storage, Backup, Traffic)
+INTERFACES = (Environment, Node, Template, Image, Pool, Storage, Backup, Traffic, Network)
 URL = "https://github.com/pyvz/pyvz"
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,8 @@ async def _daemon(
     exits = recovery.Exits(node)
     start = asyncio.create_task(_bring_up(services, exits))
     watching = asyncio.create_task(spacewatch.watch(services, start))
+    counting = asyncio.create_task(trafficwatch.watch(services, start))
+    looking = asyncio.create_task(netwatch.watch(services, start))
     await asyncio.wait({start}, timeout=PATIENCE)
     if not stop.is_set():
         server.start()
@@ -113,6 +116,8 @@ async def _daemon(
     notify(b"STOPPING=1")
     start.cancel()
     watching.cancel()
+    counting.cancel()
+    looking.cancel()
     await _wind_up(services)
     exits.close()
     await server.close()
@@ -124,6 +129,7 @@ async def _bring_up(services: Services, exits: recovery.Exits) -> None:
     try:
         first = autostart.due(node.paths.run)
         order = await asyncio.to_thread(lifecycle.autostart_order, node) if first else []
+        await asyncio.to_thread(recovery.networks, node)
         await asyncio.to_thread(exits.watch)
         await asyncio.to_thread(exits.settle)
         await asyncio.to_thread(recovery.recover, node)

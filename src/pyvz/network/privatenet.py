@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 from pyvz.linux.nftables import ACCEPT, DROP, Command, Table, field, match
 
-WEAK = "*"
 _BEFORE_FILTER = -10
 
 AnyNetwork = IPv4Network | IPv6Network
@@ -54,6 +53,9 @@ def _rules(networks: Sequence[PrivateNetwork], version: int) -> Iterable[tuple[C
     family = "ip" if version == 4 else "ip6"
     source, target = field(family, "saddr"), field(family, "daddr")
     particular = [each for each in networks if not each.is_global]
+    if version == 6 and any(_set(each.nets, 6) for each in networks):
+        # Neighbours find each other by the link's own multicast (RFC 4861).
+        yield match(target, {"prefix": {"addr": "ff02::", "len": 16}}), ACCEPT
     for each in particular:
         own = _set(each.nets, version)
         if own:

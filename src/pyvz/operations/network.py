@@ -22,7 +22,7 @@ from pyvz.network import facts, plan
 from pyvz.network.address import Reservations
 from pyvz.network.base import NetworkPlan, NodeFacts, Proxy, family
 from pyvz.network.links import Inside, Links, check_free
-from pyvz.operations import netdevice, options, traffic
+from pyvz.operations import netdevice, options, traffic, virtualnet
 from pyvz.operations.node import Node
 from pyvz.operations.options import GivenOptions, Plan
 from pyvz.store.networks import Networks
@@ -67,6 +67,7 @@ def planned(node: Node, env: Environment, config: Config) -> NetworkPlan:
     """
     if not plan.netifs(config):
         return NetworkPlan(env.uuid)
+    virtualnet.ensure(node, {each.network for each in plan.netifs(config) if each.network})
     with Netlink() as netlink:
         links = netlink.links()
         known = facts.facts(node.config(), links, netlink.addresses(), networks(node))

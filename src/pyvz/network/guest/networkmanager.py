@@ -57,6 +57,12 @@ def _profile(interface: GuestInterface, network: GuestNetwork) -> str:
 
 
 def _family(interface: GuestInterface, network: GuestNetwork, version: int) -> list[str]:
+    lines = _method(interface, network, version)
+    # The node lets the link-local address through that is made of the MAC, and no other.
+    return [*lines, "addr-gen-mode=eui64"] if version == 6 else lines
+
+
+def _method(interface: GuestInterface, network: GuestNetwork, version: int) -> list[str]:
     addresses = interface.of(version)
     dhcp = interface.dhcp if version == 4 else interface.dhcp6
     if dhcp:
