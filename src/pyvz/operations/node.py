@@ -125,11 +125,12 @@ def open_node(
     Raises VZError when the keeper cannot be reached or the machine lacks what every node needs.
     """
     registry = Registry(paths)
+    config = registry.node_config()  # garbage in vz.conf is told before anything is begun
     found = features.probe(paths.run, [paths.private])
     keeper = connect_keeper(paths)
     parent, delegated = f"{paths.instance}.slice", None
     if paths.root == Path("/"):
-        parent = registry.node_config().cgroup_slice
+        parent = config.cgroup_slice
         delegated = cgroup.delegated_unit(CONTAINERS_UNIT)
     cgroups = cgroup.detect(parent, delegated=delegated)
     runtime = Runtime(keeper, cgroups, found, paths)
