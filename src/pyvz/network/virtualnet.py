@@ -164,8 +164,7 @@ def check_free_card(network: VirtualNetwork, link: Link, ground: Ground) -> None
             f"{link.name} has the address {own[0]}: the node would lose its network when the card "
             f"becomes part of a bridge",
             hint="Make a bridge of it with the distribution's own network configuration, and bind "
-            "the network to that; or let its addresses move to a bridge: "
-            f"prlsrvctl net set {network.name} --force on.",
+            "the network to that; or let its addresses move to a bridge with --force on.",
         )
 
 
