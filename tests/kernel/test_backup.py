@@ -213,6 +213,7 @@ def timed(work: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.long
 def test_incremental_takes_time_like_the_change(node: Node) -> None:
     env = make(node, "ploop")
     with mounted(node, env) as root:

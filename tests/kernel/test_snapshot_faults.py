@@ -151,6 +151,7 @@ def test_killed_while_its_disks_are_frozen(node: Node) -> None:
     nothing_left(node)
 
 
+@pytest.mark.long
 def test_the_hundredth_costs_what_the_first_costs(node: Node) -> None:
     def seconds() -> float:
         began = time.perf_counter()

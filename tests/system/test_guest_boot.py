@@ -10,6 +10,9 @@ from images import debian_tar
 from networld import NetWorld, busybox_root, busybox_tar, wait_for
 from networld import networld as world
 
+# Real boots and rates take their time: only with script/test --all.
+pytestmark = pytest.mark.long
+
 __all__ = ["busybox_root", "busybox_tar", "debian_tar", "world"]
 
 DEBIAN = "debian-12-x86_64"

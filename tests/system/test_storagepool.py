@@ -172,6 +172,7 @@ class TestContainers:
             relocate.move(node, "ct1", "nope")
 
 
+@pytest.mark.long
 def test_a_thousand_volumes_are_listed_in_no_time(node: Node, overlay: Path) -> None:
     """Against reading the same links barely: a ratio, for machines differ; and 100 ms."""
     for number in range(1000):

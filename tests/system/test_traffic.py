@@ -9,6 +9,9 @@ import sys
 from networld import NODE4, OUTSIDE4, OUTSIDE6, NetWorld, busybox_root, busybox_tar, end
 from networld import networld as world
 
+# Real boots and rates take their time: only with script/test --all.
+pytestmark = pytest.mark.long
+
 __all__ = ["busybox_root", "busybox_tar", "world"]
 
 PEER = """\
