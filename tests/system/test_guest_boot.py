@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from images import debian_tar
 from networld import NetWorld, busybox_root, busybox_tar, wait_for
 from networld import networld as world

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from networld import NODE4, OUTSIDE4, OUTSIDE6, NetWorld, busybox_root, busybox_tar, end
 from networld import networld as world
 
