@@ -231,6 +231,11 @@ class Netlink:
                 if not int(message.get("IFA_FLAGS") or message["flags"]) & _IFA_F_PERMANENT
             ]
 
+    def set_hairpin(self, index: int, *, on: bool) -> None:
+        """Let a bridge send frames back by the port by which they came, or no more."""
+        with self._saying("change a port of a bridge"):
+            self._route.brport("set", index=index, mode=int(on))
+
     def floods(self, index: int) -> list[str]:
         """Return the nodes to which a VXLAN sends frames whose place it does not know."""
         with self._saying("list the nodes of a VXLAN"):

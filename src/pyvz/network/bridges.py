@@ -18,6 +18,10 @@ from pyvz.network import uplink
 from pyvz.network.virtualnet import Port, Shape, alias
 from pyvz.store.paths import Paths
 
+_FILTERED_BRIDGES = (
+    "net/bridge/bridge-nf-call-iptables",
+    "net/bridge/bridge-nf-call-ip6tables",
+)
 _MISSING = ("Operation not supported", "Unknown error 524")
 
 
@@ -87,6 +91,20 @@ class Bridges:
                 and (link.alias or link.kind in {"veth", "tun"})
                 and not (card and card.name == link.name)
             ]
+
+    def reflect(self, bridge: str) -> None:
+        """Let every container in a bridge reach itself by a forwarded port.
+
+        Where br_netfilter works, the bridge itself rewrites such a frame and passes it on, and
+        without this not to the port that it came from (br_nf_pre_routing_finish, bridged_dnat).
+        """
+        if "1" not in {sysctl(key) for key in _FILTERED_BRIDGES}:
+            return
+        with Netlink() as netlink:
+            found = netlink.link(bridge)
+            for link in netlink.links() if found is not None else ():
+                if found is not None and link.master == found.index and link.kind == "veth":
+                    netlink.set_hairpin(link.index, on=True)
 
     # -- bridges --------------------------------------------------------------------------------
 

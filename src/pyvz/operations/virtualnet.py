@@ -221,7 +221,9 @@ class Keeper:
             if _served(each) and not dhcp.Server(node.paths, each.uuid).running()
         ]
         forwards: dict[str, object] = {
-            each.name: portforward.redirections(node, each) for each in networks if each.forwards
+            each.name: (portforward.redirections(node, each), _ports_of(each))
+            for each in networks
+            if each.forwards
         }
         if not dead and forwards == self._forwards:
             return
@@ -253,6 +255,9 @@ def rules(node: Node) -> list[nftables.Command]:
 def apply_rules(node: Node) -> None:
     """Put the rules of all networks in force, in one batch."""
     nftables.apply(rules(node))
+    for network in Networks(node.paths).stored():
+        if network.forwards and network.bridge:
+            Bridges(node.paths).reflect(network.bridge)
 
 
 # -- steps --------------------------------------------------------------------------------------
@@ -447,6 +452,11 @@ def _is_up(node: Node, network: VirtualNetwork) -> bool:
     if found is None or network.adopted:
         return network.adopted
     return found.up and found.alias == virtualnet.alias(node.paths.instance, network.uuid)
+
+
+def _ports_of(network: VirtualNetwork) -> tuple[int, ...]:
+    """Return the indexes of the ports of a network's bridge."""
+    return tuple(link.index for link in virtualnet.slaves(_ground(), network.bridge))
 
 
 def _state(network: VirtualNetwork, ground: Ground, slaves: dict[str, list[str]]) -> NetworkState:
