@@ -13,6 +13,8 @@ from networld import NODE4, OUTSIDE4, NetWorld, busybox_root, busybox_tar, end, 
 
 __all__ = ["busybox_root", "busybox_tar", "networld"]
 
+pytestmark = pytest.mark.requires("program:dnsmasq", "program:nft", "program:curl")
+
 # What udhcpc(8) runs inside: the least that a lease can be good for.
 LEASED = """\
 #!/bin/sh
