@@ -21,6 +21,8 @@ from pyvz.operations.node import Node
 from pyvz.store.networks import Networks
 from worlds import make_node
 
+pytestmark = pytest.mark.requires("program:dnsmasq", "program:nft", "program:ip")
+
 SHARED = (("type", "shared"), ("ip", "10.66.0.1/24"), ("nat-tcp-add", "web,10.66.0.9,80,80"))
 CARD = (("ifname", "up0"), ("force", "on"))
 MOST = 200  # more steps than any change has

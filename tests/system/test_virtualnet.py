@@ -13,6 +13,8 @@ from networld import NODE4, OUTSIDE4, NetWorld, busybox_root, busybox_tar, end, 
 
 __all__ = ["busybox_root", "busybox_tar", "networld"]
 
+pytestmark = pytest.mark.requires("program:dnsmasq", "program:nft", "program:curl")
+
 # What udhcpc(8) runs inside: the least that a lease can be good for.
 LEASED = """\
 #!/bin/sh
@@ -259,6 +261,10 @@ def test_what_cannot_be(world: NetWorld) -> None:
     world.at(world.outside, "ip", "addr", "add", "10.67.0.2/24", "dev", "vx")
     world.at(world.outside, "ip", "link", "set", "vx", "up")
     assert world.reached("10.67.0.1")
+    world.create("a", "--device-add", "net", "--network", "ov", "--ipadd", "10.67.0.3/24")
+    assert world.reached("10.67.0.3")
+    assert "mtu 1450" in world.inside("a", "ip", "link", "show", "eth0")
+    world.prlctl("delete", "a", "--force")
     net(world, "set", "ov", "--remote-del", OUTSIDE4)
     assert _floods(world) == 0
     net(world, "del", "ov")

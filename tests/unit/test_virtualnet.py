@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvz.cli import prlsrvctl_net, prlsrvctl_privnet
-from pyvz.errors import BadValue, ConfigError, NetworkError, NotFound, UsageError, VZError
+from pyvz.errors import (
+    BadValue,
+    ConfigError,
+    NetworkError,
+    NotFound,
+    Unsupported,
+    UsageError,
+    VZError,
+)
 from pyvz.linux.netlink import InterfaceAddress, Link
 from pyvz.model.virtualnet import (
     SETTINGS,
@@ -215,6 +223,13 @@ def test_configuration_of_dnsmasq() -> None:
     for line in ("port=0", "dhcp-option=option:router", "ra-param=virbr1,0,0"):
         assert line in text.splitlines()
     assert text.endswith("dhcp-option=option:mtu,1450\n")
+
+
+def test_without_dnsmasq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dhcp, "_program", lambda: None)
+    with pytest.raises(Unsupported, match="dnsmasq is not installed") as caught:
+        dhcp.Server(Paths(tmp_path), UUID).ensure("")
+    assert "dnsmasq-base" in caught.value.hint
 
 
 def test_leases(tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ class Links:
             with self._rules():
                 nftables.apply(antispoof.install(self._instance, plan))
             for interface in plan.interfaces:
-                self._connect(interface, outside)
-                _configure(interface, inside.netlink)
+                mtu = self._connect(interface, outside)
+                _configure(interface, inside.netlink, mtu)
             _answer(plan, outside)
 
     def change(self, old: NetworkPlan, new: NetworkPlan, inside: Inside) -> None:
@@ -89,8 +89,8 @@ class Links:
                 if before_ is not None and _same_pair(before_, after):
                     self._alter(before_, after, outside, inside.netlink)
                 else:
-                    self._connect(after, outside)
-                    _configure(after, inside.netlink)
+                    mtu = self._connect(after, outside)
+                    _configure(after, inside.netlink, mtu)
             _answer_no_more(old, new, outside)
             _answer(new, outside)
         self._record(new)
@@ -172,17 +172,24 @@ class Links:
         if found is not None:
             outside.delete_link(found.index)
 
-    def _connect(self, interface: Interface, outside: Netlink) -> None:
-        """Plug the node's end in: up, into its bridge, and with routes to it."""
+    def _connect(self, interface: Interface, outside: Netlink) -> int:
+        """Plug the node's end in: up, into its bridge, and with routes to it.
+
+        Returns the largest packet of the bridge, which both ends must have; 0: as it is.
+        """
         link = outside.need(interface.host_name)
         changed: dict[str, int] = {}
         if interface.bridge:
-            changed["master"] = outside.need(interface.bridge).index
+            bridge = outside.need(interface.bridge)
+            changed["master"] = bridge.index
+            if bridge.mtu != link.mtu:
+                changed["mtu"] = bridge.mtu
         elif link.master:
             changed["master"] = 0
         outside.set_link(link.index, state="up" if interface.connected else "down", **changed)
         if interface.connected:
             _route_to(interface, interface.routes, link.index, outside)
+        return changed.get("mtu", 0)
 
     def _alter(
         self, before: Interface, after: Interface, outside: Netlink, inside: Netlink
@@ -231,11 +238,13 @@ def _settings(interface: Interface) -> None:
         set_sysctl(key, value, optional=True)
 
 
-def _configure(interface: Interface, inside: Netlink) -> None:
+def _configure(interface: Interface, inside: Netlink, mtu: int) -> None:
     """Addresses and routes inside; the link is up there also while its cable is unplugged."""
     index = inside.need(interface.name).index
-    arp = {} if interface.kind != "routed" else {"arp": False}
-    inside.set_link(index, state="up", **arp)
+    changed: dict[str, int] = {"mtu": mtu} if mtu else {}
+    if interface.kind == "routed":
+        changed["arp"] = False
+    inside.set_link(index, state="up", **changed)
     for address in interface.addresses:
         inside.add_address(index, address)
     if interface.connected:
