@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pyvz.backup import catalog
 from pyvz.backup.catalog import Entry, Piece, Stamp
-from pyvz.backup.chunk import Chunks, Writer
+from pyvz.backup.chunk import Audit, Chunks, Writer
 from pyvz.backup.image import Index
 from pyvz.errors import BackupDamaged
 
@@ -114,7 +114,11 @@ def test_chunks_are_checked(chunks: Chunks) -> None:
     chunks.place(first).write_bytes(b"")
     with pytest.raises(BackupDamaged, match="damaged"):
         chunks.get(first)
-    chunks.set_aside(first)
+    assert set(chunks.names()) == {first, second}  # a reader changes nothing
+    with pytest.raises(BackupDamaged, match="damaged"):
+        Audit(chunks.repository).get(first)
     with pytest.raises(BackupDamaged, match="missing"):
         chunks.get(first)
+    with pytest.raises(BackupDamaged, match="3000 bytes"):
+        Audit(chunks.repository).get(second, 1)  # whole: it keeps its name
     assert list(chunks.names()) == [second]

@@ -44,6 +44,7 @@ class Chunks:
     """The chunks of a repository, for reading and counting."""
 
     def __init__(self, repository: Path) -> None:
+        self.repository = repository
         self.path = repository / "chunks"
         self.temporary = repository / "temporary"
 
@@ -74,15 +75,8 @@ class Chunks:
             raise BackupDamaged(f"chunk {digest.hex()} is damaged ({error})") from error
         if digest_of(data) != digest:
             raise BackupDamaged(f"chunk {digest.hex()} is damaged (its content is another)")
-        if length is not None and len(data) != length:
-            raise BackupDamaged(f"chunk {digest.hex()} has {len(data)} bytes in place of {length}")
+        _check_length(digest, data, length)
         return data
-
-    def set_aside(self, digest: bytes) -> None:
-        """Take the name from a damaged chunk, so that the next backup stores it anew."""
-        place = self.place(digest)
-        with contextlib.suppress(FileNotFoundError):
-            place.rename(place.with_name(place.name + DAMAGED))
 
     def names(self) -> Iterator[bytes]:
         """Yield the names of all chunks."""
@@ -112,6 +106,25 @@ class Chunks:
         """Remove what killed writers left; the caller has the repository for itself."""
         for directory in self.temporary.iterdir():
             file.remove_tree(directory)
+
+
+class Audit(Chunks):
+    """Chunks as `verify` reads them: a damaged one loses its name, so that it is stored anew.
+
+    Every reader of chunks takes it in place of Chunks, so no way to a chunk can forget that.
+    """
+
+    def get(self, digest: bytes, length: int | None = None) -> bytes:
+        """Return the content as Chunks.get; what is damaged is set aside first."""
+        try:
+            data = super().get(digest)
+        except BackupDamaged:
+            place = self.place(digest)
+            with contextlib.suppress(FileNotFoundError):
+                place.rename(place.with_name(place.name + DAMAGED))
+            raise
+        _check_length(digest, data, length)  # a wrong index; the chunk is another's, and whole
+        return data
 
 
 class Writer:
@@ -184,6 +197,11 @@ class Writer:
             syscall.syncfs(fd)
         finally:
             os.close(fd)
+
+
+def _check_length(digest: bytes, data: bytes, length: int | None) -> None:
+    if length is not None and len(data) != length:
+        raise BackupDamaged(f"chunk {digest.hex()} has {len(data)} bytes in place of {length}")
 
 
 def _compressor() -> zstandard.ZstdCompressor:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pyvz.backup import catalog, image, treerestore
-from pyvz.backup.chunk import Chunks
+from pyvz.backup.chunk import Audit, Chunks
 from pyvz.backup.image import Index
 from pyvz.backup.manifest import HOLE, IMAGE, Disk, Manifest
 from pyvz.errors import BackupDamaged
@@ -43,18 +43,34 @@ def verify(manifest: Manifest, chunks: Chunks, progress: Progress) -> list[str]:
 
     Damaged chunks lose their names, so that the next backup stores them anew.
     """
+    audit = Audit(chunks.repository)
     problems: list[str] = []
     for disk in manifest.disks:
         progress.stage(f"Checking {disk.name}")
-        try:
-            if disk.form == IMAGE:
-                found = image.verify(index_of(disk, chunks), chunks, progress, set())
-            else:
-                found = treerestore.verify(catalog_of(disk, chunks), chunks, progress)
-        except BackupDamaged as error:  # the index or catalog itself
-            found = [error.message]
+        found = _page_problems(disk, audit) or _piece_problems(disk, audit, progress)
         problems += [f"{disk.name}: {problem}" for problem in found]
     return problems
+
+
+def _page_problems(disk: Disk, chunks: Chunks) -> list[str]:
+    """Return what is wrong with the index or catalog itself; all of its pages are read."""
+    problems = []
+    for page in disk.pages:
+        try:
+            if page != HOLE:
+                chunks.get(bytes.fromhex(page))
+        except BackupDamaged as error:
+            problems.append(error.message)
+    return problems
+
+
+def _piece_problems(disk: Disk, chunks: Chunks, progress: Progress) -> list[str]:
+    try:
+        if disk.form == IMAGE:
+            return image.verify(index_of(disk, chunks), chunks, progress, set())
+        return treerestore.verify(catalog_of(disk, chunks), chunks, progress)
+    except BackupDamaged as error:  # a page that is whole and makes no sense
+        return [error.message]
 
 
 @contextmanager

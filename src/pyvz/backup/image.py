@@ -174,7 +174,6 @@ def verify(index: Index, chunks: Chunks, progress: Progress, seen: set[bytes]) -
             seen.add(items[piece])
         else:
             problems.append(problem)
-            chunks.set_aside(items[piece])
     return problems
 
 

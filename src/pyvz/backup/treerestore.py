@@ -150,15 +150,17 @@ def verify(entries: Iterable[Entry], chunks: Chunks, progress: Progress) -> list
     problems: list[str] = []
     bad: dict[bytes, str] = {}
     for number, entry in enumerate(entries):
-        for piece in entry.pieces:
-            try:
-                if piece.chunk not in bad:
-                    cache.part(piece)
-            except BackupDamaged as error:
-                bad[piece.chunk] = error.message
-                chunks.set_aside(piece.chunk)
-            if piece.chunk in bad:
-                problems.append(f"file {entry.path}: {bad[piece.chunk]}")
-                break
+        found = [problem for piece in entry.pieces if (problem := _problem(cache, piece, bad))]
+        problems += [f"file {entry.path}: {problem}" for problem in found[:1]]
         progress.advance(number, unit="files")
     return problems
+
+
+def _problem(cache: ChunkCache, piece: Piece, bad: dict[bytes, str]) -> str:
+    """Return what is wrong with a piece ("": nothing); every chunk is read once."""
+    if piece.chunk not in bad:
+        try:
+            cache.part(piece)
+        except BackupDamaged as error:
+            bad[piece.chunk] = error.message
+    return bad.get(piece.chunk, "")
