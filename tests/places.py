@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MKFS = {"btrfs": ["mkfs.btrfs", "-q"], "xfs": ["mkfs.xfs", "-q"], "ext4": ["mkfs.ext4", "-q"]}
-FILE_SYSTEM = {"btrfs": "btrfs", "ploop": "xfs"}  # what a driver is made for
+FILE_SYSTEM = {"btrfs": "btrfs", "ploop": "xfs", "rawfile": "xfs"}  # what a driver is made for
 
 
 @contextlib.contextmanager

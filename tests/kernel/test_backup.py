@@ -127,7 +127,7 @@ def tree_of(node: Node, env: Environment) -> dict[str, object]:
         return tree(root)
 
 
-DRIVERS = ("simfs", "ploop")
+DRIVERS = ("simfs", "ploop", "rawfile")
 
 
 @pytest.mark.parametrize("driver", DRIVERS)

@@ -27,8 +27,8 @@ from pyvz.backup.chunk import Chunks, Writer
 from pyvz.backup.image import Index, Source
 from pyvz.backup.manifest import IMAGE, TREE, Disk, Manifest
 from pyvz.backup.tree import Known, Walk
-from pyvz.errors import BackupDamaged, Unsupported
-from pyvz.linux import extents, file, mount, syscall
+from pyvz.errors import BackupDamaged, FileMissing, Unsupported
+from pyvz.linux import file, mount, syscall
 from pyvz.linux.extents import Range
 from pyvz.model.environment import Environment
 from pyvz.model.task import Progress
@@ -81,17 +81,18 @@ class Images:
             return None, None
         disk = next((d for d in parent.disks if d.name == copy.name and d.form == IMAGE), None)
         reference = self._env.home / _KEPT / parent.reference / copy.name
-        if disk is None or not reference.is_file() or reference.is_symlink():
+        usable = reference.is_file() and not reference.is_symlink()
+        if disk is None or disk.driver != copy.driver or not usable:
             log.info("%s: no reference of %s: all is read", self._env.name, copy.name)
             return None, None
-        fd = os.open(reference, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            return content.index_of(disk, chunks), extents.differences(fd, copy.source.fd)
-        except Unsupported as error:
-            log.info("%s: %s: all is read", self._env.name, error.message)
+            found = storage.load(copy.driver).image_changes(reference, copy.path)
+        except (Unsupported, FileMissing, FileNotFoundError) as error:
+            # The environment may be moved or deleted meanwhile; our copy stays open.
+            log.info("%s: %s: all is read", self._env.name, error)
             return None, None
-        finally:
-            os.close(fd)
+        ranges = [Range(start + copy.source.offset, length) for start, length in found]
+        return content.index_of(disk, chunks), ranges
 
     def keep(self, *, reference: bool) -> None:
         """After the commit: our copies become the reference (or go); the older ones go."""

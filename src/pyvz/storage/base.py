@@ -54,7 +54,7 @@ class Capabilities(NamedTuple):
     grow_online: bool = False  # resize to more while mounted
     shrink: bool = False  # resize to less (while not mounted)
     discard: bool = False  # freed blocks go back to the node
-    changed_blocks: bool = False  # can list what changed since a snapshot
+    changed_blocks: bool = False  # changed() (with snapshot), image_changes() (with image)
     df_exact: bool = False  # statvfs inside shows the container's own size and use
     quota: bool = False  # a size is enforced; without it create and resize refuse any size
     block_device: bool = False  # devices() names a device of the disk's own (while mounted)
@@ -140,9 +140,18 @@ class Extras(Protocol):
     ) -> Sequence[tuple[int, int]]:
         """Return (offset, length) of what differs between the snapshots `since` and `until`.
 
-        Bytes of the disk, in order; until: None for the disk as it is now.  Flag: changed_blocks.
+        Bytes of the disk, in order, never less than what differs; until: None for the disk as it
+        is now (writers wait).  Flags: changed_blocks and snapshot.  Raises NotFound.
         """
         raise self._cannot("list changed blocks", home, since, until, disk)
+
+    def image_changes(self, old: Path, new: Path) -> Sequence[tuple[int, int]]:
+        """Return (offset, length) of what differs between two files that `copy_image` made.
+
+        As `changed`; bytes of the disk in `new`.  It may have grown: what `old` did not have
+        counts as zeros before.  Flags: changed_blocks and image.  Raises Unsupported.
+        """
+        raise self._cannot("list changed blocks", old, new)
 
     def copy_image(self, home: Path, target: Path, *, disk: str = ROOT_DISK) -> tuple[int, int]:
         """Make the new file `target` a copy of the disk's image as it is at one moment.

@@ -71,6 +71,7 @@ class Driver(base.Extras):
             grow_online=True,
             shrink=fstype == "ext4",
             discard=True,
+            changed_blocks=shares,
             df_exact=True,
             quota=True,
             block_device=True,
@@ -320,6 +321,16 @@ class Driver(base.Extras):
                 tuple(done for report in reports for done in report.repaired),
                 in_use=any(report.in_use for report in reports),
             )
+
+    def changed(
+        self, home: Path, since: str, until: str | None = None, *, disk: str = ROOT_DISK
+    ) -> ploopcopy.Ranges:
+        """Compare where the blocks of both images lie."""
+        return ploopcopy.changed(self._disk(home, disk), since, until)
+
+    def image_changes(self, old: Path, new: Path) -> ploopcopy.Ranges:
+        """Compare where the blocks of both copies lie."""
+        return ploopcopy.image_changes(old, new)
 
     def copy_image(self, home: Path, target: Path, *, disk: str = ROOT_DISK) -> tuple[int, int]:
         """Reflink the top image, frozen if it is mounted."""

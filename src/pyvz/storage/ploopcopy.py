@@ -1,4 +1,4 @@
-"""A ploop disk as one raw image: copied out at one moment, and made anew from its content."""
+"""A ploop disk as one raw image: copied out at one moment, made anew from its content, compared."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from pyvz.errors import Unsupported
 from pyvz.image import descriptor, identity
 from pyvz.image import disk as format_
 from pyvz.image.disk import Descriptor
 from pyvz.model.task import NoProgress
-from pyvz.storage import ploopdisk
+from pyvz.storage import changes, ploopdisk
+from pyvz.storage.changes import Ranges
 from pyvz.storage.ploopdisk import Disk
+
+__all__ = ["Fill", "Ranges", "changed", "copy_out", "fill_new", "image_changes"]
 
 Fill = Callable[[int, int], None]  # (descriptor of the image file, where the disk begins in it)
 
@@ -21,6 +25,24 @@ def copy_out(found: Disk, target: Path) -> tuple[int, int]:
     with found.locked(), ploopdisk.still(found):
         ploopdisk.copy(found.top(), target, NoProgress())
     return identity.data_offset(target), identity.size(target)
+
+
+def changed(found: Disk, since: str, until: str | None) -> Ranges:
+    """Return what differs between two snapshots, or since one; raises NotFound, Unsupported."""
+    with found.locked():
+        old = found.image(since)
+        if until is not None:
+            return image_changes(old, found.image(until))
+        with ploopdisk.still(found):
+            return image_changes(old, found.top())
+
+
+def image_changes(old: Path, new: Path) -> Ranges:
+    """Return in which parts of the disk of `new` the two may differ; raises Unsupported."""
+    offset = identity.data_offset(new)
+    if identity.data_offset(old) != offset:
+        raise Unsupported(f"The disk begins elsewhere in {old} than in {new}")
+    return changes.between(old, new, offset, identity.size(new))
 
 
 def fill_new(new: Path, size: int, fill: Fill) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -26,8 +26,8 @@ from pyvz.errors import (
 )
 from pyvz.linux import archive, file, filesystem, loopdevice, mount, run
 from pyvz.linux.features import reflink_at
-from pyvz.model.task import Progress
-from pyvz.storage import base, tree
+from pyvz.model.task import NoProgress, Progress
+from pyvz.storage import base, changes, ploopdisk, tree
 
 DEFAULT_SIZE: Final = 10 << 30
 _GRAIN: Final = 1 << 20  # sizes are whole MiB
@@ -43,15 +43,18 @@ class Driver(base.Extras):
     def capabilities(self, place: Path) -> base.Capabilities:
         """What an image with one file system in it can do."""
         ext4 = filesystem.can_grow_ext4_online()
+        shares = bool(reflink_at(place))
         return base.Capabilities(
-            reflink=bool(reflink_at(place)),
+            reflink=shares,
             grow_online=True,
             shrink=ext4,
             discard=True,
+            changed_blocks=shares,
             df_exact=True,
             quota=True,
             block_device=True,
             compact=True,
+            image=True,
         )
 
     def present(self, home: Path) -> bool:
@@ -157,6 +160,43 @@ class Driver(base.Extras):
             filesystem.sync(mounted)
         return max(0, before - image.stat().st_blocks) * 512
 
+    def image_changes(self, old: Path, new: Path) -> changes.Ranges:
+        """Compare where the blocks of both copies lie."""
+        return changes.between(old, new, 0, new.stat().st_size)
+
+    def copy_image(
+        self, home: Path, target: Path, *, disk: str = base.ROOT_DISK
+    ) -> tuple[int, int]:
+        """Copy the image, frozen if it is mounted; blocks are shared where the pool can."""
+        del disk
+        image = self._existing(home)
+        with _still(image):
+            ploopdisk.copy(image, target, NoProgress())
+        return 0, target.stat().st_size
+
+    def restore_image(
+        self,
+        home: Path,
+        size: int,
+        fill: Callable[[int, int], None],
+        *,
+        disk: str = base.ROOT_DISK,
+    ) -> None:
+        """Fill a new image beside, have its file system checked, then give it its name."""
+        del disk
+        new = _empty(home / "raw.new")
+        try:
+            image = new / "disk.img"
+            with image.open("xb") as stream:
+                stream.truncate(size)
+                fill(stream.fileno(), 0)
+                os.fsync(stream.fileno())
+            _make_whole(image)
+            self._name(home, new)
+        except BaseException:
+            file.remove_tree(new)
+            raise
+
     def _existing(self, home: Path) -> Path:
         if not self.present(home):
             raise PrivateMissing(f"There is no container disk in {home}")
@@ -247,6 +287,28 @@ def _opened(image: Path) -> Iterator[int]:
             yield fd
         finally:
             os.close(fd)
+    _wait_detached(image)
+
+
+@contextlib.contextmanager
+def _still(image: Path) -> Iterator[None]:
+    """Keep a mounted disk from being written to for the block."""
+    places = _mounted(image)
+    if not places:
+        _wait_detached(image)
+        yield
+        return
+    with ploopdisk.directory(places[0]) as fd, filesystem.frozen(fd, ploopdisk.SNAPSHOT_TIMEOUT):
+        yield
+
+
+def _make_whole(image: Path) -> None:
+    """Check a file system that was copied while it was mounted; xfs replays its log at a mount."""
+    if _kind(image) != "ext4":
+        return
+    with loopdevice.attached(image, 0, image.stat().st_size) as loop:
+        if not filesystem.check(loop.device, "ext4"):
+            raise StorageError(f"The file system in {image} is damaged")
     _wait_detached(image)
 
 
