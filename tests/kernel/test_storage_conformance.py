@@ -10,22 +10,34 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import stat
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 import places
+from drivers import (
+    SIZE,
+    archive,
+    caps,
+    create,
+    description,
+    disks,
+    driver,
+    fill,
+    home,
+    mounted,
+    new_home,
+    place,
+    target,
+)
 from dying import Dying, cancel, in_child
 from pyvz.errors import (
     AlreadyMounted,
     Busy,
     Cancelled,
     MountError,
-    NotFound,
     PrivateMissing,
     Unsupported,
     VZError,
@@ -35,136 +47,9 @@ from pyvz.model.task import NoProgress
 from pyvz.storage import base
 from pyvz.storage.base import Capabilities, StorageDriver
 
+__all__ = ["archive", "caps", "disks", "driver", "home", "place", "target"]
+
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
-
-SIZE = 512 << 20
-
-
-@pytest.fixture(params=base.names())
-def driver(request: pytest.FixtureRequest) -> StorageDriver:
-    return base.load(request.param)
-
-
-@pytest.fixture(scope="module")
-def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """Driver -> a mounted file system of the kind that it cannot do without."""
-    with places.needed(tmp_path_factory.mktemp("disks")) as found:
-        yield found
-
-
-@pytest.fixture
-def place(driver: StorageDriver, tmp_path: Path, disks: dict[str, Path]) -> Iterator[Path]:
-    """A private directory; whatever a failed test leaves mounted in it is taken away."""
-    place = tmp_path
-    if driver.name in disks:
-        place = disks[driver.name] / tmp_path.name
-        place.mkdir()
-    yield place
-    left = [entry.target for entry in mount.mounts(place.resolve())]
-    mount.umount(place, recursive=True, lazy=True)
-    assert left == []
-
-
-@pytest.fixture
-def home(place: Path) -> Path:
-    return new_home(place, "home")
-
-
-@pytest.fixture
-def target(place: Path) -> Path:
-    return place / "root" / "here"
-
-
-@pytest.fixture
-def caps(driver: StorageDriver, place: Path) -> Capabilities:
-    return driver.capabilities(place)
-
-
-@pytest.fixture
-def archive(place: Path) -> Path:
-    """A root file system with all that makes copying hard."""
-    tree = place / "tree"
-    (tree / "etc").mkdir(parents=True)
-    (tree / "etc/hostname").write_text("guest\n")
-    (tree / "sub").mkdir(mode=0o2755)
-    (tree / "sub").chmod(0o2755)
-    os.chown(tree / "sub", 1000, 1001)
-    (tree / "su").write_text("#!/bin/sh\n")
-    os.chown(tree / "su", 0, 42)
-    (tree / "su").chmod(0o4750)
-    (tree / "link").symlink_to("/etc/hostname")
-    os.link(tree / "etc/hostname", tree / "etc/again")
-    os.mkfifo(tree / "pipe", 0o622)
-    os.mknod(tree / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
-    os.setxattr(tree / "su", "user.note", b"kept")
-    with (tree / "big").open("wb") as file:
-        file.write(os.urandom(3 << 20))
-        file.truncate(20 << 20)
-    name = "näme with\nnewline"
-    (tree / name).write_text("odd")
-    made = place / "root.tar"
-    argv = ["tar", "-c", "--xattrs", "--acls", "--numeric-owner", "-S", "-C", tree, "-f", made, "."]
-    subprocess.run(argv, check=True)
-    return made
-
-
-def new_home(place: Path, name: str) -> Path:
-    made = place / name
-    made.mkdir(mode=0o700)
-    return made
-
-
-def create(driver: StorageDriver, home: Path, source: Path | None = None) -> None:
-    """Create a disk; with a size where the driver wants one."""
-    size = SIZE if driver.capabilities(home.parent).quota else None
-    driver.create(home, size=size, source=source, progress=NoProgress())
-
-
-@contextlib.contextmanager
-def mounted(
-    driver: StorageDriver, home: Path, target: Path, *, readonly: bool = False
-) -> Iterator[Path]:
-    driver.mount(home, target, readonly=readonly)
-    try:
-        yield target
-    finally:
-        driver.umount(home, target)
-
-
-def description(tree: Path) -> dict[str, object]:
-    """Everything of a tree that a copy must keep."""
-    found: dict[str, object] = {}
-    for directory, names, files in os.walk(tree):
-        for name in [*names, *files]:
-            path = Path(directory, name)
-            relative = os.fspath(path.relative_to(tree))
-            if relative == "lost+found":
-                continue
-            status = path.lstat()
-            content: object = None
-            if stat.S_ISREG(status.st_mode):
-                content = path.read_bytes()
-            elif stat.S_ISLNK(status.st_mode):
-                content = os.readlink(path)
-            elif stat.S_ISCHR(status.st_mode):
-                content = status.st_rdev
-            links = status.st_nlink if stat.S_ISREG(status.st_mode) else 0
-            attributes = {
-                key: os.getxattr(path, key, follow_symlinks=False)
-                for key in os.listxattr(path, follow_symlinks=False)
-            }
-            found[relative] = (
-                *(status.st_mode, status.st_uid, status.st_gid, int(status.st_mtime)),
-                *(links, content, attributes),
-            )
-    return found
-
-
-def fill(path: Path, size: int) -> None:
-    with path.open("wb") as file:
-        for _ in range(size >> 20):
-            file.write(b"\1" * (1 << 20))
-            os.fsync(file.fileno())
 
 
 class TestLife:
@@ -371,83 +256,6 @@ class TestClone:
         subprocess.run(["sync", "-f", place], check=True)
         after = os.statvfs(place)
         assert (before.f_bfree - after.f_bfree) * before.f_frsize < 2 << 20
-
-
-class TestChangedBlocks:
-    """What is told as changed is all that changed, and not the whole disk."""
-
-    def test_between_two_copies(
-        self, driver: StorageDriver, place: Path, target: Path, caps: Capabilities
-    ) -> None:
-        if not caps.changed_blocks or not caps.image:
-            with pytest.raises((Unsupported, VZError, OSError)):
-                driver.image_changes(place / "a", place / "b")
-            return
-        home = new_home(place, "home")
-        create(driver, home)
-        with mounted(driver, home, target):
-            write(target / "file", b"1", 4 << 20)
-            before, after = place / "before", place / "after"
-            driver.copy_image(home, before)
-            write(target / "file", b"2", 1 << 20)
-            where = driver.copy_image(home, after)
-        told = driver.image_changes(before, after)
-        check_told(told, before, after, where)
-        assert driver.image_changes(before, before) == []
-
-    def test_between_snapshots_and_until_now(
-        self, driver: StorageDriver, place: Path, target: Path, caps: Capabilities
-    ) -> None:
-        home = new_home(place, "home")
-        first, second = (f"{{0000000{n}-0000-4000-8000-000000000000}}" for n in (1, 2))
-        if not caps.changed_blocks or not caps.snapshot:
-            create(driver, home)
-            with pytest.raises(Unsupported):
-                driver.changed(home, first)
-            return
-        create(driver, home)
-        with mounted(driver, home, target):
-            write(target / "file", b"1", 4 << 20)
-        driver.snapshot(home, first)
-        where = driver.copy_image(home, place / "one")
-        with mounted(driver, home, target):
-            write(target / "file", b"2", 1 << 20)
-        driver.snapshot(home, second)
-        assert driver.copy_image(home, place / "two") == where
-        check_told(driver.changed(home, first, second), place / "one", place / "two", where)
-        with mounted(driver, home, target):
-            write(target / "other", b"3", 1 << 20)
-            now = driver.changed(home, first)
-            assert sum(length for _, length in now) >= 2 << 20
-            with pytest.raises(NotFound):
-                driver.changed(home, "{00000009-0000-4000-8000-000000000000}")
-
-
-def write(path: Path, byte: bytes, size: int) -> None:
-    """Write the beginning of a file and have it on the disk."""
-    with path.open("r+b" if path.exists() else "wb") as file:
-        file.write(byte * size)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def check_told(
-    told: Sequence[tuple[int, int]], old: Path, new: Path, where: tuple[int, int]
-) -> None:
-    """TOLD is in order, has all in which the disks in two files differ, and is not much more."""
-    end = 0
-    for start, length in told:
-        assert start >= end
-        end = start + length
-    assert 1 << 20 <= sum(length for _, length in told) < 64 << 20
-    offset, size = where
-    step = 4096
-    with old.open("rb") as one, new.open("rb") as two:
-        one.seek(offset)
-        two.seek(offset)
-        for at in range(0, size, step):
-            if one.read(step) != two.read(step):
-                assert any(start <= at < start + length for start, length in told), at
 
 
 class TestInterrupted:
