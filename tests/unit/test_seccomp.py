@@ -50,6 +50,14 @@ def test_denied(number: int, nesting: bool) -> None:
     assert run(seccomp.program(nesting=nesting), number) == EPERM
 
 
+@pytest.mark.parametrize("command", [0x5000940E, 0x50009401, 0x50009418, 0x50009417])
+def test_subvolumes_are_not_known(command: int) -> None:
+    program = seccomp.program()
+    for high in (0, 1 << 32):  # the kernel does not look at those bits
+        assert run(program, 16, more=(command | high, 0)) == 0x00050019  # ENOTTY
+    assert run(program, 16, more=(0x5401, 0)) == ALLOW
+
+
 def test_usual_calls_pass() -> None:
     program = seccomp.program()
     for number in (READ, 1, 2, 59, 165, 166, 157, 126, 41, 308):

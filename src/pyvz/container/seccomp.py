@@ -36,6 +36,10 @@ NETLINK_NETFILTER = 12  # include/uapi/linux/netlink.h
 # IPT_SO_SET_REPLACE and _ADD_COUNTERS, the same of arptables and ebtables, and ip6tables.
 _TABLES = ((socket.IPPROTO_IP, (64, 65, 96, 97, 128, 129)), (socket.IPPROTO_IPV6, (64, 65)))
 
+# linux/btrfs.h: SUBVOL_CREATE, SNAP_CREATE and their second versions.  What a guest would keep in a
+# subvolume of its own counts for no limit of the container's.
+_SUBVOLUMES = (0x5000940E, 0x50009401, 0x50009418, 0x50009417)
+
 
 @functools.cache
 def program(*, nesting: bool = False, netfilter: bool = True) -> bytes:
@@ -58,6 +62,10 @@ def program(*, nesting: bool = False, netfilter: bool = True) -> bytes:
         number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name)
         if number != -1:  # __NR_SCMP_ERROR: this libseccomp does not know the name
             rules.add_rule(refuse, number)
+    for command in _SUBVOLUMES:  # as elsewhere, so that systemd makes directories instead
+        # The kernel looks at 32 bits of it only, whatever is above them.
+        wanted = pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xFFFFFFFF, command)
+        rules.add_rule(pyseccomp.ERRNO(errno.ENOTTY), "ioctl", wanted)
     if not nesting:
         _refuse_nesting(pyseccomp, rules)
     if not netfilter:

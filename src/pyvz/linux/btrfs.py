@@ -22,12 +22,14 @@ _SUBVOL_CREATE = 0x5000940E
 _SNAP_DESTROY = 0x5000940F
 _SNAP_CREATE_V2 = 0x50009417
 _INO_LOOKUP = 0xD0009412
+_SUBVOL_SETFLAGS = 0x4008941A
 _QUOTA_CTL = 0xC0109428
 _QGROUP_LIMIT = 0x8030942B
 _FS_INFO = 0x8400941F
 _GET_SUBVOL_ROOTREF = 0xD000943D
 _INO_LOOKUP_USER = 0xD000943E
 _SIZE = 4096
+_RDONLY = 2  # BTRFS_SUBVOL_RDONLY
 _QUOTA_ENABLE = 1
 _LIMIT_MAX_RFER = 1
 _ROOT_INODE = 256  # BTRFS_FIRST_FREE_OBJECTID: the root directory of every subvolume
@@ -55,12 +57,47 @@ def create(path: Path) -> None:
 
 
 def snapshot(source: Path, target: Path, *, readonly: bool = False) -> None:
-    """Make `target` a snapshot of the subvolume `source`; OSError EXDEV: another file system."""
-    flags = 2 if readonly else 0  # BTRFS_SUBVOL_RDONLY
+    """Make `target` a snapshot of the subvolume `source`, with all that are nested in it.
+
+    A subvolume is taken as it is at one moment, written out; nested ones follow, each at its own.
+    Raises OSError (EXDEV: another file system); then there is no `target`.
+    """
     with _opened(source) as old, _opened(target.parent) as parent:
-        # struct btrfs_ioctl_vol_args_v2: fd, transid, flags, unused[4], name[4040]
-        head = struct.pack("=qQQ32x", old, 0, flags)
-        fcntl.ioctl(parent, _SNAP_CREATE_V2, _filled(head + os.fsencode(target.name)))
+        try:
+            _snapshot((old, parent), target.name, 0, readonly=readonly)
+        except OSError as error:
+            if error.errno != errno.EEXIST:
+                destroy(target)
+            raise
+
+
+def _snapshot(places: tuple[int, int], name: str, depth: int, *, readonly: bool) -> None:
+    """Make `name` in the directory places[1] a snapshot of the subvolume places[0]."""
+    _check_depth(name, depth)
+    old, parent = places
+    nested = _nested(old)
+    # struct btrfs_ioctl_vol_args_v2: fd, transid, flags, unused[4], name[4040]
+    head = struct.pack("=qQQ32x", old, 0, _RDONLY if readonly and not nested else 0)
+    fcntl.ioctl(parent, _SNAP_CREATE_V2, _filled(head + os.fsencode(name)))
+    if not nested:
+        return
+    with _opened_at(parent, name) as new:
+        for directory, child in nested:
+            with (
+                _opened_at(old, directory) as here,
+                _opened_at(here, child) as original,
+                _opened_at(new, directory) as there,
+            ):
+                os.rmdir(child, dir_fd=there)  # the snapshot has an empty directory in its place
+                _snapshot((original, there), child, depth + 1, readonly=readonly)
+        if readonly:
+            fcntl.ioctl(new, _SUBVOL_SETFLAGS, struct.pack("=Q", _RDONLY))
+
+
+def set_readonly(path: Path) -> None:
+    """Make a subvolume one that cannot be written to."""
+    with _opened(path) as fd:
+        fcntl.ioctl(fd, _SUBVOL_SETFLAGS, struct.pack("=Q", _RDONLY))
 
 
 def destroy(path: Path) -> None:
@@ -73,18 +110,25 @@ def destroy(path: Path) -> None:
 
 
 def _destroy(parent: int, name: str, depth: int) -> None:
-    if depth > _MAX_DEPTH:
-        raise OSError(errno.ELOOP, "too many nested subvolumes", name)
+    _check_depth(name, depth)
     resolve = syscall.RESOLVE_BENEATH | syscall.RESOLVE_NO_SYMLINKS
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = syscall.openat2(parent, name, flags, 0, resolve)
     try:
-        for directory, child in _nested(fd):
+        nested = _nested(fd)
+        if nested:  # one that is read-only (a snapshot, or the guest said so) keeps what is in it
+            fcntl.ioctl(fd, _SUBVOL_SETFLAGS, struct.pack("=Q", 0))
+        for directory, child in nested:
             with _opened_at(fd, directory) as inside:
                 _destroy(inside, child, depth + 1)
     finally:
         os.close(fd)
     fcntl.ioctl(parent, _SNAP_DESTROY, _named(name))
+
+
+def _check_depth(name: str, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise OSError(errno.ELOOP, "too many nested subvolumes", name)
 
 
 def _nested(fd: int) -> list[tuple[str, str]]:

@@ -54,6 +54,8 @@ MOUNT_ATTR_NOATIME = 0x10
 MOUNT_ATTR_IDMAP = 0x100000
 MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 
+RENAME_EXCHANGE = 2  # linux/fs.h
+
 # linux/openat2.h
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -367,6 +369,13 @@ def openat2(dirfd: int, path: PathArg, flags: int, mode: int = 0, resolve: int =
     raw = struct.pack("=3Q", flags | os.O_CLOEXEC, mode, resolve)
     result = _libc.syscall(_SYS_OPENAT2, dirfd, _c(path), raw, ctypes.c_size_t(len(raw)))
     return _check(result, "openat2", path)
+
+
+def exchange(first: PathArg, second: PathArg) -> None:
+    """renameat2(2) with RENAME_EXCHANGE: each gets the other's name, in one step."""
+    flags = ctypes.c_uint(RENAME_EXCHANGE)
+    result = _libc.renameat2(AT_FDCWD, _c(first), AT_FDCWD, _c(second), flags)
+    _check(result, "renameat2", second)
 
 
 def pidfd_open(pid: int) -> int:

@@ -70,7 +70,8 @@ def create(
         progress.stage(f"Creating snapshot {item.guid}")
         progress.check()
         # Several disks are of one moment only when nothing writes to any of them meanwhile.
-        still = len(names) > 1 and status == Status.RUNNING
+        halts = storage.find(env.home).capabilities(env.home).snapshot_halts
+        still = (halts or len(names) > 1) and status == Status.RUNNING
         shot.take(node, env, savedstates.load(env.home), item, still=still)
     node.publish("ve-snapshot", env, guid=item.guid)
     return Taken(item.guid, status in {Status.RUNNING, Status.PAUSED})

@@ -50,6 +50,7 @@ class Capabilities(NamedTuple):
     """What a driver can do at one place (a directory of the file system that holds the homes)."""
 
     snapshot: bool = False  # snapshots of a running container's disk
+    snapshot_halts: bool = False  # of a mounted disk: only while the caller keeps it from changing
     reflink: bool = False  # clone shares blocks and takes no time
     grow_online: bool = False  # resize to more while mounted
     shrink: bool = False  # resize to less (while not mounted)
@@ -60,7 +61,7 @@ class Capabilities(NamedTuple):
     block_device: bool = False  # devices() names a device of the disk's own (while mounted)
     compact: bool = False  # compact() gives freed space back
     check: bool = False  # check() finds (and repairs) damage
-    linked_clone: bool = False  # linked_clone() makes a clone that depends on its original
+    linked_clone: bool = False  # linked_clone() makes a clone that shares all with its original
     disks: bool = False  # several disks in one home: see `many_disks`
     image: bool = False  # a disk is one raw image: copy_image, restore_image
 
@@ -99,14 +100,15 @@ class Extras(Protocol):
     def snapshot(self, home: Path, guid: str, *, disk: str = ROOT_DISK) -> None:
         """Keep the disk as it is now under `guid`; it may be mounted (writers wait shortly).
 
-        Flag: snapshot.  Raises AlreadyExists, NoSpace, Timeout.
+        Flag: snapshot (and snapshot_halts: the caller sees to it that nothing is written).
+        Raises AlreadyExists, NoSpace, Timeout.
         """
         raise self._cannot("make snapshots", home, guid, disk)
 
     def switch(self, home: Path, guid: str, *, disk: str = ROOT_DISK) -> None:
         """Make the disk what it was at snapshot `guid`, which stays; what is now is lost.
 
-        Flag: snapshot.  Raises NotFound, AlreadyMounted.
+        Flag: snapshot.  Raises NotFound, AlreadyMounted, Busy.
         """
         raise self._cannot("go back to snapshots", home, guid, disk)
 
@@ -177,7 +179,10 @@ class Extras(Protocol):
         raise self._cannot("be restored from an image", home, size, fill, disk)
 
     def linked_clone(self, home: Path, new_home: Path, progress: Progress) -> None:
-        """Clone with blocks that both share, the original being needed on.  Flag: linked_clone."""
+        """Clone the created disk without copying: both share what they have, or it is refused.
+
+        Flag: linked_clone.  Raises Unsupported (the new home is where nothing can be shared).
+        """
         raise self._cannot("be cloned with a link", home, new_home, progress)
 
     def _cannot(self, what: str, *_arguments: object) -> Unsupported:
@@ -331,6 +336,15 @@ def layout(home: Path) -> int | None:
     except OSError:
         return None
     return int(text) if text.isascii() and text.isdigit() else None
+
+
+def check_same_file_system(home: Path, new_home: Path) -> None:
+    """Raise Unsupported when no blocks can be shared between the two: they are apart."""
+    if mount.holding_mount(home).device != mount.holding_mount(new_home).device:
+        raise Unsupported(
+            f"{new_home.parent} is on another file system than {home}: nothing can be shared",
+            hint="Clone without a link, or in the same pool.",
+        )
 
 
 def check_unmounted(home: Path) -> None:

@@ -4,22 +4,33 @@
     <home>/subvol/         subvolume: the root file system, ids as the container sees them
     <home>/subvol.new/     being created or cloned; never mounted, removed by the next step
     <home>/subvol.gone/    being removed
+    <home>/subvol.snapshots/{guid}/        snapshots: read-only subvolumes
+    <home>/subvol.snapshots/{guid}.new/    being made; being removed
 
 The size is a limit of the subvolume's quota group, on the data it refers to; it needs quota groups
 switched on for the whole file system (the pool's option quota=yes).  `df` inside shows the pool:
-btrfs has no other answer.  A clone is a snapshot; on another file system it is a copy.
+btrfs has no other answer.  Snapshots have no limit and count for nobody's.  A clone is a snapshot;
+on another file system it is a copy, and so is every snapshot of it.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
-from pyvz.errors import InvalidState, PrivateMissing, Unsupported
-from pyvz.linux import archive, blockdevice, btrfs, file, mount
+from pyvz.errors import (
+    InvalidState,
+    PrivateMissing,
+    Unsupported,
+)
+from pyvz.linux import archive, blockdevice, btrfs, file, mount, syscall
 from pyvz.model.task import Progress
 from pyvz.storage import base, tree
+from pyvz.storage.kept import Kept
+
+_SNAPSHOTS = "subvol.snapshots"
 
 
 class Driver(base.Extras):
@@ -35,7 +46,13 @@ class Driver(base.Extras):
             return base.Capabilities()
         quota = btrfs.has_quota(place)
         return base.Capabilities(
-            reflink=True, grow_online=quota, shrink=quota, discard=True, quota=quota
+            snapshot=True,
+            reflink=True,
+            grow_online=quota,
+            shrink=quota,
+            discard=True,
+            quota=quota,
+            linked_clone=True,
         )
 
     def prepare(self, place: Path, options: Mapping[str, str]) -> None:
@@ -113,6 +130,7 @@ class Driver(base.Extras):
         limit, _ = btrfs.limit_and_use(home / "subvol")
         progress.stage(f"Copying {home}")
         try:
+            _kept(new_home).take_from(_kept(home), functools.partial(_keep, progress))
             _copy(home / "subvol", new, progress)
             if limit is not None and btrfs.has_quota(new_home):
                 btrfs.set_limit(new, limit)
@@ -120,7 +138,13 @@ class Driver(base.Extras):
             self._name(new_home, new)
         except BaseException:
             btrfs.destroy(new)
+            _kept(new_home).remove()
             raise
+
+    def linked_clone(self, home: Path, new_home: Path, progress: Progress) -> None:
+        """Snapshot subvol/; on another file system nothing can be shared."""
+        base.check_same_file_system(home, new_home)
+        self.clone(home, new_home, progress)
 
     def remove(self, home: Path, progress: Progress) -> None:
         """Rename subvol/ away, then remove it with all subvolumes that the guest made in it."""
@@ -133,11 +157,59 @@ class Driver(base.Extras):
             (home / "subvol").rename(home / "subvol.gone")
         for name in ("subvol.gone", "subvol.new"):
             _destroy_if_ours(home / name)
+        _kept(home).remove()
         tree.unmark(home, self.layout)
 
     def devices(self, home: Path) -> tuple[tuple[int, int], ...]:
         """Return the disk under the file system; empty where there is none."""
         return tuple(blockdevice.disks_of(home))
+
+    # -- Extras
+
+    def snapshot(self, home: Path, guid: str, *, disk: str = base.ROOT_DISK) -> None:
+        """Snapshot subvol/ with all that was written by then; nobody has to wait."""
+        del disk
+        self._check_present(home)
+        _kept(home).make(guid, lambda new: btrfs.snapshot(home / "subvol", new, readonly=True))
+
+    def switch(self, home: Path, guid: str, *, disk: str = base.ROOT_DISK) -> None:
+        """Snapshot the snapshot, and exchange it with subvol/ in one step."""
+        del disk
+        self._check_present(home)
+        old, new = home / "subvol", home / "subvol.new"
+        source = _kept(home).get(guid)
+        base.check_unmounted(old)
+        btrfs.destroy(new)
+        limit, _ = btrfs.limit_and_use(old)
+        try:
+            btrfs.snapshot(source, new)
+            if limit is not None:
+                btrfs.set_limit(new, limit)
+            syscall.exchange(new, old)
+            file.fsync_directory(home)
+        finally:
+            btrfs.destroy(new)
+
+    def delete_snapshot(self, home: Path, guid: str, *, disk: str = base.ROOT_DISK) -> None:
+        """Destroy its subvolume; what a killed snapshot left goes too."""
+        del disk
+        _kept(home).delete(guid)
+
+    def mount_snapshot(
+        self, home: Path, guid: str, target: Path, *, disk: str = base.ROOT_DISK
+    ) -> None:
+        """Bind the snapshot."""
+        del disk
+        found = _kept(home).get(guid)
+        tree.check_free(target)
+        tree.bind(found, target, readonly=True)
+
+    def umount_snapshot(
+        self, home: Path, guid: str, target: Path, *, disk: str = base.ROOT_DISK
+    ) -> None:
+        """Take the bind away."""
+        del home, guid, disk
+        mount.umount(target)
 
     def _check_present(self, home: Path) -> None:
         if not self.present(home):
@@ -147,6 +219,17 @@ class Driver(base.Extras):
         """Make `new` the disk: the last act of create and clone."""
         tree.mark(home, self.layout)
         new.rename(home / "subvol")
+
+
+def _kept(home: Path) -> Kept:
+    return Kept(home / _SNAPSHOTS, _destroy_if_ours)
+
+
+def _keep(progress: Progress, source: Path, new: Path) -> None:
+    """Make `new` a read-only copy of a snapshot."""
+    progress.check()
+    _copy(source, new, progress)
+    btrfs.set_readonly(new)
 
 
 def _copy(source: Path, new: Path, progress: Progress) -> None:
@@ -160,8 +243,8 @@ def _copy(source: Path, new: Path, progress: Progress) -> None:
 
 
 def _destroy_if_ours(path: Path) -> None:
-    #        if btrfs.is_subvolume(path):
-    btrfs.destroy(path)
+    if btrfs.is_subvolume(path):
+        btrfs.destroy(path)
 
 
 def _check_place(place: Path) -> None:

@@ -9,6 +9,7 @@ r"""overlay: one read-only tree per template, shared, and what the container cha
     <home>/overlay/upper/                 what the container wrote, ids as it sees them
     <home>/overlay/work/                  of the kernel
     <home>/overlay/template               its text is the path of the template
+    <home>/overlay.snapshots/{guid}/      upper/ as it was; it shares its blocks where the pool can
     <home>/overlay.new/  overlay.gone/    being created or cloned; being removed
 
 <pool> is the directory that holds the home.  The number of links of `user` says how many containers
@@ -18,7 +19,7 @@ uses stays until another one is unpacked, or the pool is given up (`release`).
 While a container runs, its layers are idmapped (linux/overlay.py): the node sees the files of
 its root with the owners that the node has for them, and can write to them only from inside.
 Such a disk has no size, and `df` inside shows the pool.  The first write to a file of the template
-copies it whole.
+copies it whole.  A snapshot is a copy of upper/, taken while nobody writes.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pyvz.errors import Busy, MountError, PrivateMissing, StorageError, Unsupported
-from pyvz.linux import archive, blockdevice, file, mount, overlay, syscall
-from pyvz.model.task import NoProgress, Progress
+from pyvz.linux import archive, features, file, mount, overlay, syscall
+from pyvz.model.task import Progress
 from pyvz.storage import base, tree
+from pyvz.storage.kept import Kept
 
 TEMPLATES = ".templates"
 _EMPTY = "empty"  # the template of a disk that was made without an archive
@@ -42,16 +44,18 @@ _CHUNK = 1 << 20
 _SPECIAL = frozenset(",:\\")
 
 
-class Driver(base.Extras):
+class Driver(tree.Directory):
     """See `pyvz.storage.base.StorageDriver`."""
 
     name = "overlay"
     layout = 102
+    folder = "overlay"
+    mode = 0o700
 
     def capabilities(self, place: Path) -> base.Capabilities:
-        """Nothing beyond a directory, whatever the place."""
-        del place
-        return base.Capabilities()
+        """Snapshots and clones copy the changes; they share blocks where the place can."""
+        shares = bool(features.reflink_at(place))
+        return base.Capabilities(snapshot=True, snapshot_halts=True, linked_clone=shares)
 
     def prepare(self, place: Path, options: Mapping[str, str]) -> None:
         """Make sure that the file system of `place` can carry an overlay; raises Unsupported."""
@@ -85,32 +89,29 @@ class Driver(base.Extras):
         upper = home / "overlay/upper"
         return upper.is_dir() and not (home / "overlay").is_symlink() and not upper.is_symlink()
 
-    def create(
-        self, home: Path, *, size: int | None, source: Path | None, progress: Progress
-    ) -> None:
+    def fill(self, home: Path, new: Path, source: Path | None, progress: Progress) -> None:
         """Take the template of `source`, unpacked where nobody did yet, and begin on top of it."""
-        if size is not None:
-            raise _no_quota()
-        if self.present(home):
-            return
-        new = _empty(home / "overlay.new")
-        try:
-            with _locked(home.parent, progress) as templates:
-                template = _unpacked(templates, source, progress)
-                _stand_on(template, new)
-            (new / "work").mkdir()
-            (new / "upper").mkdir()
-            _copy_root(template / "tree", new / "upper")
-            progress.check()
-            self._name(home, new)
-        except BaseException:
-            file.remove_tree(new)
-            raise
+        with _locked(home.parent, progress) as templates:
+            template = _unpacked(templates, source, progress)
+            _stand_on(template, new)
+        (new / "work").mkdir()
+        (new / "upper").mkdir()
+        _copy_root(template / "tree", new / "upper")
+
+    def copy(self, home: Path, new_home: Path, new: Path, progress: Progress) -> None:
+        """Copy the changes and snapshots; the template is shared, or copied if it is elsewhere."""
+        _check_unmounted(home)
+        with _locked(new_home.parent, progress) as templates:
+            _stand_on(_brought(_template_of(home), templates, progress), new)
+        (new / "work").mkdir()
+        file.copy_tree(home / "overlay/upper", new / "upper", progress)
+        _kept(new_home).take_from(
+            _kept(home), lambda old, kept: file.copy_tree(old, kept, progress)
+        )
 
     def mount(self, home: Path, target: Path, *, readonly: bool = False) -> None:
         """Mount the changes over their template, without device files."""
-        if not self.present(home):
-            raise PrivateMissing(f"There is no container disk in {home}")
+        self.check_present(home)
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
         source = os.fspath((home / "overlay").resolve())
         there = mount.mount_at(target)
@@ -129,34 +130,12 @@ class Driver(base.Extras):
         mount.umount(target)
         overlay.clean(home / "overlay")
 
-    def usage(self, home: Path) -> base.DiskUsage:
-        """Return the space of the file system that holds the changes."""
-        return tree.usage(home / "overlay/upper")
-
-    def resize(self, home: Path, size: int) -> None:
-        """Refuse: there is no size."""
-        del home, size
-        raise _no_quota()
-
-    def clone(self, home: Path, new_home: Path, progress: Progress) -> None:
-        """Copy the changes; the template is shared, and copied to another file system."""
-        if self.present(new_home):
-            return
-        if not self.present(home):
-            raise PrivateMissing(f"There is no container disk in {home}")
-        _check_unmounted(home)
-        new = _empty(new_home / "overlay.new")
-        try:
-            progress.stage(f"Copying {home}")
-            with _locked(new_home.parent, progress) as templates:
-                _stand_on(_brought(_template_of(home), templates, progress), new)
-            (new / "work").mkdir()
-            file.copy_tree(home / "overlay/upper", new / "upper", progress)
-            progress.check()
-            self._name(new_home, new)
-        except BaseException:
-            file.remove_tree(new)
-            raise
+    def linked_clone(self, home: Path, new_home: Path, progress: Progress) -> None:
+        """Share the template and the blocks of what was changed."""
+        if not features.reflink_at(new_home):
+            raise self._cannot("share blocks there", new_home)
+        base.check_same_file_system(home, new_home)
+        self.clone(home, new_home, progress)
 
     def remove(self, home: Path, progress: Progress) -> None:
         """Rename the changes away, then remove them; leftovers of interrupted steps go too."""
@@ -169,16 +148,82 @@ class Driver(base.Extras):
             (home / "overlay").rename(home / "overlay.gone")
         file.remove_tree(home / "overlay.gone")
         file.remove_tree(home / "overlay.new")
+        _kept(home).remove()
         tree.unmark(home, self.layout)
 
-    def devices(self, home: Path) -> tuple[tuple[int, int], ...]:
-        """Return the disk under the file system that holds the changes."""
-        return tuple(blockdevice.disks_of(home))
+    # -- Extras
 
-    def _name(self, home: Path, new: Path) -> None:
-        """Make `new` the disk: the last act of create and clone."""
-        tree.mark(home, self.layout)
-        new.rename(home / "overlay")
+    def snapshot(self, home: Path, guid: str, *, disk: str = base.ROOT_DISK) -> None:
+        """Copy the changes; the caller sees to it that nobody writes (`snapshot_halts`)."""
+        del disk
+        self.check_present(home)
+        _kept(home).make(guid, lambda new: _copied(home / "overlay/upper", new))
+
+    def switch(self, home: Path, guid: str, *, disk: str = base.ROOT_DISK) -> None:
+        """Build the disk anew with a copy of the snapshot, and exchange the two in one step."""
+        del disk
+        self.check_present(home)
+        source = _kept(home).get(guid)
+        _check_unmounted(home)
+        new = tree.empty(home / "overlay.new", self.mode)
+        try:
+            _stand_on(_template_of(home), new)
+            (new / "work").mkdir()
+            _copied(source, new / "upper")
+            syscall.exchange(new, home / "overlay")
+            file.fsync_directory(home)
+        finally:
+            file.remove_tree(new)
+
+    def delete_snapshot(self, home: Path, guid: str, *, disk: str = base.ROOT_DISK) -> None:
+        """Remove the copy."""
+        del disk
+        snapshot = os.fspath(_kept(home).get(guid).resolve()) if self.present(home) else ""
+        if any((e.fstype, e.source) == ("overlay", snapshot) for e in mount.mounts()):
+            raise Busy(f"The snapshot {guid} is mounted", hint="Unmount it first.")
+        _kept(home).delete(guid)
+
+    def mount_snapshot(
+        self, home: Path, guid: str, target: Path, *, disk: str = base.ROOT_DISK
+    ) -> None:
+        """Mount the copy over the template, both as layers that nobody writes to."""
+        del disk
+        upper = _kept(home).get(guid).resolve()
+        tree.check_free(target)
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lower = (_template_of(home) / "tree").resolve()
+        flags = syscall.MS_NODEV | syscall.MS_RDONLY
+        data = f"lowerdir={_plain(upper)}:{_plain(lower)}"
+        mount.mount(upper, target, "overlay", flags=flags, data=data)
+
+    def umount_snapshot(
+        self, home: Path, guid: str, target: Path, *, disk: str = base.ROOT_DISK
+    ) -> None:
+        """Unmount; nothing stands behind it."""
+        del home, guid, disk
+        mount.umount(target)
+
+    def no_size(self) -> Unsupported:
+        """Return why: the pool is one for all."""
+        return Unsupported(
+            "A container on an overlay cannot be given a disk size",
+            details="df inside shows the space of the whole pool.",
+            hint="Leave the size out, or use a layout with a disk image.",
+        )
+
+
+def _kept(home: Path) -> Kept:
+    return Kept(home / "overlay.snapshots", file.remove_tree)
+
+
+def _copied(source: Path, target: Path) -> None:
+    """Copy a tree and have it on the disk."""
+    file.copy_tree(source, target)
+    fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syscall.syncfs(fd)
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -197,7 +242,7 @@ def _unpacked(templates: Path, source: Path | None, progress: Progress) -> Path:
     made = templates / (_EMPTY if source is None else _checksum(source, progress))
     if made.exists():
         return made
-    new = _empty(made.with_name(made.name + ".new"))
+    new = tree.empty(made.with_name(made.name + ".new"), 0o700)
     try:
         (new / "tree").mkdir(mode=0o755)
         if source is not None:
@@ -217,7 +262,7 @@ def _brought(template: Path, templates: Path, progress: Progress) -> Path:
         return made
     if template.stat().st_dev == templates.stat().st_dev:
         return template
-    new = _empty(made.with_name(made.name + ".new"))
+    new = tree.empty(made.with_name(made.name + ".new"), 0o700)
     try:
         file.copy_tree(template / "tree", new / "tree", progress)
         _finish(new, made)
@@ -294,13 +339,13 @@ def _check_unmounted(home: Path) -> None:
 
 
 def _data(lower: Path, upper: Path, work: Path) -> str:
-    places = [os.fspath(path.resolve()) for path in (lower, upper, work)]
-    for place in places:
-        if _SPECIAL & set(place):
-            raise Unsupported(
-                f"An overlay cannot be in {place}: it has a comma, colon or backslash"
-            )
-    return overlay.data(*map(Path, places))
+    return overlay.data(*(_plain(path.resolve()) for path in (lower, upper, work)))
+
+
+def _plain(place: Path) -> Path:
+    if _SPECIAL & set(os.fspath(place)):
+        raise Unsupported(f"An overlay cannot be in {place}: it has a comma, colon or backslash")
+    return place
 
 
 def _copy_root(source: Path, upper: Path) -> None:
@@ -309,18 +354,3 @@ def _copy_root(source: Path, upper: Path) -> None:
     os.chown(upper, status.st_uid, status.st_gid)
     upper.chmod(status.st_mode & 0o7777)
     os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def _empty(directory: Path) -> Path:
-    """Return `directory` made anew; what an interrupted step left there is removed."""
-    file.remove_tree(directory, NoProgress())
-    directory.mkdir(mode=0o700)
-    return directory
-
-
-def _no_quota() -> Unsupported:
-    return Unsupported(
-        "A container on an overlay cannot be given a disk size",
-        details="df inside shows the space of the whole pool.",
-        hint="Leave the size out, or use a layout with a disk image.",
-    )

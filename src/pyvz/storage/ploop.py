@@ -77,6 +77,7 @@ class Driver(base.Extras):
             block_device=True,
             compact=True,
             check=True,
+            linked_clone=shares,
             disks=True,
             image=True,
         )
@@ -192,6 +193,13 @@ class Driver(base.Extras):
                 for made in self.disks(new_home):
                     self._remove(new_home, made)
                 raise
+
+    def linked_clone(self, home: Path, new_home: Path, progress: Progress) -> None:
+        """Reflink every image: neither needs the other on."""
+        if not golden.can_share(new_home):
+            raise self._cannot("share blocks there", new_home)
+        base.check_same_file_system(home, new_home)
+        self.clone(home, new_home, progress)
 
     def remove(self, home: Path, progress: Progress) -> None:
         """Rename each disk away, then remove it; leftovers of interrupted steps go too."""

@@ -1,0 +1,95 @@
+"""Subvolumes that a guest makes inside its own: kept, brought back, removed, and its limit."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import places
+from homes import request
+from ploops import read, take_down, write
+from pyvz.linux import btrfs
+from pyvz.model.task import NoProgress
+from pyvz.operations import clone, provision, snapshot
+from pyvz.storage.btrfs import Driver
+from worlds import make_archive, make_node
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+
+GUID = "{11111111-1111-1111-1111-111111111111}"
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[Path]:
+    with places.file_system("btrfs", tmp_path / "pool", 512 << 20) as place:
+        yield place
+
+
+def subvolume(path: Path, text: str) -> Path:
+    btrfs.create(path)
+    (path / "file").write_text(text)
+    return path
+
+
+def test_nested_subvolumes_are_in_snapshots_and_clones(pool: Path) -> None:
+    driver = Driver()
+    home, other = pool / "home", pool / "other"
+    home.mkdir()
+    other.mkdir()
+    driver.create(home, size=None, source=None, progress=NoProgress())
+    (home / "subvol/dir").mkdir()
+    outer = subvolume(home / "subvol/dir/outer", "one")
+    inner = subvolume(outer / "inner", "one")
+    driver.snapshot(home, GUID)
+    kept = home / "subvol.snapshots" / GUID / "dir/outer"
+    assert btrfs.is_subvolume(kept / "inner")
+    for place in (kept, kept / "inner"):
+        with pytest.raises(OSError, match="Read-only"):
+            (place / "file").write_text("x")
+    (inner / "file").write_text("two")
+    btrfs.destroy(outer)
+    driver.switch(home, GUID)
+    assert (inner / "file").read_text() == (outer / "file").read_text() == "one"
+    (inner / "file").write_text("writable")
+    driver.clone(home, other, NoProgress())
+    assert (other / "subvol/dir/outer/inner/file").read_text() == "writable"
+    for each in (home, other):
+        driver.remove(each, NoProgress())
+        assert list(each.iterdir()) == []
+
+
+def test_a_container_on_btrfs_has_snapshots(pool: Path, tmp_path: Path) -> None:
+    node = make_node(pool)
+    cache = node.paths.template / "cache"
+    cache.mkdir(parents=True)
+    archive = make_archive(tmp_path)
+    (cache / archive.name).write_bytes(archive.read_bytes())
+    env = provision.create(node, request(layout="btrfs"))
+    try:
+        write(node, "one")
+        guid = snapshot.create(node, "ct1").guid
+        write(node, "two")
+        copy = clone.clone(node, "ct1", "ct2")
+        assert snapshot.rows(node, "ct2") == []
+        assert sorted(p.name for p in copy.home.iterdir() if "subvol" in p.name) == ["subvol"]
+        snapshot.switch(node, "ct1", guid)
+        assert read(node) == "one"
+        snapshot.delete(node, "ct1", guid)
+        assert not (env.home / "subvol.snapshots").exists()
+    finally:
+        take_down(pool)
+
+
+def test_a_snapshot_that_fails_leaves_nothing(pool: Path) -> None:
+    first = subvolume(pool / "first", "x")
+    with pytest.raises(OSError, match="long") as caught:
+        btrfs.snapshot(first, pool / ("n" * 300))
+    assert caught.value.errno == errno.ENAMETOOLONG
+    assert [entry.name for entry in pool.iterdir()] == ["first"]
+    with pytest.raises(FileExistsError):
+        btrfs.snapshot(first, first)
+    assert (first / "file").read_text() == "x"
