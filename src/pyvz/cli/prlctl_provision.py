@@ -40,7 +40,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("--dst,--location", "PATH", "parent directory of the copy's private area"),
         ("-t,--template", "", "the copy becomes a template"),
         ("-s,--changesid", "", "for VMs; ignored for containers"),
-        ("--linked", "", "for VMs; refused for containers"),
+        ("--linked", "", "copy nothing: share the blocks of the original"),
         ("--detach-external-hdd", "yes|no", "leave disks outside the private area behind"),
         ("--online", "", "accepted, no effect"),
     ),
@@ -137,8 +137,6 @@ def clone_(args: Arguments, server: Server) -> int:
     name = args.value("name")
     if not name:
         raise UsageError(f"Failed to clone the {kind}; the --name option is not specified.")
-    if args.has("linked"):
-        raise Unsupported(f"Failed to clone the {kind}: linked clones are for virtual machines")
     template = args.has("template")
     say(f"Clone the {ref} {kind} to {'template' if template else kind} {name}...")
     try:
@@ -148,6 +146,7 @@ def clone_(args: Arguments, server: Server) -> int:
             name=name,
             dst=_destination(args),
             template=template,
+            linked=args.has("linked"),
         )
     except VZError as error:
         raise failed(f"clone the {kind}", error) from error

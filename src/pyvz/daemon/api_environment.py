@@ -301,15 +301,24 @@ class Environment(Api, VarlinkInterface, name="io.pyvz.Environment"):
 
     @streaming(Uuid)
     def Clone(
-        self, node: Node, *, ref: str, name: str, dst: str | None = None, template: bool = False
+        self,
+        node: Node,
+        *,
+        ref: str,
+        name: str,
+        dst: str | None = None,
+        template: bool = False,
+        linked: bool = False,
     ) -> Work:
-        """Copy it under a new name.  template: the copy is a template.  Can be called off."""
+        """Copy it under a new name.  template: the copy is a template.  Can be called off.
+
+        linked: nothing is copied, both share what they have; refused where that is not possible.
+        """
+        options = clone.CloneOptions(dst, template=template, linked=linked)
         return Work(
             "clone",
             ref,
-            lambda task: clone.clone(
-                node, ref, name, destination=dst, template=template, progress=task
-            ),
+            lambda task: clone.clone(node, ref, name, options=options, progress=task),
             _uuid,
             cancellable=True,
         )

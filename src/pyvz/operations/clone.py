@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import uuid4
 
 from pyvz.errors import PrivateMissing, VZError
@@ -34,8 +34,21 @@ from pyvz.store.pools import Pools
 log = logging.getLogger(__name__)
 
 OUI: Final = "c4:37:72"  # of container interfaces, libvzctl veth.h (late builds)
+LINKED: Final = "LINKED_CLONE_OF"  # our key of ve.conf: the original's UUID, for those who read it
 _HOST_KEYS_UNIT: Final = "etc/systemd/system/vz-hostkeys.service"  # template/guest.py
 _KEY_TYPES: Final = ("rsa", "ecdsa", "ed25519")
+
+
+class CloneOptions(NamedTuple):
+    """destination: the directory on the node in which the copy's private area is made.
+
+    template: the copy is marked as a template, which cannot be started.
+    linked: nothing is copied; both share what they have, or it is refused.
+    """
+
+    destination: str | None = None
+    template: bool = False
+    linked: bool = False
 
 
 def clone(
@@ -43,19 +56,17 @@ def clone(
     ref: str,
     name: str,
     *,
-    destination: str | None = None,
-    template: bool = False,
+    options: CloneOptions = CloneOptions(),  # noqa: B008  a value
     progress: Progress | None = None,
 ) -> Environment:
     """Copy the stopped container `ref` under a new name; returns the copy.
 
-    destination: the directory on the node in which the copy's private area is made.
-    template: the copy is marked as a template, which cannot be started.
-    Raises AlreadyRunning, AlreadyMounted, AlreadyExists, NoSpace, Cancelled: nothing is left then.
+    Raises AlreadyRunning, AlreadyMounted, AlreadyExists, NoSpace, Unsupported, Cancelled: nothing
+    is left then.
     """
     progress = progress or NoProgress()
     source = node.registry.resolve(ref)
-    copy = _identity(node, source, name, destination)
+    copy = _identity(node, source, name, options.destination)
     with ExitStack() as held:
         held.enter_context(home.reserved(node, copy.uuid, copy.name))
         held.enter_context(node.lease(source, "clone"))
@@ -63,16 +74,16 @@ def clone(
         provision.repair(node, source)
         lifecycle.require(node, source, "clone")
         home.check_place(node, copy.home)
-        conf = configuration(node, source, copy, template=template)
+        conf = configuration(node, source, copy, options)
         with home.born(node, copy, conf, "clone") as staging:
-            _copy(node, source, copy, staging, progress)
+            _copy(node, (source, copy), staging, progress, linked=options.linked)
             progress.check()
     node.publish("ve-create", copy, source=source.uuid)
     return copy
 
 
 def configuration(
-    node: Node, source: Environment, copy: Environment, *, template: bool
+    node: Node, source: Environment, copy: Environment, options: CloneOptions
 ) -> ConfFile:
     """Return the ve.conf of the copy."""
     old = Config.parse(node.registry.conf_file(source).values())
@@ -83,7 +94,8 @@ def configuration(
         "NAME": copy.name,
         "VE_PRIVATE": home.private_of(node, copy),
         "VE_ROOT": node.config().ve_root,
-        "VE_TYPE": "template" if template else None,
+        "VE_TYPE": "template" if options.template else None,
+        LINKED: source.uuid if options.linked else None,
     }
     fresh = tuple(fresh_interface(interface) for interface in old.network.interfaces)
     values |= old.changed({params.NETIF.field: fresh}).differences(old)
@@ -171,15 +183,24 @@ def _layout_of(source: Environment) -> str:
 
 
 def _copy(
-    node: Node, source: Environment, copy: Environment, staging: Path, progress: Progress
+    node: Node,
+    both: tuple[Environment, Environment],
+    staging: Path,
+    progress: Progress,
+    *,
+    linked: bool,
 ) -> None:
     """Copy all that belongs to the home into `staging`, and make the guest another one."""
+    source, copy = both
     provision.furnish(node, staging)
     _copy_scripts(source.home, staging)
     if node.registry.conf_file(source).get("ROOT_DISK") == "no":
         return
     driver = storage.find(source.home)
-    driver.clone(source.home, staging, progress)
+    if linked:
+        driver.linked_clone(source.home, staging, progress)
+    else:
+        driver.clone(source.home, staging, progress)
     shot.forget_all(staging, savedstates.load(source.home))
     progress.stage(f"Giving {copy.name} an identity of its own")
     # Where `home.abandon` finds it, should we be killed meanwhile.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import platform
@@ -14,7 +15,7 @@ from pyvz.linux.mount import is_mount_point
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.grammar_net import NetIf
 from pyvz.model.status import Status
-from pyvz.operations import fields, traffic
+from pyvz.operations import clone, diskinfo, fields, traffic
 from pyvz.operations.fields import ALIVE, FIELDS, Source
 from pyvz.operations.node import Node, StatusReader
 from pyvz.units import MIB, PAGE_SIZE, UNLIMITED
@@ -84,6 +85,7 @@ def info(node: Node, ref: str, *, full: bool = False) -> Row:
         "State": str(source.status),
         "OS": fields.distribution(config) or "",
         "Template": "yes" if config.identity.type == "template" else "no",
+        **_link(source),
         "Uptime": str(int(fields.uptime(source))),
         "Home": os.fspath(env.home),
         "Owner": "root",
@@ -175,6 +177,14 @@ def _resolve(node: Node, refs: Sequence[str]) -> tuple[list[Environment], list[t
     return found, errors
 
 
+def _link(source: Source) -> Row:
+    """Return of whom it is a linked clone: nothing for any other."""
+    with contextlib.suppress(VZError):
+        original = source.node.registry.conf_file(source.env).get(clone.LINKED)
+        return {"Linked clone of": f"{{{original}}}"} if original else {}
+    return {}
+
+
 def _hardware(source: Source, *, full: bool) -> Row:
     config = source.config
     memory = config.memory.physpages
@@ -187,6 +197,7 @@ def _hardware(source: Source, *, full: bool) -> Row:
             "value": "auto" if config.memory.guarantee is None else f"{config.memory.guarantee}%"
         },
     }
+    hardware |= diskinfo.hardware(source.env, config)
     if config.network.ip:
         ips = "".join(f"{address} " for address in fields.configured_addresses(config))
         hardware["venet0"] = {"enabled": True, "type": "routed", "ips": ips}
