@@ -54,6 +54,14 @@ class DiskNotFound(NotFound):
     """The container has no disk of that name or id."""
 
 
+class VeNotRegistered(NotFound):
+    """The memory manager knows nobody of that name."""
+
+
+class PolicyNotFound(NotFound):
+    """There is no memory policy of that name."""
+
+
 class AlreadyExists(VZError):
     """An object of that name or id is there already."""
 
@@ -92,6 +100,10 @@ class Unsupported(VZError):
 
 class NotEnoughResources(VZError):
     """The node cannot give what was asked for."""
+
+
+class GuaranteeRefused(NotEnoughResources):
+    """The node cannot promise that much memory beside what it has promised already."""
 
 
 class NoSpace(NotEnoughResources):

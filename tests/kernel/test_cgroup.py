@@ -135,7 +135,7 @@ def test_memory_in_use_is_not_taken_away(groups, name):
     script = "exec /usr/bin/python3 -c 'b = bytearray(100 << 20); print(1, flush=True); input()'"
     process = start_inside(groups, name, script)
     assert process.stdout.readline() == b"1\n"
-    with pytest.raises(NotEnoughResources, match="cannot give it back"):
+    with pytest.raises(NotEnoughResources, match="could give back only"):
         groups.apply(name, Limits(memory=30 * MIB))
     usage = groups.usage(name)
     assert (usage.memory_limit, usage.swap_limit) == (200 * MIB, 0)

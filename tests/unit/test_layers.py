@@ -1,7 +1,7 @@
 """The layer rule, read from the imports themselves (docs/design/architecture.md).
 
-errors < units < model < linux < store < image < container | storage | network | template < backup <
-operations < daemon | cli.
+errors < units < model < linux < store < image < container | storage | network | template | memory <
+backup < operations < daemon | cli.
 Modules of one line import each other only inside their own package.  ``cli`` imports none of
 the engine, at any time: a command line has 20 ms to start.
 """
@@ -29,6 +29,7 @@ RANKS = {
     "storage": 6,
     "network": 6,
     "template": 6,
+    "memory": 6,
     "backup": 7,
     "operations": 8,
     "daemon": 9,

@@ -203,11 +203,25 @@ def test_what_is_missing_is_named(groups, path):
     }
 
 
-def test_lowering_memory_reclaims_before(groups, path, written):
+def test_lowering_memory_reclaims_before(groups, path, written, monkeypatch):
     (path / "memory.current").write_text(f"{100 << 20}\n")
+    (path / "memory.high").write_text("max\n")
+    write = cgroupfs.write
+
+    def kernel(file: str, text: str) -> None:
+        write(file, text)
+        if file.endswith("memory.reclaim"):
+            (path / "memory.current").write_text(f"{(100 << 20) - int(text)}\n")
+
+    monkeypatch.setattr(cgroupfs, "write", kernel)
     groups.apply(NAME, Limits(memory=60 << 20))
     order = [(os.path.basename(file), text) for file, text in written]
-    assert order == [("memory.reclaim", str(40 << 20)), ("memory.max", str(60 << 20))]
+    assert order == [
+        ("memory.high", str(60 << 20)),  # it cannot grow as fast as is taken
+        ("memory.reclaim", str(40 << 20)),
+        ("memory.max", str(60 << 20)),
+        ("memory.high", "max"),
+    ]
 
 
 def test_memory_in_use_is_not_taken_away(groups, path):

@@ -25,6 +25,7 @@ PRLCTL: Table = {
 VZCTL: Table = {
     errors.VZError: 3,
     errors.NotEnoughResources: 6,
+    errors.GuaranteeRefused: 226,  # VZCTL_E_VCMM
     errors.StartError: 7,
     errors.ExecError: 8,
     errors.Locked: 9,

@@ -15,6 +15,7 @@ from typing import Protocol
 from pyvz.errors import Unsupported
 from pyvz.linux.cgroup_entry import CgroupEntry
 from pyvz.linux.cgroup_limits import Unapplied
+from pyvz.linux.cgroup_memory import Memory
 from pyvz.linux.cgroup_v1 import CgroupsV1, hierarchies
 from pyvz.linux.cgroup_v2 import CgroupsV2
 from pyvz.linux.mount import mounts
@@ -30,6 +31,10 @@ class Cgroups(Protocol):
     """The cgroups of all containers of one node.  `name` is always a container's UUID."""
 
     version: int
+
+    @property
+    def memory(self) -> Memory:
+        """The memory of the groups, for the memory manager; raises Unsupported."""
 
     def create(self, name: str) -> None:
         """Make a container's cgroups anew, all devices denied.

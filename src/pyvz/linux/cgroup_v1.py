@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Iterable, Sequence
 
 from pyvz.errors import BadValue, Busy, NotEnoughResources, SetError, Unsupported
 from pyvz.linux import cgroup_limits as plan
+from pyvz.linux import cgroup_shrink as shrink
 from pyvz.linux import cgroupfs
 from pyvz.linux.cgroup_entry import CgroupEntry
+from pyvz.linux.cgroup_memory import MemoryV1
 from pyvz.linux.cgroup_tree import Tree, despite_removals, is_own
 from pyvz.linux.mount import MountEntry
 from pyvz.model.limits import UNLIMITED, DeviceRule, Limits
@@ -50,6 +53,19 @@ class CgroupsV1:
         self.places = places
         self.mounts = list(dict.fromkeys(places.values()))  # cpu and cpuacct may be one
         self.tree = Tree(f"{unified}/{parent}")
+        self.limits_guard = threading.RLock()  # held by whoever writes a memory limit
+        self._memory: MemoryV1 | None = None
+
+    @property
+    def memory(self) -> MemoryV1:
+        """The memory of the groups; raises Unsupported."""
+        if "memory" not in self.places:
+            raise Unsupported("the kernel has no memory controller")
+        if self._memory is None:
+            self._memory = MemoryV1(
+                self.places["memory"], self.parent, self.tree.parent, self.limits_guard
+            )
+        return self._memory
 
     def create(self, name: str) -> None:
         """Make the container's cgroups anew, with every device denied."""
@@ -174,16 +190,28 @@ class CgroupsV1:
             why = "the kernel does not account swap (boot it with swapaccount=1)"
             left.append(plan.Unapplied("swap", why))
         done: list[plan.Write] = []
-        for write in plan.v1_memory(limits, memory, memsw):
-            former = self._text("memory", name, write.file)
+        with self.limits_guard:
             try:
-                self._write(name, write, left)
+                self._shrink(name, limits.memory, memory, done)
+                for write in plan.v1_memory(limits, memory, memsw):
+                    former = self._text("memory", name, write.file)
+                    self._write(name, write, left)
+                    if former is not None:
+                        done.append(plan.Write(write.field, "memory", write.file, former))
             except BaseException:
                 for undo in reversed(done):
                     self._write(name, undo, left)
                 raise
-            if former is not None:
-                done.append(plan.Write(write.field, "memory", write.file, former))
+
+    def _shrink(self, name: str, wanted: int | None, present: int, done: list[plan.Write]) -> None:
+        """Make room below a limit that is lower than the present one."""
+        if wanted is None or wanted >= present or "memory" not in self.places:
+            return
+        file = "memory.limit_in_bytes"
+        path = self._file("memory", name, file)
+        old = "-1" if present >= UNLIMITED else str(present)
+        done.append(plan.Write("memory", "memory", file, old))
+        shrink.v1(name, os.path.dirname(path), wanted, lambda size: cgroupfs.write(path, str(size)))
 
     def _write(self, name: str, write: plan.Write, left: list[plan.Unapplied]) -> None:
         if write.controller not in self.places:

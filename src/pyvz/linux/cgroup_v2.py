@@ -14,10 +14,12 @@ import logging
 import os
 from collections.abc import Sequence
 
-from pyvz.errors import Busy, NotEnoughResources, Unsupported
+from pyvz.errors import Busy, Unsupported
 from pyvz.linux import cgroup_limits as plan
+from pyvz.linux import cgroup_shrink as shrink
 from pyvz.linux import cgroupfs, deviceprogram
 from pyvz.linux.cgroup_entry import CgroupEntry
+from pyvz.linux.cgroup_memory import MemoryV2
 from pyvz.linux.cgroup_tree import Tree, despite_removals, is_own
 from pyvz.linux.cgroup_v1 import refused
 from pyvz.model.limits import Limits
@@ -43,6 +45,7 @@ class CgroupsV2:
         self.parent = parent
         self.delegated = delegated
         self.tree = Tree(parent)
+        self.memory = MemoryV2(mount, parent)
 
     def create(self, name: str) -> None:
         """Make the container's cgroup anew, with every device denied."""
@@ -127,9 +130,18 @@ class CgroupsV2:
         self, name: str, limits: Limits, disks: Sequence[tuple[int, int]] = ()
     ) -> tuple[plan.Unapplied, ...]:
         """Apply LIMITS to a container, running or not; return what the kernel cannot keep."""
+        high = self._make_room(name, limits.memory)
+        try:
+            return self._apply(name, limits, disks)
+        finally:
+            if high is not None:
+                cgroupfs.write_if_there(f"{self.tree.path(name)}/memory.high", high)
+
+    def _apply(
+        self, name: str, limits: Limits, disks: Sequence[tuple[int, int]]
+    ) -> tuple[plan.Unapplied, ...]:
         path = self.tree.path(name)
         left: list[plan.Unapplied] = []
-        self._make_room(name, limits.memory)
         writes = [
             *_cpusets(self.parent, limits),
             *plan.v2_writes(limits, disks),
@@ -145,25 +157,13 @@ class CgroupsV2:
             deviceprogram.attach(path, limits.devices)
         return tuple(dict.fromkeys(left))
 
-    def _make_room(self, name: str, memory: int | None) -> None:
-        """Reclaim what is above a new, lower memory limit.
+    def _make_room(self, name: str, memory: int | None) -> str | None:
+        """Reclaim what is above a new, lower memory limit; return what memory.high was, if changed.
 
         memory.max below the usage makes the kernel kill processes; v1 refused such a limit
         instead, and so do we.
         """
-        path = self.tree.path(name)
-        now = cgroupfs.read_int(f"{path}/memory.current")
-        if memory is None or now is None or now <= memory:
-            return
-        with contextlib.suppress(OSError):  # Linux 5.19; EAGAIN: not all of it
-            cgroupfs.write(f"{path}/memory.reclaim", str(now - memory))
-        now = cgroupfs.read_int(f"{path}/memory.current")
-        anonymous = cgroupfs.read_keyed(f"{path}/memory.stat").get("anon", 0)
-        if now is not None and now > memory and anonymous > memory:
-            raise NotEnoughResources(
-                f"{name} uses more memory than {memory} bytes and cannot give it back",
-                hint="Stop processes inside, or choose a higher limit.",
-            )
+        return None if memory is None else shrink.v2(name, self.tree.path(name), memory)
 
     def _unthrottle(
         self, path: str, limits: Limits, disks: Sequence[tuple[int, int]]

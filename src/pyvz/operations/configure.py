@@ -12,7 +12,7 @@ import os
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from pyvz.errors import BadValue, SetError, UsageError, VZError
+from pyvz.errors import BadValue, NotEnoughResources, SetError, UsageError, VZError
 from pyvz.model import params
 from pyvz.model.config import Config
 from pyvz.model.config_limits import limits_of
@@ -21,7 +21,7 @@ from pyvz.model.limits import Limits
 from pyvz.model.param import normal
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import disk, guestsettings, lifecycle, network, password, traffic
+from pyvz.operations import disk, guestsettings, lifecycle, memory, network, password, traffic
 from pyvz.operations.node import Node
 from pyvz.operations.options import GivenOptions, Plan
 from pyvz.storage import base as storage
@@ -84,6 +84,8 @@ def set_options(
             warnings = [*made.warnings]
             if network.FIELDS.intersection(made.fields) and not running:
                 network.check(node, env, old, made.config, undo)
+            if memory.FIELDS.intersection(made.fields) and not running:
+                memory.check(node, env, made.config)
             if running:
                 warnings += _put_in_force(node, env, old, made, undo)
             disk.resize_root(env, old, made.config)
@@ -131,6 +133,7 @@ def _put_in_force(
     node: Node, env: Environment, old: Config, made: Plan, undo: ExitStack
 ) -> list[str]:
     """Change the running container; return what its kernel cannot keep, in words."""
+    memory.change(node, env, old, made.config, undo)
     unapplied = _apply_limits(node, env, old, made.config, undo)
     hostname = made.config.network.hostname
     if hostname and hostname != old.network.hostname:
@@ -160,6 +163,9 @@ def _apply_limits(
     undo.callback(_put_back, node, env, limit_changes(after, before), disks)
     try:
         unapplied = node.runtime.apply(env.uuid, changed, disks)
+    except NotEnoughResources as error:
+        error.message = error.message.replace(env.uuid, env.name)
+        raise
     except OSError as error:
         raise SetError(
             f"The kernel refused the new limits of {env.name}: {error.strerror}",

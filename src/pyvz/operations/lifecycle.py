@@ -37,7 +37,7 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import LEGAL_FROM, Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import actionscript, diskmount, guestsettings, leftovers, network
+from pyvz.operations import actionscript, diskmount, guestsettings, leftovers, memory, network
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store.journal import Journal
@@ -54,7 +54,8 @@ EXIT_LEASE_TIMEOUT = 120.0
 class StartOptions(NamedTuple):
     """wait: return when the guest's boot is over.  repair: start a shell instead of init.
 
-    force: start although DISABLED.  skip_fsck: do not check the file system before the mount.
+    force: start although DISABLED, or although the node cannot keep the memory guarantee.
+    skip_fsck: do not check the file system before the mount.
     """
 
     wait: bool = False
@@ -220,6 +221,7 @@ def exited(node: Node, exit_: Exit) -> None:
         env = node.registry.resolve(exit_.uuid)
     except VZError:
         node.runtime.clean(exit_.uuid)
+        memory.release(node, exit_.uuid)
         network.clean(node, exit_.uuid)
         return
     with node.lease(env, "cleaning up after stop", timeout=EXIT_LEASE_TIMEOUT):
@@ -248,6 +250,7 @@ def recover(node: Node) -> None:
             log.info("%s: left alone: %s", env.name, busy)
         except (VZError, OSError):
             log.exception("%s: could not be repaired", env.name)
+    memory.recover(node)
     network.recover(node)
 
 
@@ -280,9 +283,11 @@ def _start_locked(node: Node, env: Environment, options: StartOptions, progress:
         raise Disabled(f"{env.name} is disabled", hint="Use --force, or set --disabled no.")
     if config.identity.type == "template":
         raise InvalidState(f"{env.name} is a template", hint="Clone it, or set --template no.")
+    memory.admit(node, env, config, force=options.force)
     progress.stage("Starting")
-    journal = Journal.begin(node.paths, env.uuid, "start", {})
     with ExitStack() as undo:
+        undo.callback(memory.release, node, env.uuid)
+        journal = Journal.begin(node.paths, env.uuid, "start", {})
         undo.callback(journal.done)
         _mount_root(node, env, undo)
         kind = _prepare_guest(node, env, config)
@@ -293,6 +298,7 @@ def _start_locked(node: Node, env: Environment, options: StartOptions, progress:
         undo.callback(node.runtime.kill, env.uuid, timeout=KILL_TIMEOUT)
         _running_state(init, kind).save(node.paths, env.uuid)
         undo.callback(RunState.clear, node.paths, env.uuid)
+        memory.activate(node, env)
         actionscript.run_inside(node, env, "start")
         undo.pop_all()
     journal.done()
@@ -414,6 +420,7 @@ def umount_root(node: Node, env: Environment, *, cleaning: bool = False) -> None
 def _clear(node: Node, env: Environment, *, keep_mounted: bool = False) -> None:
     """Undo, in reverse, what a start made: cgroups, links, mounts, state.  Idempotent."""
     node.runtime.clean(env.uuid)
+    memory.release(node, env.uuid)
     network.clean(node, env.uuid)
     (env.home / ".running").unlink(missing_ok=True)
     if not keep_mounted:

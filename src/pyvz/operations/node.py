@@ -22,6 +22,7 @@ from pyvz.model.status import Status
 from pyvz.model.vzconf import NodeConfig, expand_veid, under
 from pyvz.store.idrange import IdRanges
 from pyvz.store.lease import Lease, holder
+from pyvz.store.memorybook import MemoryBook
 from pyvz.store.paths import Paths
 from pyvz.store.registry import Registry
 from pyvz.store.state import RunState
@@ -49,6 +50,12 @@ class Node:
     id_ranges: IdRanges
     events: EventSink
     default_timeout: float = field(default=0.0)
+    memory: MemoryBook = field(default=None)  # type: ignore[assignment]  # made from the paths
+
+    def __post_init__(self) -> None:
+        """Open the memory book where none was handed over."""
+        if self.memory is None:
+            object.__setattr__(self, "memory", MemoryBook(self.paths))
 
     def config(self) -> NodeConfig:
         """Return vz.conf as it is now."""
