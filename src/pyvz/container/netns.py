@@ -7,10 +7,14 @@ what is said through it happens in the container, whoever says it.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import struct
 
 from pyvz.linux import syscall
+
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 
 def open_network(pid: int) -> list[int]:
@@ -40,3 +44,11 @@ def _route_socket(namespace: int) -> int:
         return made.detach()
     finally:
         os.close(own)
+
+
+def loopback_up() -> None:
+    """Bring the interface lo of the network namespace that we are in up."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = struct.pack("16sh14x", b"lo", 0)
+        (flags,) = struct.unpack_from("h", fcntl.ioctl(sock, _SIOCGIFFLAGS, request), 16)
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))

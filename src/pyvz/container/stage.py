@@ -15,19 +15,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import socket
 import stat
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from pyvz.container import confine, operation, protocol
+from pyvz.container import confine, netns, operation, protocol
 from pyvz.linux import syscall
 
 _MOVE_MOUNT_T_SYMLINKS = 0x10
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _QUIET = syscall.MOUNT_ATTR_NOSUID | syscall.MOUNT_ATTR_NODEV | syscall.MOUNT_ATTR_NOEXEC
 
 # Mounted with _QUIET; the kernel wants a visible one in the mount namespace at that moment.
@@ -194,10 +191,7 @@ class _Stage:
         os.close(master)
 
     def loopback(self, _step: operation.Loopback) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            request = struct.pack("16sh14x", b"lo", 0)
-            (flags,) = struct.unpack_from("h", fcntl.ioctl(sock, _SIOCGIFFLAGS, request), 16)
-            fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
+        netns.loopback_up()
 
     def hostname(self, step: operation.Hostname) -> None:
         syscall.sethostname(step.name)

@@ -111,6 +111,7 @@ _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 _FSMOUNT_CLOEXEC = 1
 _PIDFD_INFO_EXIT = 1 << 3
+_CLOCK_MONOTONIC = 1
 
 _NUMBERS = {  # calls older than 5.1 differ between architectures
     "x86_64": {"pivot_root": 155, "seccomp": 317, "bpf": 321, "ioprio_set": 251, "sigaction": 13},
@@ -432,6 +433,15 @@ def default_signal(number: int) -> None:
 def syncfs(fd: int) -> None:
     """syncfs(2): write out the file system that holds fd."""
     _check(_libc.syncfs(fd), "syncfs")
+
+
+def periodic_timer(seconds: float) -> int:
+    """timerfd_create(2) and timerfd_settime(2): a descriptor that becomes readable so often."""
+    fd = _check(_libc.timerfd_create(_CLOCK_MONOTONIC, os.O_CLOEXEC), "timerfd_create")
+    whole, nanoseconds = divmod(round(seconds * 1e9), 10**9)
+    times = struct.pack("=4q", whole, nanoseconds, whole, nanoseconds)
+    _check(_libc.timerfd_settime(fd, 0, times, None), "timerfd_settime")
+    return fd
 
 
 def address_of(buffer: ctypes.Array[ctypes.c_char]) -> int:

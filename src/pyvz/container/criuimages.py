@@ -1,0 +1,94 @@
+"""The image files of CRIU, as far as we read and mend them.
+
+    <u32 magic> <u32 magic of the kind> (<u32 length> <protobuf message>)*
+
+Source: CRIU, criu/include/magic.h, criu/image.c.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from pyvz.container import criu_pb2
+from pyvz.errors import RestoreError
+from pyvz.linux.file import write_atomic
+
+_COMMON, _SERVICE = 0x54564319, 0x55105940
+_FILES, _STATS = 0x56303138, 0x57093306
+_HEAD = struct.Struct("<II")
+_LENGTH = struct.Struct("<I")
+_LIMIT = 1 << 30  # bytes of one image that is held in memory; files.img has some 100 per open file
+
+
+class Stats(NamedTuple):
+    """What CRIU tells of a dump: microseconds that the tasks stood still, pages of 4 KiB."""
+
+    freezing: int
+    frozen: int
+    written: int
+    skipped: int
+    lazy: int
+
+
+def mend_timers(directory: Path) -> int:
+    """Let periodic timers that fired between freeze and dump fire again; returns how many.
+
+    Such a timerfd is saved with nothing left until it fires, which timerfd_settime(2) takes for
+    "disarm" (CRIU issue 3162).  To be called before every restore; idempotent.
+    """
+    path = directory / "files.img"
+    data = path.read_bytes()
+    changed = 0
+    parts = [data[: _HEAD.size]]
+    for message in _messages(data, _FILES, path):
+        entry = criu_pb2.file_entry.FromString(message)
+        made = message
+        timer = entry.tfd
+        stopped = entry.HasField("tfd") and not (timer.vsec or timer.vnsec)
+        if stopped and (timer.isec or timer.insec):
+            timer.vnsec = 1
+            changed += 1
+            made = entry.SerializeToString()
+        parts += [_LENGTH.pack(len(made)), made]
+    if changed:
+        write_atomic(path, b"".join(parts), 0o600)
+    return changed
+
+
+def dump_stats(directory: Path) -> Stats | None:
+    """Return what the dump into DIRECTORY took; None when CRIU has left no word."""
+    path = directory / "stats-dump"
+    try:
+        message = next(_messages(path.read_bytes(), _STATS, path, service=True))
+        found = criu_pb2.stats_entry.FromString(message).dump
+    except (OSError, StopIteration, RestoreError, DecodeError):
+        return None
+    return Stats(
+        freezing=found.freezing_time,
+        frozen=found.frozen_time,
+        written=found.pages_written,
+        skipped=found.pages_skipped_parent,
+        lazy=found.pages_lazy,
+    )
+
+
+def _messages(data: bytes, kind: int, path: Path, *, service: bool = False) -> Iterator[bytes]:
+    """Yield the messages of an image; RestoreError when it is not one."""
+    expected = (_SERVICE if service else _COMMON, kind)
+    if len(data) > _LIMIT or len(data) < _HEAD.size or _HEAD.unpack_from(data) != expected:
+        raise RestoreError(f"{path} is no image of CRIU")
+    at = _HEAD.size
+    while at < len(data):
+        end = at + _LENGTH.size
+        if end > len(data):
+            raise RestoreError(f"{path} is cut short")
+        (length,) = _LENGTH.unpack_from(data, at)
+        if end + length > len(data):
+            raise RestoreError(f"{path} is cut short")
+        yield data[end : end + length]
+        at = end + length
