@@ -148,6 +148,14 @@ class KeeperClient:
                 self._keep_master(str(request["uuid"]), fd)
         return int(answer.data["pid"]), int(answer.data["started"])
 
+    def adopt(self, uuid: str, pid: int, record: Mapping[str, Any], fds: Sequence[int]) -> int:
+        """Have a restored init taken over; returns its start time.  fds: its console's master."""
+        answer = self.call("adopt", uuid=uuid, pid=pid, record=record, fds=fds)
+        with self._lock:
+            for fd in fds:
+                self._keep_master(uuid, os.dup(fd))
+        return int(answer.data["started"])
+
     def exec(self, request: Mapping[str, Any]) -> tuple[str, list[int], Future[int]]:
         """Start a program inside; returns its session's id, its streams, its exit to come."""
         answer = self.call("exec", timeout=ANSWER_TIMEOUT + protocol.SETUP_TIMEOUT, **request)

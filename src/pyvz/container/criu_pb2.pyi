@@ -384,11 +384,29 @@ class timerfd_entry(_message.Message):
     vsec: int
     def __init__(self, id: _Optional[int] = ..., vsec: _Optional[int] = ..., vnsec: _Optional[int] = ..., isec: _Optional[int] = ..., insec: _Optional[int] = ...) -> None: ...
 
+class uid_gid_extent(_message.Message):
+    __slots__ = ["count", "first", "lower_first"]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LOWER_FIRST_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    first: int
+    lower_first: int
+    def __init__(self, first: _Optional[int] = ..., lower_first: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+
 class unix_sk(_message.Message):
     __slots__ = ["inode"]
     INODE_FIELD_NUMBER: _ClassVar[int]
     inode: int
     def __init__(self, inode: _Optional[int] = ...) -> None: ...
+
+class userns_entry(_message.Message):
+    __slots__ = ["gid_map", "uid_map"]
+    GID_MAP_FIELD_NUMBER: _ClassVar[int]
+    UID_MAP_FIELD_NUMBER: _ClassVar[int]
+    gid_map: _containers.RepeatedCompositeFieldContainer[uid_gid_extent]
+    uid_map: _containers.RepeatedCompositeFieldContainer[uid_gid_extent]
+    def __init__(self, uid_map: _Optional[_Iterable[_Union[uid_gid_extent, _Mapping]]] = ..., gid_map: _Optional[_Iterable[_Union[uid_gid_extent, _Mapping]]] = ...) -> None: ...
 
 class criu_cg_mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = []

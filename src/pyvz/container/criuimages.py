@@ -19,7 +19,7 @@ from pyvz.errors import RestoreError
 from pyvz.linux.file import write_atomic
 
 _COMMON, _SERVICE = 0x54564319, 0x55105940
-_FILES, _STATS = 0x56303138, 0x57093306
+_FILES, _STATS, _USERNS = 0x56303138, 0x57093306, 0x55474906
 _HEAD = struct.Struct("<II")
 _LENGTH = struct.Struct("<I")
 _LIMIT = 1 << 30  # bytes of one image that is held in memory; files.img has some 100 per open file
@@ -58,6 +58,26 @@ def mend_timers(directory: Path) -> int:
     if changed:
         write_atomic(path, b"".join(parts), 0o600)
     return changed
+
+
+def map_ids(directory: Path, first: int, count: int) -> None:
+    """Have the container's ids mapped to another range of the node's: on a node of its own.
+
+    CRIU keeps everything else as the container sees it.  Raises RestoreError for a map that is not
+    one of ours.
+    """
+    for path in directory.glob("userns-*.img"):
+        data = path.read_bytes()
+        parts = [data[: _HEAD.size]]
+        for message in _messages(data, _USERNS, path):
+            entry = criu_pb2.userns_entry.FromString(message)
+            for extent in (*entry.uid_map, *entry.gid_map):
+                if extent.first != 0 or extent.count != count:
+                    raise RestoreError(f"{path} maps other ids than those of a container")
+                extent.lower_first = first
+            made = entry.SerializeToString()
+            parts += [_LENGTH.pack(len(made)), made]
+        write_atomic(path, b"".join(parts), 0o600)
 
 
 def dump_stats(directory: Path) -> Stats | None:

@@ -48,7 +48,7 @@ def _test(program: str, place: Path, pid: int, lock: str) -> str:
     images.mkdir()
     if not _counts(place):
         return "the test itself does not run"
-    common = ["--images-dir", images, "--tcp-established", "--log-file"]
+    common: list[str | Path] = ["--images-dir", images, "--tcp-established", "--log-file"]
     if lock != "iptables":
         common = ["--network-lock", lock, *common]
     problem = _criu([program, "dump", "--tree", str(pid), *common, "dump.log"], images / "dump.log")

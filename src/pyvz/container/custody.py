@@ -14,10 +14,10 @@ import socket
 import struct
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pyvz.container import handover, launch, netns, protocol, session, stage
+from pyvz.container import handover, launch, netns, protocol, session, stage, swrk
 from pyvz.container.connection import Connection
 from pyvz.container.console import Console
 from pyvz.container.launch import Launch, StepError
@@ -28,7 +28,6 @@ from pyvz.container.prepared import Prepared
 from pyvz.container.reply import Reply
 from pyvz.linux import process, syscall
 
-_STREAMS = 3
 _KEPT_SESSIONS = 256  # ends of sessions that nobody has asked for yet
 _ADOPTED_PATIENCE = 2.0  # seconds for the foreign parent of an adopted init to reap it
 
@@ -69,6 +68,7 @@ class Keeper:
         self.launches: list[Launch] = []
         self.starting: set[str] = set()
         self.prepared = Prepared()
+        self.workers = swrk.Workers(self.loop)
         self.ended_sessions: dict[str, int] = {}
         self.counter = 0
         self._early: dict[int, int] = {}  # wait statuses of children that we do not know yet
@@ -187,7 +187,8 @@ class Keeper:
             for each in self.containers.values()
         ]
         sessions = [{"id": each.id, "uuid": each.uuid} for each in self.sessions.values()]
-        reply.ok({"containers": running, "sessions": sessions})
+        workers = self.workers.list()
+        reply.ok({"containers": running, "sessions": sessions, "workers": workers})
 
     def request_ack(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
         """The end of that very init is known."""
@@ -218,9 +219,34 @@ class Keeper:
         reply.ok({})
 
     def request_network(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
-        """A running container's network namespace and a route netlink socket in it."""
+        """The network namespace, and a route netlink socket in it, of a container (or init pid)."""
         with launch.step("opening its network"):
-            reply.ok({}, netns.open_network(self._container(message).record.pid))
+            pid = message.get("pid") or self._container(message).record.pid
+            reply.ok({}, netns.open_network(int(pid)))
+
+    def request_criu(self, reply: Reply, message: dict[str, Any], fds: list[int]) -> None:
+        """Fork a CRIU that waits for a request on the socket that the answer carries."""
+        self.workers.start(message, fds, reply)
+
+    def request_record(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        """What a session in a container, and so whoever restores it, needs to know."""
+        reply.ok(self._container(message).record.to_json())
+
+    def request_adopt(self, reply: Reply, message: dict[str, Any], fds: list[int]) -> None:
+        """Take an init that CRIU has restored for ours; it has not begun to run."""
+        pid = int(message["pid"])
+        record = Record.from_json(message["record"])
+        if record.uuid in self.containers or pid in self._early:
+            raise StepError("adopting the restored init", 17, "it runs already, or has ended")
+        pidfd, started = swrk.open_init(pid)
+        ours = process.parent_pid(pid) == os.getpid()
+        record = record._replace(pid=pid, started=started)
+        container = self.add_container(record, pidfd, ours=ours)
+        if fds:
+            container.console = Console(self.loop, os.dup(fds[0]), record.log)
+        self.exits.pop(record.uuid, None)
+        self.ledger.living(record)
+        reply.ok({"started": started})
 
     def _fork_init(self, message: dict[str, Any]) -> Launch:
         uuid = str(message["uuid"])
@@ -267,9 +293,9 @@ class Keeper:
     def request_exec(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
         """Start a program inside a container."""
         container = self._container(message)
-        ours, theirs = _pipes() if message["window"] is None else ((), ())
+        ours, theirs = session.pipes() if message["window"] is None else ((), ())
         try:
-            order = self._session_order(container, message, theirs)
+            order = session.order(container.record, container.pidfd, message, theirs)
             child = launch.start_session(self.loop, order, message["cgroup"]["v2_dir"])
         except BaseException:
             protocol.close_all(ours)
@@ -280,27 +306,6 @@ class Keeper:
         uuid = container.record.uuid
         child.done = lambda made, error: self._session_started(
             made, error, (uuid, list(ours)), reply
-        )
-
-    def _session_order(
-        self, container: Container, message: dict[str, Any], streams: Sequence[int]
-    ) -> session.Order:
-        record, window = container.record, message["window"]
-        return session.Order(
-            init=container.pidfd,
-            namespaces=record.namespaces,
-            procs=message["cgroup"]["procs"],
-            capabilities=record.capabilities,
-            program=record.seccomp or None,
-            argv=message["argv"],
-            env=dict(message["env"]),
-            default_env=record.env,
-            cwd=message["cwd"],
-            user=message["user"],
-            streams=(streams[0], streams[1], streams[2]) if streams else None,
-            window=(window[0], window[1]) if window else None,
-            rlimits=record.rlimits,
-            as_init=bool(message["as_init"]),
         )
 
     def _session_started(
@@ -390,7 +395,7 @@ class Keeper:
 
     def request_upgrade(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
         """Become a new program image (handover.py); the answer comes from there."""
-        if self.launches:
+        if self.launches or self.workers:
             raise StepError("upgrading", 16, "a start is under way; try again")
         self._children_ended()
         with launch.step("upgrading"):
@@ -423,10 +428,12 @@ class Keeper:
             if pid == 0:
                 break
             self._child_ended(pid, status)
-        if not self.launches:
+        if not self.launches and not self.workers:
             self._early.clear()
 
     def _child_ended(self, pid: int, status: int) -> None:
+        if self.workers.reaped(pid):
+            return
         for child in [each for each in self.launches if each.owns(pid)]:
             child.reaped(pid)  # may add the container or session that ends right here
         for container in list(self.containers.values()):
@@ -483,13 +490,6 @@ class Keeper:
 
 def _unknown(_reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
     raise StepError("asking", 0, f"the keeper knows no request '{message.get('op')}'")
-
-
-def _pipes() -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Three pipes: the node's ends (stdin's writing one, the others' reading ones), the inner."""
-    pairs = [os.pipe2(os.O_CLOEXEC) for _ in range(_STREAMS)]
-    (stdin, to_stdin), (stdout, in_out), (stderr, in_err) = pairs
-    return (to_stdin, stdout, stderr), (stdin, in_out, in_err)
 
 
 def log(text: str) -> None:

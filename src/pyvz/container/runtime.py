@@ -172,11 +172,8 @@ class Runtime:
             raise AlreadyRunning(f"The container {spec.uuid} is running already")
         request = self._request(spec)
         with ExitStack() as undo:
-            undo.callback(self._undo_start, spec.uuid)
-            self._cgroups.create(spec.uuid)
-            self._apply_all(spec)
-            if spec.ids is not None:
-                self._cgroups.delegate(spec.uuid, spec.ids.first, spec.ids.first)
+            undo.callback(self.undo_start, spec.uuid)
+            self.make_cgroups(spec)
             request["cgroup"] = self._cgroups.entry(spec.uuid)
             try:
                 pid, started = self._launch(spec, request, prepare)
@@ -331,6 +328,39 @@ class Runtime:
         finally:
             close_all(fds)
 
+    # -- what dump and restore need (checkpoint.py) ------------------------------------------------
+
+    @property
+    def keeper(self) -> KeeperClient:
+        """The connection to the keeper."""
+        return self._keeper
+
+    def make_cgroups(self, spec: ContainerSpec) -> None:
+        """Make a container's cgroups anew, with its limits."""
+        self._cgroups.create(spec.uuid)
+        self._apply_all(spec)
+        if spec.ids is not None:
+            self._cgroups.delegate(spec.uuid, spec.ids.first, spec.ids.first)
+
+    def cgroup_directory(self, uuid: str) -> str:
+        """Return its directory in the cgroup2 tree, the root of what it sees."""
+        return str(self._cgroups.entry(uuid)["v2_dir"])
+
+    def cgroup_path(self, uuid: str) -> str:
+        """Return that directory below the hierarchy's mount; it is the same in those of v1."""
+        return f"/{self._cgroups.parent_path}/{uuid}"
+
+    def with_node_binds(self, spec: ContainerSpec) -> ContainerSpec:
+        """Return the specification with what every container gets of the node (lxcfs)."""
+        return spec._replace(binds=(*spec.binds, *_lxcfs_binds()))
+
+    def undo_start(self, uuid: str) -> None:
+        """Take away what a start or restore that failed has left of a container."""
+        with suppress(VZError, OSError):
+            self.kill(uuid)
+        with suppress(VZError, OSError):
+            self.clean(uuid)
+
     # -- parts ----------------------------------------------------------------------------------
 
     def _launch(
@@ -353,7 +383,7 @@ class Runtime:
         return self._keeper.proceed(spec.uuid)
 
     def _request(self, spec: ContainerSpec) -> dict[str, Any]:
-        spec = spec._replace(binds=(*spec.binds, *_lxcfs_binds()))
+        spec = self.with_node_binds(spec)
         program = seccomp.program(nesting=spec.nesting, netfilter=spec.netfilter)
         return {
             "uuid": spec.uuid,
@@ -371,12 +401,6 @@ class Runtime:
             limits = limits._replace(devices=devices.rules(spec.device_nodes, spec.device_rules))
         for missing in self._cgroups.apply(spec.uuid, limits, spec.disks):
             logger.warning("%s: %s", spec.uuid, missing)
-
-    def _undo_start(self, uuid: str) -> None:
-        with suppress(VZError, OSError):
-            self.kill(uuid)
-        with suppress(VZError, OSError):
-            self.clean(uuid)
 
     def _run_stop_command(self, uuid: str, command: tuple[str, ...]) -> None:
         try:

@@ -20,10 +20,11 @@ import socket
 import stat
 import struct
 import termios
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 from pyvz.container import confine, protocol
+from pyvz.container.ledger import Record
 from pyvz.linux import syscall
 
 _PASSWD_LIMIT = 1 << 20
@@ -63,6 +64,34 @@ class Order(NamedTuple):
     window: tuple[int, int] | None
     rlimits: Sequence[Sequence[int]] = ()
     as_init: bool = False
+
+
+def order(record: Record, init: int, message: Mapping[str, Any], streams: Sequence[int]) -> Order:
+    """What a request `exec` means in the container of RECORD; init: a pidfd of its init."""
+    window = message["window"]
+    return Order(
+        init=init,
+        namespaces=record.namespaces,
+        procs=message["cgroup"]["procs"],
+        capabilities=record.capabilities,
+        program=record.seccomp or None,
+        argv=message["argv"],
+        env=dict(message["env"]),
+        default_env=record.env,
+        cwd=message["cwd"],
+        user=message["user"],
+        streams=(streams[0], streams[1], streams[2]) if streams else None,
+        window=(window[0], window[1]) if window else None,
+        rlimits=record.rlimits,
+        as_init=bool(message["as_init"]),
+    )
+
+
+def pipes() -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Three pipes: the node's ends (stdin's writing one, the others' reading ones), the inner."""
+    pairs = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+    (stdin, to_stdin), (stdout, in_out), (stderr, in_err) = pairs
+    return (to_stdin, stdout, stderr), (stdin, in_out, in_err)
 
 
 def run(sock: socket.socket, order: Order) -> NoReturn:

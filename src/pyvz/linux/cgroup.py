@@ -31,6 +31,7 @@ class Cgroups(Protocol):
     """The cgroups of all containers of one node.  `name` is always a container's UUID."""
 
     version: int
+    parent_path: str  # of the directory that all of ours are in, below any hierarchy's mount
 
     @property
     def memory(self) -> Memory:

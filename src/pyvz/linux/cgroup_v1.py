@@ -53,6 +53,7 @@ class CgroupsV1:
         self.places = places
         self.mounts = list(dict.fromkeys(places.values()))  # cpu and cpuacct may be one
         self.tree = Tree(f"{unified}/{parent}")
+        self.parent_path = parent
         self.limits_guard = threading.RLock()  # held by whoever writes a memory limit
         self._memory: MemoryV1 | None = None
 

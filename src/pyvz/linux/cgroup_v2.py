@@ -45,6 +45,7 @@ class CgroupsV2:
         self.parent = parent
         self.delegated = delegated
         self.tree = Tree(parent)
+        self.parent_path = os.path.relpath(parent, mount)
         self.memory = MemoryV2(mount, parent)
 
     def create(self, name: str) -> None:

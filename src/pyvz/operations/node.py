@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from pyvz.container.checkpoint import Checkpoint
 from pyvz.container.client import KeeperClient
 from pyvz.container.runtime import Runtime
 from pyvz.linux import cgroup, features
@@ -56,6 +57,11 @@ class Node:
         """Open the memory book where none was handed over."""
         if self.memory is None:
             object.__setattr__(self, "memory", MemoryBook(self.paths))
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Return what dumps and restores containers."""
+        return Checkpoint(self.runtime, self.runtime.keeper, self.paths)
 
     def config(self) -> NodeConfig:
         """Return vz.conf as it is now."""

@@ -1,0 +1,120 @@
+"""Speaking with one `criu swrk`: protobuf messages over the socket that the keeper handed over.
+
+A request is answered by any number of notifications, each of which waits for our word, and at the
+end by a response.  CRIU that hears nothing more of us (we are gone) takes that for "no".
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from google.protobuf.message import DecodeError
+
+from pyvz.container import criu_pb2, protocol
+from pyvz.errors import CheckpointError, Timeout
+from pyvz.linux.process import Pidfd
+
+_PACKET = 1 << 20
+_FDS = 8
+_END_TIMEOUT = 10.0
+
+# (event, pid of the restored init or 0, descriptors) -> whether it may go on; descriptors are the
+# callee's.
+Notify = Callable[[str, int, list[int]], bool]
+
+
+class CriuDied(CheckpointError):
+    """CRIU ended without an answer."""
+
+
+class CriuConnection:
+    """One CRIU process and its socket, both ours to end.  It serves one request."""
+
+    def __init__(self, sock: int, pid: int, started: int) -> None:
+        self._sock = socket.socket(fileno=sock)
+        self.pid = pid
+        self._started = started
+
+    def call(
+        self, request: criu_pb2.criu_req, notify: Notify | None = None, *, timeout: float
+    ) -> criu_pb2.criu_resp:
+        """Send a request and follow it to its response.
+
+        timeout: seconds of silence that end it (SIGKILL); what `notify` takes does not count.
+        What `notify` raises is raised when CRIU, told "no", has answered.
+        Raises CriuDied, Timeout.
+        """
+        raised: BaseException | None = None
+        self._send(request)
+        while True:
+            response, fds = self._receive(timeout)
+            if response.type != criu_pb2.NOTIFY:
+                protocol.close_all(fds)
+                if raised is not None:
+                    raise raised
+                return response
+            go_on = True
+            try:
+                go_on = self._told(response, fds, notify) and raised is None
+            except BaseException as error:  # noqa: BLE001  # raised again below
+                raised = raised or error
+                go_on = False
+            answer = criu_pb2.criu_req(type=criu_pb2.NOTIFY, notify_success=go_on)
+            self._send(answer)
+
+    def close(self) -> None:
+        """Hang up, and see to it that the process is gone; idempotent."""
+        self._sock.close()
+        with suppress(ProcessLookupError), Pidfd(self.pid, self._started) as handle:
+            if not handle.wait(_END_TIMEOUT):
+                handle.signal(9)
+                handle.wait(_END_TIMEOUT)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        with suppress(ProcessLookupError), Pidfd(self.pid, self._started) as handle:
+            handle.signal(9)
+            handle.wait(_END_TIMEOUT)
+
+    def _told(self, response: criu_pb2.criu_resp, fds: list[int], notify: Notify | None) -> bool:
+        if notify is None:
+            protocol.close_all(fds)
+            return True
+        return notify(response.notify.script, response.notify.pid, fds)
+
+    def _send(self, request: criu_pb2.criu_req) -> None:
+        try:
+            self._sock.send(request.SerializeToString())
+        except OSError as error:
+            raise CriuDied(f"CRIU ended while it was at work ({error})") from error
+
+    def _receive(self, timeout: float) -> tuple[criu_pb2.criu_resp, list[int]]:
+        if not _readable(self._sock.fileno(), timeout):
+            self.kill()
+            raise Timeout(f"CRIU said nothing for {timeout:.0f} seconds and was ended")
+        try:
+            data, fds, _, _ = socket.recv_fds(self._sock, _PACKET, _FDS, socket.MSG_CMSG_CLOEXEC)
+        except OSError as error:
+            raise CriuDied(f"CRIU ended while it was at work ({error})") from error
+        if not data:
+            protocol.close_all(fds)
+            raise CriuDied("CRIU ended while it was at work")
+        try:
+            return criu_pb2.criu_resp.FromString(data), list(fds)
+        except DecodeError as error:
+            protocol.close_all(fds)
+            raise CriuDied("CRIU said something that is no response") from error
+
+
+def _readable(fd: int, timeout: float) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    deadline = time.monotonic() + timeout
+    while (left := deadline - time.monotonic()) > 0:
+        if poller.poll(left * 1000):
+            return True
+    return False
