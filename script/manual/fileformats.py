@@ -38,6 +38,9 @@ _MEANINGS = {
     "HTTP_PROXY": "Proxy for the repositories of templates.",
     "ALLOWREBOOT": "Whether a container that reboots is started again.",
     "VE_CGROUP_SLICE": "The cgroup that holds those of the containers.",
+    "LXCFS": "yes: /proc in a container shows its own memory, CPUs, load and uptime (by lxcfs); "
+    "FEATURES lxcfs:on|off of a container wins.",
+    "KSM": "yes: the kernel merges equal pages of containers; FEATURES ksm:on|off of one wins.",
 }
 
 _GRAMMAR = """Each line is NAME="value"; the quotes may be left out where the value has no blanks.

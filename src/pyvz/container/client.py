@@ -116,21 +116,22 @@ class KeeperClient:
             self._waiting[message["id"]] = future
             protocol.send(sock, message, fds)
 
-    def start(self, request: Mapping[str, Any]) -> tuple[int, int]:
+    def start(self, request: Mapping[str, Any], fds: Sequence[int] = ()) -> tuple[int, int]:
         """Start an init; returns (pid, start time).  Raises KeeperFailure, ...
 
         request: uuid, plan (StartPlan.to_json), seccomp (base64), cgroup (CgroupEntry), ids
         ([first, count] or None), root (path), binds ([{source, idmap, read_only}]), log (path).
+        fds: detached mounts for the plan's Figure operations.
         """
-        return self._executed("start", request)
+        return self._executed("start", request, fds)
 
-    def prepare(self, request: Mapping[str, Any]) -> tuple[int, list[int]]:
+    def prepare(self, request: Mapping[str, Any], fds: Sequence[int] = ()) -> tuple[int, list[int]]:
         """Fork an init that waits for `proceed`; returns pid and [namespace, socket].
 
         The descriptors, of its network, are the caller's (netns.py).  It is ended by `abandon`,
         when we are gone, or when it has waited protocol.SETUP_TIMEOUT.
         """
-        answer = self.call("prepare", **request)
+        answer = self.call("prepare", fds=fds, **request)
         return int(answer.data["pid"]), answer.fds
 
     def proceed(self, uuid: str) -> tuple[int, int]:
@@ -141,8 +142,11 @@ class KeeperClient:
         """End a prepared init."""
         self.call("abandon", uuid=uuid)
 
-    def _executed(self, op: str, request: Mapping[str, Any]) -> tuple[int, int]:
-        answer = self.call(op, timeout=ANSWER_TIMEOUT + protocol.SETUP_TIMEOUT, **request)
+    def _executed(
+        self, op: str, request: Mapping[str, Any], fds: Sequence[int] = ()
+    ) -> tuple[int, int]:
+        patience = ANSWER_TIMEOUT + protocol.SETUP_TIMEOUT
+        answer = self.call(op, timeout=patience, fds=fds, **request)
         with self._lock:
             for fd in answer.fds:
                 self._keep_master(str(request["uuid"]), fd)

@@ -92,12 +92,15 @@ def become_root_inside() -> None:
     os.setresuid(0, 0, 0)
 
 
-def limit(capabilities: int, program: bytes | None) -> None:
+def limit(capabilities: int, program: bytes | None, *, merge: bool = False) -> None:
     """Drop capabilities from the bounding set and load the seccomp filter.
 
     In this order, and before any change of the user: loading a filter without no_new_privs
-    needs CAP_SYS_ADMIN.
+    needs CAP_SYS_ADMIN.  merge: equal pages of the program and of all that it begets are merged;
+    that is inherited by fork and kept by exec (mm/ksm.c).
     """
+    if merge:
+        syscall.set_memory_merge(on=True)
     for number in range(_last_capability() + 1):
         if not capabilities >> number & 1:
             syscall.drop_bounding(number)

@@ -199,15 +199,15 @@ class Keeper:
                 self.ledger.forget(end.uuid)
         reply.ok({})
 
-    def request_start(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+    def request_start(self, reply: Reply, message: dict[str, Any], fds: list[int]) -> None:
         """Start a container's init."""
-        made = self._fork_init(message)
+        made = self._fork_init(message, fds)
         made.reply = reply
         launch.proceed(made, message)
 
-    def request_prepare(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+    def request_prepare(self, reply: Reply, message: dict[str, Any], fds: list[int]) -> None:
         """Fork a container's init and have it wait: its network namespace can be furnished."""
-        self.prepared.add(self._fork_init(message), message, reply)
+        self.prepared.add(self._fork_init(message, fds), message, reply)
 
     def request_proceed(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
         """Let a prepared init go on to its exec."""
@@ -248,7 +248,7 @@ class Keeper:
         self.ledger.living(record)
         reply.ok({"started": started})
 
-    def _fork_init(self, message: dict[str, Any]) -> Launch:
+    def _fork_init(self, message: dict[str, Any], figures: list[int]) -> Launch:
         uuid = str(message["uuid"])
         if uuid in self.containers or uuid in self.starting:
             raise StepError("starting", 17, "it runs already")
@@ -263,9 +263,10 @@ class Keeper:
             env=dict(plan.env),
             log=message.get("log"),
             rlimits=plan.rlimits,
+            merge=plan.merge,
         )
         order = stage.Order(plan, (), message["ids"] is not None, record.seccomp or None)
-        child = launch.start_init(self.loop, message, order)
+        child = launch.start_init(self.loop, message, order).lend(figures)
         self.starting.add(uuid)
         self.launches.append(child)
         child.done = lambda made, error: self._started(made, error, record)

@@ -62,6 +62,7 @@ class Launch:
         # Read now: an init that ends at once is reaped before we look again.  execve keeps it.
         self.started = process.start_time(pid)
         self.terminal = -1
+        self._lent: list[int] = []
         self.ready = False
         self.ended = False
         self.error: StepError | None = None
@@ -71,9 +72,18 @@ class Launch:
         loop.add(sock.fileno(), READ, lambda _events: self.follow())
         self._timer = loop.after(protocol.SETUP_TIMEOUT, self._expire)
 
+    def lend(self, trees: Sequence[int]) -> Launch:
+        """Have a copy of these detached mounts ready for the stage, behind those of `go`."""
+        self._lent = [os.dup(tree) for tree in trees]
+        return self
+
     def go(self, trees: Sequence[int]) -> None:
         """Let a stage begin."""
-        protocol.send(self._sock, {"go": True}, trees)
+        try:
+            protocol.send(self._sock, {"go": True}, [*trees, *self._lent])
+        finally:
+            protocol.close_all(self._lent)
+            self._lent = []
 
     def follow(self) -> None:
         """Take in what the child has said so far."""
@@ -123,8 +133,9 @@ class Launch:
 
     def close(self) -> None:
         """Close the descriptors that nobody took over."""
-        protocol.close_all(fd for fd in (self.pidfd, self.terminal) if fd >= 0)
+        protocol.close_all(fd for fd in (self.pidfd, self.terminal, *self._lent) if fd >= 0)
         self.pidfd = self.terminal = -1
+        self._lent = []
 
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
         if "error" in message:

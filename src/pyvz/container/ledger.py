@@ -33,6 +33,7 @@ class Record(NamedTuple):
     env: dict[str, str]
     log: str | None
     rlimits: Sequence[Sequence[int]] = ()
+    merge: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-able data."""
@@ -41,7 +42,7 @@ class Record(NamedTuple):
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
         """Back from JSON; KeyError, TypeError or ValueError when it is not one."""
-        fields = {name: data[name] for name in cls._fields}
+        fields = {name: data[name] for name in cls._fields if name in data}
         return cls(**fields | {"seccomp": base64.b64decode(data["seccomp"])})
 
 

@@ -87,6 +87,16 @@ class Attach(NamedTuple):
         return f"binding a directory of the node on {self.target}"
 
 
+class Figure(NamedTuple):
+    """Attach a file of lxcfs, the number-th descriptor, over the kernel's, where that has one."""
+
+    number: int
+    target: str
+
+    def describe(self) -> str:
+        return f"binding a file of lxcfs on {self.target}"
+
+
 class ReadOnly(NamedTuple):
     """Make a tree read-only, where it exists, except for the mounts or paths below in `keep`."""
 
@@ -157,6 +167,7 @@ Operation = (
     | Node
     | NodeBind
     | Attach
+    | Figure
     | ReadOnly
     | Seal
     | Mask
@@ -176,6 +187,7 @@ _KINDS: dict[str, Any] = {
         Node,
         NodeBind,
         Attach,
+        Figure,
         ReadOnly,
         Seal,
         Mask,
@@ -192,6 +204,7 @@ class StartPlan(NamedTuple):
 
     namespaces: CLONE_NEW* flags.  capabilities: the mask that init keeps.
     rlimits: (resource, soft, hard), lowered to what the keeper itself may have.
+    merge: have the kernel merge equal pages (KSM) of everything that init begets.
     """
 
     namespaces: int
@@ -200,6 +213,7 @@ class StartPlan(NamedTuple):
     env: tuple[tuple[str, str], ...]
     capabilities: int
     rlimits: tuple[tuple[int, int, int], ...] = ()
+    merge: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON-able data."""
@@ -217,4 +231,5 @@ class StartPlan(NamedTuple):
             env=tuple((str(name), str(value)) for name, value in data["env"]),
             capabilities=int(data["capabilities"]),
             rlimits=tuple((int(a), int(b), int(c)) for a, b, c in data["rlimits"]),
+            merge=bool(data["merge"]),
         )

@@ -6,6 +6,8 @@ pivot_root, so every path is inside the container.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pyvz.container import capability, devices
 from pyvz.container.operation import (
     Attach,
@@ -13,6 +15,7 @@ from pyvz.container.operation import (
     Console,
     Directory,
     EmptyFile,
+    Figure,
     Hostname,
     Loopback,
     Mask,
@@ -55,8 +58,11 @@ _RLIMIT_CORE, _RLIMIT_NOFILE = 4, 7
 _RLIMITS = ((_RLIMIT_NOFILE, 1024, 1048576), (_RLIMIT_CORE, 0, 2**63 - 1))
 
 
-def plan(spec: ContainerSpec) -> StartPlan:
-    """What the stage has to do for this container."""
+def plan(spec: ContainerSpec, figures: Sequence[str] = ()) -> StartPlan:
+    """What the stage has to do for this container.
+
+    figures: the files of lxcfs to show, whose mounts follow those of the binds.
+    """
     return StartPlan(
         namespaces=namespaces(spec),
         operations=(
@@ -67,6 +73,7 @@ def plan(spec: ContainerSpec) -> StartPlan:
             Mount("/run", "tmpfs", _DATA, "mode=755", optional=True),
             *(Attach(number, bind.target) for number, bind in enumerate(spec.binds)),
             *_protections(spec),
+            *_figures(spec, figures),
             Seal("/sys"),
             Hostname(spec.hostname),
             *((Loopback(),) if spec.network_namespace else ()),
@@ -76,6 +83,7 @@ def plan(spec: ContainerSpec) -> StartPlan:
         env=spec.env,
         capabilities=capability.mask(spec.caps),
         rlimits=_RLIMITS,
+        merge=spec.merge,
     )
 
 
@@ -145,6 +153,20 @@ def _parents(nodes: tuple[devices.DeviceNode, ...]) -> list[str]:
         for depth in range(1, len(parts) + 1):
             found["/dev/" + "/".join(parts[:depth])] = None
     return list(found)
+
+
+def _figures(spec: ContainerSpec, figures: Sequence[str]) -> list[Operation]:
+    steps: list[Operation] = []
+    if figures and spec.nesting and spec.ids is not None:
+        # As in _protections: a container inside may mount /proc and /sys only while whole ones can
+        # be seen, which those with files of lxcfs on them are not any more.
+        steps = [
+            *(Directory(path) for path in ("/dev/.whole", "/dev/.whole/proc", "/dev/.whole/sys")),
+            Mount("/dev/.whole/proc", "proc", _QUIET),
+            *((Mount("/dev/.whole/sys", "sysfs", _QUIET),) if spec.network_namespace else ()),
+        ]
+    first = len(spec.binds)
+    return steps + [Figure(first + number, target) for number, target in enumerate(figures)]
 
 
 def _protections(spec: ContainerSpec) -> list[Operation]:

@@ -12,20 +12,19 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from pyvz.container import devices, seccomp
+from pyvz.container import devices, figures, seccomp
 from pyvz.container.client import KeeperClient, KeeperFailure
 from pyvz.container.guestinit import InitKind
 from pyvz.container.plan import plan
 from pyvz.container.protocol import close_all
-from pyvz.container.spec import Bind, ContainerSpec
+from pyvz.container.spec import ContainerSpec
 from pyvz.errors import (
     AlreadyRunning,
     BadValue,
@@ -43,9 +42,6 @@ from pyvz.linux.process import Pidfd
 from pyvz.model.limits import Limits
 from pyvz.model.usage import Usage
 from pyvz.store.paths import Paths
-
-_LXCFS = Path("/var/lib/lxcfs/proc")
-_LXCFS_FILES = ("cpuinfo", "diskstats", "loadavg", "meminfo", "stat", "swaps", "uptime")
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +150,7 @@ class Runtime:
         self._cgroups = cgroups
         self._features = features
         self._paths = paths
+        self.figures = figures.Files()  # who runs lxcfs (operations/figures.py) fills it
         self._killed: set[tuple[str, int]] = set()
         self._guard = threading.Lock()
         # Loading libseccomp takes 0.1 s, which the first start need not wait for.
@@ -170,13 +167,18 @@ class Runtime:
         """
         if spec.uuid in self.running():
             raise AlreadyRunning(f"The container {spec.uuid} is running already")
-        request = self._request(spec)
-        with ExitStack() as undo:
+        if spec.figures:
+            self.figures.summon()
+        trees = self.figures.trees() if spec.figures else []
+        request = self._request(spec, [tree.target for tree in trees])
+        with ExitStack() as always, ExitStack() as undo:
+            always.callback(figures.close, trees)
             undo.callback(self.undo_start, spec.uuid)
             self.make_cgroups(spec)
             request["cgroup"] = self._cgroups.entry(spec.uuid)
             try:
-                pid, started = self._launch(spec, request, prepare)
+                fds = [tree.fd for tree in trees]
+                pid, started = self._launch(spec, request, fds, prepare)
             except KeeperFailure as failure:
                 raise _start_error(spec, failure) from failure
             undo.pop_all()
@@ -351,8 +353,10 @@ class Runtime:
         return f"/{self._cgroups.parent_path}/{uuid}"
 
     def with_node_binds(self, spec: ContainerSpec) -> ContainerSpec:
-        """Return the specification with what every container gets of the node (lxcfs)."""
-        return spec._replace(binds=(*spec.binds, *_lxcfs_binds()))
+        """Return the specification with the files of lxcfs as binds, as a dump or restore wants."""
+        if spec.figures:
+            self.figures.summon()
+        return spec._replace(binds=(*spec.binds, *self.figures.binds()))
 
     def undo_start(self, uuid: str) -> None:
         """Take away what a start or restore that failed has left of a container."""
@@ -367,11 +371,12 @@ class Runtime:
         self,
         spec: ContainerSpec,
         request: dict[str, Any],
+        trees: Sequence[int],
         prepare: Callable[[NetworkAccess], None] | None,
     ) -> tuple[int, int]:
         if prepare is None:
-            return self._keeper.start(request)
-        pid, fds = self._keeper.prepare(request)
+            return self._keeper.start(request, trees)
+        pid, fds = self._keeper.prepare(request, trees)
         try:
             prepare(NetworkAccess(pid, *fds))
         except BaseException:
@@ -382,12 +387,11 @@ class Runtime:
             close_all(fds)
         return self._keeper.proceed(spec.uuid)
 
-    def _request(self, spec: ContainerSpec) -> dict[str, Any]:
-        spec = self.with_node_binds(spec)
+    def _request(self, spec: ContainerSpec, shown: Sequence[str]) -> dict[str, Any]:
         program = seccomp.program(nesting=spec.nesting, netfilter=spec.netfilter)
         return {
             "uuid": spec.uuid,
-            "plan": plan(spec).to_json(),
+            "plan": plan(spec, shown).to_json(),
             "seccomp": base64.b64encode(program).decode(),
             "ids": None if spec.ids is None else [spec.ids.first, spec.ids.count],
             "root": os.fspath(spec.root),
@@ -458,14 +462,6 @@ def exit_reason(status: int | None) -> ExitReason:
     if -code == signal.SIGHUP:
         return ExitReason.REBOOT
     return ExitReason.HALT if -code == signal.SIGINT else ExitReason.KILLED
-
-
-def _lxcfs_binds() -> tuple[Bind, ...]:
-    """Files of lxcfs that show memory, CPUs, load and uptime as the container has them."""
-    if not (_LXCFS / "meminfo").exists():
-        return ()
-    names = [name for name in _LXCFS_FILES if (_LXCFS / name).exists()]
-    return tuple(Bind(_LXCFS / name, f"/proc/{name}", idmap=False) for name in names)
 
 
 def _start_error(spec: ContainerSpec, failure: KeeperFailure) -> StartError:

@@ -64,6 +64,7 @@ class Order(NamedTuple):
     window: tuple[int, int] | None
     rlimits: Sequence[Sequence[int]] = ()
     as_init: bool = False
+    merge: bool = False
 
 
 def order(record: Record, init: int, message: Mapping[str, Any], streams: Sequence[int]) -> Order:
@@ -84,6 +85,7 @@ def order(record: Record, init: int, message: Mapping[str, Any], streams: Sequen
         window=(window[0], window[1]) if window else None,
         rlimits=record.rlimits,
         as_init=bool(message["as_init"]),
+        merge=record.merge,
     )
 
 
@@ -133,7 +135,7 @@ def _program(progress: confine.Progress, order: Order) -> None:
     os.umask(0o022)
     confine.set_rlimits(order.rlimits)
     progress.step = "dropping capabilities"
-    confine.limit(order.capabilities, order.program)
+    confine.limit(order.capabilities, order.program, merge=order.merge)
     progress.step = f"becoming the user {user.name}"
     os.setgroups(user.groups)
     os.setresgid(user.gid, user.gid, user.gid)

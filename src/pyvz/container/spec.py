@@ -42,6 +42,8 @@ class ContainerSpec(NamedTuple):
     nesting: containers may run inside (CRIU cannot dump it then).  log: file that the console's
     output is appended to.  disks: (major, minor) of the disks that I/O limits are for.
     device_rules: what may be opened beside the nodes.  netfilter: it may filter packets itself.
+    figures: memory, CPUs, load and uptime inside are the container's own.  merge: its equal pages
+    are merged with those of others (KSM).
     """
 
     uuid: str
@@ -61,6 +63,8 @@ class ContainerSpec(NamedTuple):
     network_namespace: bool = True
     time_namespace: bool = True
     netfilter: bool = True
+    figures: bool = False
+    merge: bool = False
 
 
 def from_config(

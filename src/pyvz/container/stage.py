@@ -119,7 +119,7 @@ class _Stage:
         confine.close_at_exec()
         protocol.send(sock, {"ready": True})
         self.progress.step = "dropping capabilities"
-        confine.limit(plan.capabilities, self.order.program)
+        confine.limit(plan.capabilities, self.order.program, merge=plan.merge)
         confine.keep_capabilities(plan.capabilities)
         self.progress.step = f"executing {plan.argv[0]}"
         os.execve(plan.argv[0], plan.argv, dict(plan.env))  # noqa: S606  # what we are for
@@ -154,6 +154,10 @@ class _Stage:
 
     def attach(self, step: operation.Attach) -> None:
         self._attach(self.binds[step.number], step.target)
+
+    def figure(self, step: operation.Figure) -> None:
+        if os.path.lexists(step.target):
+            self._attach(self.binds[step.number], step.target)
 
     def read_only(self, step: operation.ReadOnly) -> None:
         if not os.path.lexists(step.path):
@@ -231,6 +235,7 @@ _DOERS: dict[type, Callable[[_Stage, Any], None]] = {
     operation.Node: _Stage.node,
     operation.NodeBind: _Stage.node_bind,
     operation.Attach: _Stage.attach,
+    operation.Figure: _Stage.figure,
     operation.ReadOnly: _Stage.read_only,
     operation.Seal: _Stage.seal,
     operation.Mask: _Stage.mask,

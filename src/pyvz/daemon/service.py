@@ -14,7 +14,15 @@ from typing import NamedTuple
 from asyncvarlink import VarlinkInterfaceRegistry
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
-from pyvz.daemon import autostart, log, netwatch, recovery, spacewatch, trafficwatch
+from pyvz.daemon import (
+    autostart,
+    figureswatch,
+    log,
+    netwatch,
+    recovery,
+    spacewatch,
+    trafficwatch,
+)
 from pyvz.daemon.access import Caller
 from pyvz.daemon.api_backup import Backup
 from pyvz.daemon.api_environment import Environment
@@ -34,6 +42,7 @@ from pyvz.daemon.tasks import Tasks
 from pyvz.errors import VZError
 from pyvz.model.task import NoProgress
 from pyvz.operations import lifecycle
+from pyvz.operations.figures import Figures
 from pyvz.operations.node import open_node
 from pyvz.operations.pool import open_pools
 from pyvz.store import defaults
@@ -103,10 +112,13 @@ async def _daemon(
     services = Services(node, tasks, events, Sessions(), end)
     _on_signals(end)
     exits = recovery.Exits(node)
+    figures = Figures(node)
+    node.runtime.figures.summon = figures.ensure
     start = asyncio.create_task(_bring_up(services, exits))
     watching = asyncio.create_task(spacewatch.watch(services, start))
     counting = asyncio.create_task(trafficwatch.watch(services, start))
     looking = asyncio.create_task(netwatch.watch(services, start))
+    tending = asyncio.create_task(figureswatch.watch(services, figures, start))
     await asyncio.wait({start}, timeout=PATIENCE)
     if not stop.is_set():
         server.start()
@@ -118,7 +130,9 @@ async def _daemon(
     watching.cancel()
     counting.cancel()
     looking.cancel()
+    tending.cancel()
     await _wind_up(services)
+    await asyncio.to_thread(figures.end)
     exits.close()
     await server.close()
 

@@ -32,7 +32,6 @@ _CACHE = "features.json"
 _FORMAT = 1
 _PROBE_IDS = 1 << 19  # ids of the user namespace that the probe maps, for a moment
 _FICLONE = 0x40049409  # linux/fs.h
-_PR_GET_MEMORY_MERGE = 68
 
 
 class Feature(NamedTuple):
@@ -304,7 +303,7 @@ def _ksm() -> Feature:
     if not os.path.exists("/sys/kernel/mm/ksm/run"):
         return Feature(value=False, reason="the kernel has no CONFIG_KSM")
     try:
-        syscall.prctl(_PR_GET_MEMORY_MERGE, 0, 0, 0, 0)
+        syscall.prctl(syscall.PR_GET_MEMORY_MERGE, 0, 0, 0, 0)
     except OSError as error:
         return Feature(value=False, reason=f"PR_SET_MEMORY_MERGE (Linux 6.4): {_why(error)}")
     return Feature(value=True, reason="PR_SET_MEMORY_MERGE works")

@@ -6,7 +6,8 @@ from pyvz.model.grammar import YesNo
 from pyvz.model.grammar_list import PCI, Devices, DevNodes, OnOffFlags
 from pyvz.model.param import CONTAINERS, Option, Param, both, tools
 
-# nesting is ours: it lets a container make containers (containers-and-criu.md).
+# Ours: nesting lets a container make containers (containers-and-criu.md); lxcfs (its own figures in
+# /proc) and ksm (its equal pages are merged) have a default in vz.conf.
 FEATURE_NAMES = (
     "sysfs",
     "nfs",
@@ -18,6 +19,8 @@ FEATURE_NAMES = (
     "nfsd",
     "time",
     "nesting",
+    "lxcfs",
+    "ksm",
 )
 # capabilities(7), and the two names of the original that a stock kernel does not have.
 _CAPABILITIES = (

@@ -53,6 +53,8 @@ class NodeConfig:
     http_proxy: str = ""
     allow_reboot: bool = True
     cgroup_slice: str = "machine.slice"  # VE_CGROUP_SLICE
+    lxcfs: bool = True  # LXCFS: containers see their own figures; FEATURES lxcfs:on|off
+    ksm: bool = False  # KSM: equal pages of containers are merged; FEATURES ksm:on|off
     values: Mapping[str, str] = field(default_factory=dict)  # everything, as text
 
     @classmethod
@@ -108,6 +110,8 @@ _KEYS: dict[str, tuple[str, Grammar[object]]] = {
         ("http_proxy", "HTTP_PROXY", _TEXT),
         ("allow_reboot", "ALLOWREBOOT", _YES_NO),
         ("cgroup_slice", "VE_CGROUP_SLICE", _TEXT),
+        ("lxcfs", "LXCFS", _YES_NO),
+        ("ksm", "KSM", _YES_NO),
     )
 }
 

@@ -37,7 +37,16 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import LEGAL_FROM, Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import actionscript, diskmount, guestsettings, leftovers, memory, network
+from pyvz.operations import (
+    actionscript,
+    diskmount,
+    figures,
+    guestsettings,
+    leftovers,
+    memory,
+    network,
+    samepage,
+)
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store.journal import Journal
@@ -341,7 +350,12 @@ def _spec(
     )
     argv = ("/bin/sh", "-c", "while :; do sleep 3600; done") if repair_mode else kind.argv
     disks = tuple(storage.find(env.home).devices(env.home))
-    return spec._replace(argv=tuple(argv), disks=disks)
+    return spec._replace(
+        argv=tuple(argv),
+        disks=disks,
+        figures=figures.wanted(node, config),
+        merge=samepage.wanted(node, config),
+    )
 
 
 def _stop_locked(node: Node, env: Environment, options: StopOptions, progress: Progress) -> str:
