@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from dying import in_child
-from pyvz.linux import file, run, syscall
-from pyvz.linux.netlink import Netlink
-from pyvz.network import dhcp, uplink
+from netsteps import dying_at, within
 from pyvz.operations import virtualnet
 from pyvz.operations.node import Node
 from pyvz.store.networks import Networks
@@ -46,49 +40,6 @@ def namespace(short_root: Path) -> Iterator[str]:
 def _ip(*words: str) -> str:
     done = subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=10)
     return done.stdout
-
-
-def within(namespace: str, work: Callable[[], None]) -> int:
-    """Do `work` in a child in the namespace."""
-
-    def entered() -> None:
-        fd = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
-        syscall.setns(fd, syscall.CLONE_NEWNET)
-        os.close(fd)
-        work()
-
-    return in_child(entered)
-
-
-def dying_at(step: int) -> None:
-    """Let this process kill itself at the step: a request, a program, a file."""
-    left = [step]
-
-    def count() -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **more: Any) -> Any:
-            count()
-            return function(*args, **more)
-
-        return call
-
-    saying = Netlink._saying
-
-    @contextmanager
-    def steps(self: Netlink, what: str) -> Iterator[None]:
-        if not what.startswith(("list", "look")):
-            count()
-        with saying(self, what):
-            yield
-
-    Netlink._saying = steps  # type: ignore[method-assign]
-    run.run = counted(run.run)
-    for module in (file, uplink, dhcp):
-        module.write_atomic = counted(module.write_atomic)  # type: ignore[attr-defined]
 
 
 def state(namespace: str) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ import struct
 import time
 from collections.abc import Iterable, Mapping
 
+from pyvz.linux import ndp
+
 _ETH_ARP = 0x0806
 _REQUEST, _REPLY = 1, 2
 _BROADCAST = b"\xff" * 6
@@ -71,11 +73,18 @@ class Probe:
             found[self._wanted[sender]] = sender_mac.hex(":")
 
 
-def announce(device: str, addresses: Iterable[str]) -> None:
-    """Tell everybody on an interface that IPv4 ADDRESSES are here now (gratuitous ARP)."""
+def announce(device: str, addresses: Iterable[str], mac: str = "") -> None:
+    """Tell everybody on an interface that ADDRESSES are here now.
+
+    IPv4: gratuitous ARP; IPv6: an advertisement that nobody asked for (ndp.py).  mac: whose they
+    are, "" for the interface's own.
+    """
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_ARP)) as sock:
         sock.bind((device, _ETH_ARP))
-        mac = sock.getsockname()[4]
+        owner = bytes.fromhex(mac.replace(":", "")) or sock.getsockname()[4]
         for address in addresses:
+            if ":" in address:
+                sock.send(ndp.advertisement(owner, address))
+                continue
             own = socket.inet_aton(address)
-            sock.send(_frame(mac, _REQUEST, own, own))
+            sock.send(_frame(owner, _REQUEST, own, own))

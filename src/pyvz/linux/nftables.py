@@ -1,4 +1,4 @@
-"""nftables: one atomic batch through `nft -j -f -` (libnftables-json(5)).
+"""nftables: one atomic batch of libnftables-json(5), by the library, else by `nft -j -f -`.
 
 The batch is a value; either all of it is in force afterwards or nothing of it.  Whoever makes one
 names tables of ours only, so no rule of anybody else can be touched.
@@ -7,11 +7,12 @@ names tables of ours only, so no rule of anybody else can be touched.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pyvz.errors import CommandFailed, NetworkError, Unsupported
-from pyvz.linux import run
+from pyvz.linux import libnftables, run
 
 Command = dict[str, Any]
 
@@ -48,6 +49,10 @@ class Table(NamedTuple):
     def rule(self, chain: str, *expressions: Command) -> Command:
         """Append a rule."""
         return {"add": {"rule": self._in(chain=chain, expr=list(expressions))}}
+
+    def first(self, chain: str, *expressions: Command) -> Command:
+        """Put a rule before all others."""
+        return {"insert": {"rule": self._in(chain=chain, expr=list(expressions))}}
 
     def set(self, name: str, kind: str | list[str]) -> Command:
         """Make a named set; nothing happens when it is there."""
@@ -100,24 +105,34 @@ def apply(batch: Sequence[Command]) -> None:
         return
     text = json.dumps({"nftables": list(batch)})
     try:
-        _nft("-f", "-", text=text)
+        _nft(text)
     except CommandFailed as error:
         raise NetworkError("The kernel refused the packet filter", details=error.details) from error
 
 
 def listed(table: Table) -> dict[str, Any]:
     """Return what is in a table, as libnftables-json(5) has it; {} when there is no such table."""
+    wanted = {"list": {"table": table._asdict()}}
     try:
-        found = json.loads(_nft("list", "table", table.family, table.name))
+        found = json.loads(_nft(json.dumps({"nftables": [wanted]})))
     except (CommandFailed, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _nft(*words: str, text: str = "") -> str:
-    try:
-        return run.run(["nft", "-j", *words], input=text, timeout=_TIMEOUT).stdout
-    except FileNotFoundError as error:
+def _nft(commands: str) -> str:
+    answer = libnftables.run(commands)
+    if answer is None:
+        return _program(commands)
+    if answer.code:
+        raise CommandFailed("nftables", details=answer.error)
+    return answer.output
+
+
+def _program(commands: str) -> str:
+    if shutil.which("nft", path=run.ENVIRONMENT["PATH"]) is None:
         raise Unsupported(
-            "The program nft is not installed", hint="Install the package nftables."
-        ) from error
+            "Neither libnftables nor the program nft is installed",
+            hint="Install the package nftables.",
+        )
+    return run.run(["nft", "-j", "-f", "-"], input=commands, timeout=_TIMEOUT).stdout

@@ -62,11 +62,11 @@ def change(instance: str, old: NetworkPlan, new: NetworkPlan) -> list[Command]:
     had, has = dict.fromkeys(old.routed), dict.fromkeys(new.routed)
     gone = [each for each in had if each not in has]
     batch = _without(instance, gone)
-    if _bare(old) != _bare(new):
+    if old.torn or _bare(old) != _bare(new):
         return batch + install(instance, new)
     own = table(instance, new.uuid)
     for before, after in zip(old.interfaces, new.interfaces, strict=True):
-        batch += _set_change(own, after.host_name, _sent(before), _sent(after))
+        batch += _set_change(own, after, _sent(before), _sent(after))
     added = [each for each in has if each not in had]
     if added:
         batch += _guard(instance) + _elements(guard(instance), "routed", added)
@@ -122,16 +122,22 @@ def _elements(own: Table, name: str, addresses: Iterable[str]) -> list[Command]:
     ]
 
 
-def _set_change(own: Table, name: str, had: tuple[str, ...], has: tuple[str, ...]) -> list[Command]:
+def _set_change(
+    own: Table, interface: Interface, had: tuple[str, ...], has: tuple[str, ...]
+) -> list[Command]:
+    name = interface.host_name
     batch: list[Command] = []
     before, after = dict.fromkeys(had), dict.fromkeys(has)
     gone = [each for each in before if each not in after]
     for version in ("4", "6"):
         batch += own.without(f"{name}-{version}", _of(version, gone))
-    batch += _elements(own, f"{name}-", [each for each in after if each not in before])
-    if _of("6", had) != _of("6", has):
-        batch += _targets(own, name, has)
-    return batch
+    fresh = [each for each in after if each not in before]
+    batch += _elements(own, f"{name}-", fresh)
+    if not _has_neighbours(interface):
+        return batch
+    if _of("6", gone):
+        return batch + _targets(own, name, has)
+    return batch + [own.first(f"{name}-nd", *_spoken_for(each)) for each in _of("6", fresh)]
 
 
 def _of(version: str, addresses: Iterable[str]) -> list[str]:
@@ -162,23 +168,39 @@ def _chain(own: Table, interface: Interface) -> list[Command]:
         return batch
     batch += [own.set(f"{name}-4", "ipv4_addr"), own.set(f"{name}-6", "ipv6_addr")]
     batch += _elements(own, f"{name}-", _sent(interface))
-    batch += [own.plain_chain(f"{name}-nd"), *_targets(own, name, _sent(interface))]
-    batch += [own.rule(name, *rule) for rule in _rules(name)]
+    if _has_neighbours(interface):
+        batch += [own.plain_chain(f"{name}-nd"), *_targets(own, name, _sent(interface))]
+    batch += [own.rule(name, *rule) for rule in _rules(interface)]
     return batch
+
+
+def _has_neighbours(interface: Interface) -> bool:
+    """Whether anybody asks for its hardware address; on a routed pair nobody does (routed.py)."""
+    return interface.kind != "routed" or interface.tap
 
 
 def _targets(own: Table, name: str, addresses: Iterable[str]) -> list[Command]:
     """Fill the chain for advertisements: it drops what speaks for an address of somebody else.
 
+    One rule for each address, so that one more costs the same however many there are.
+    """
+    chain = f"{name}-nd"
+    passing = [own.rule(chain, *_spoken_for(each)) for each in _of("6", addresses)]
+    return [own.flush(chain), *passing, own.rule(chain, DROP)]
+
+
+def _spoken_for(address: str) -> tuple[Command, Command]:
+    """Return the rule by which an advertisement for ADDRESS passes the chain.
+
     The target is compared as a number: nft 1.0 has no name for it that could be looked up in a set.
     """
-    numbers = [f"0x{int(IPv6Address(each)):032x}" for each in _of("6", addresses)]
-    wrong = match(raw("th", 64, 128), {"set": numbers}, "!=")
-    return [own.flush(f"{name}-nd"), own.rule(f"{name}-nd", wrong, DROP)]
+    number = f"0x{int(IPv6Address(address)):032x}"
+    return match(raw("th", 64, 128), number), {"return": None}
 
 
-def _rules(name: str) -> Iterable[tuple[Command, ...]]:
+def _rules(interface: Interface) -> Iterable[tuple[Command, ...]]:
     """What passes an interface whose addresses are filtered, in order; the rest is dropped."""
+    name = interface.host_name
     four, six = f"@{name}-4", f"@{name}-6"
     kind = field("icmpv6", "type")
     yield match(field("udp", "sport"), {"set": [_DHCP_SERVER, _DHCP6_SERVER]}), DROP
@@ -192,7 +214,8 @@ def _rules(name: str) -> Iterable[tuple[Command, ...]]:
     )
     yield match(kind, {"set": _ROUTER}), DROP
     # An advertisement tells where its *target* is, whoever is its sender (RFC 4861, 4.4).
-    yield match(kind, _ADVERT), {"jump": {"target": f"{name}-nd"}}
+    judged = {"jump": {"target": f"{name}-nd"}} if _has_neighbours(interface) else DROP
+    yield match(kind, _ADVERT), judged
     yield match(field("ip6", "saddr"), six), ACCEPT
     yield match(field("ip6", "saddr"), "::"), match(kind, {"set": [_SOLICIT, *_LISTENER]}), ACCEPT
     yield (DROP,)

@@ -17,6 +17,7 @@ from pyvz.model.grammar_net import NetIf
 
 ROUTED = "venet0"  # the name inside of the interface for IP_ADDRESS
 MAC_PREFIX = "c4:37:72"  # OUI of containers' cards (libvzctl); the node's end begins with fe
+MACHINE_PREFIX = "00:1c:42"  # of virtual machines' cards
 
 
 class Filter(NamedTuple):
@@ -38,7 +39,8 @@ class Interface(NamedTuple):
     ("4", "6", "46").  gateways: by address; a family in `default` without one is on the link.
     routes: bare addresses for which the node has a route here.  sources: preferred source
     addresses of those routes, by family.  bridge: that the node's end joins; "": none.
-    connected: else the link is down.
+    connected: else the link is down.  tap: the other end is not in a namespace but a descriptor,
+    for a virtual machine; then nothing inside is done by us.
     """
 
     kind: str
@@ -54,6 +56,7 @@ class Interface(NamedTuple):
     bridge: str = ""
     connected: bool = True
     filter: Filter = Filter()
+    tap: bool = False
 
 
 class Proxy(NamedTuple):
@@ -64,11 +67,16 @@ class Proxy(NamedTuple):
 
 
 class NetworkPlan(NamedTuple):
-    """Everything that is put down on the node and inside for one container."""
+    """Everything that is put down on the node and inside for one container.
+
+    torn: a record of what *may* be in place: somebody is, or was, on the way from one plan to
+    another, and everything of both is here.
+    """
 
     uuid: str
     interfaces: tuple[Interface, ...] = ()
     proxies: tuple[Proxy, ...] = ()
+    torn: bool = False
 
     @property
     def routed(self) -> tuple[str, ...]:
@@ -88,6 +96,7 @@ class NetworkPlan(NamedTuple):
                     each._asdict() | {"filter": each.filter._asdict()} for each in self.interfaces
                 ],
                 "proxies": self.proxies,
+                "torn": self.torn,
             }
         )
 
@@ -96,7 +105,8 @@ class NetworkPlan(NamedTuple):
         """Read what to_json has written; ValueError, KeyError or TypeError for anything else."""
         data = json.loads(text)
         interfaces = tuple(_interface(each) for each in data["interfaces"])
-        return cls(data["uuid"], interfaces, tuple(Proxy(*each) for each in data["proxies"]))
+        proxies = tuple(Proxy(*each) for each in data["proxies"])
+        return cls(data["uuid"], interfaces, proxies, bool(data.get("torn", False)))
 
 
 class Uplink(NamedTuple):
@@ -139,6 +149,11 @@ def host_name_of(mac: str) -> str:
     return "veth" + mac.replace(":", "")[-8:]
 
 
+def tap_name_of(mac: str) -> str:
+    """Return the name of the node's end of a virtual machine's card, as the original has it."""
+    return "vme" + mac.replace(":", "")[-8:]
+
+
 def host_mac_of(mac: str) -> str:
     """Return the node's end's MAC: the container's with fe in front.
 
@@ -158,11 +173,11 @@ def routed_host_name(uuid: str) -> str:
     return "veth" + hashlib.sha256(uuid.encode()).hexdigest()[:8]
 
 
-def card_mac(uuid: str, name: str, taken: Container[str] = ()) -> str:
+def card_mac(uuid: str, name: str, taken: Container[str] = (), prefix: str = MAC_PREFIX) -> str:
     """Return the MAC of a container's card NAME that nobody gave it; taken: used by others."""
     for attempt in range(1 << 16):
         digest = hashlib.sha256(f"{uuid} {name} {attempt}".encode()).hexdigest()
-        mac = f"{MAC_PREFIX}:{digest[0:2]}:{digest[2:4]}:{digest[4:6]}"
+        mac = f"{prefix}:{digest[0:2]}:{digest[2:4]}:{digest[4:6]}"
         if mac not in taken:
             return mac
     raise NetworkError("There is no free hardware address")

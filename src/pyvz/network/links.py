@@ -9,22 +9,23 @@ namespace; this process stays where it is.
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from ipaddress import ip_address
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pyvz.errors import AlreadyExists, NetworkError
 from pyvz.linux import nftables
 from pyvz.linux.file import flock, write_atomic
-from pyvz.linux.netlink import SCOPE_LINK, Link, Netlink, Route, VethEnd, set_sysctl
-from pyvz.network import antispoof
-from pyvz.network.base import Interface, NetworkPlan, family
+from pyvz.linux.netlink import Link, Netlink, VethEnd
+from pyvz.linux.tap import open_tap
+from pyvz.network import antispoof, ends
+from pyvz.network.base import Interface, NetworkPlan
 from pyvz.store.paths import Paths
 
 _LOCK_TIMEOUT = 30.0
-_FAMILIES = {"4": socket.AF_INET, "6": socket.AF_INET6}
+
+Put = Callable[[Sequence[nftables.Command]], None]
 
 
 class Inside:
@@ -48,52 +49,98 @@ class Links:
             return NetworkPlan.from_json((self._directory / f"{uuid}.json").read_text())
         return None
 
-    def apply(self, plan: NetworkPlan, inside: Inside) -> None:
-        """Put a plan in place for a container that has nothing yet; raises NetworkError.
+    def apply(
+        self, plan: NetworkPlan, inside: Inside | None, put: Put = nftables.apply,
+        *, plugged: bool = True,
+    ) -> dict[str, int]:  # fmt: skip
+        """Put a plan in place for an environment that has nothing yet; raises NetworkError.
 
-        After a failure the caller calls remove().
+        inside: None for a virtual machine, whose cards are taps; their descriptors, by the name of
+        the node's end, are returned and the caller's.  put: puts the rules in force.  plugged:
+        False leaves the node's ends leading nowhere, until plug().  After a failure the caller
+        calls remove().
         """
         if not plan.interfaces:
-            return
+            return {}
         self._record(plan)
-        with Netlink() as outside:
-            for interface in plan.interfaces:
-                self._make(plan.uuid, interface, outside, inside)
+        with Netlink() as outside, ExitStack() as undo:
+            taps = self._make_all(plan, outside, inside, undo)
+            found = {link.name: link for link in outside.links()}
+            self._name(plan, found, outside)
             with self._rules():
-                nftables.apply(antispoof.install(self._instance, plan))
-            for interface in plan.interfaces:
-                mtu = self._connect(interface, outside)
-                _configure(interface, inside.netlink, mtu)
-            _answer(plan, outside)
+                put(antispoof.install(self._instance, plan))
+            for each in plan.interfaces:
+                self._lead(each, found, outside, plugged=plugged)
+            if inside is not None:
+                _furnish(plan, found, inside, settled=not plugged)
+            if plugged:
+                ends.answer(plan.proxies, outside)
+            undo.pop_all()
+            return taps
 
-    def change(self, old: NetworkPlan, new: NetworkPlan, inside: Inside) -> None:
-        """Bring a running container from one plan to another; raises NetworkError.
+    def plug(self, uuid: str) -> NetworkPlan:
+        """Let what leads nowhere lead where the plan says; returns the plan.  Idempotent."""
+        plan = self.applied(uuid) or NetworkPlan(uuid)
+        with Netlink() as outside:
+            found = {link.name: link for link in outside.links()}
+            for each in plan.interfaces:
+                self._lead(each, found, outside)
+            ends.answer(plan.proxies, outside)
+        return plan
 
-        What was done by then is undone by the caller with change(new, old).
+    def unplug(self, uuid: str) -> NetworkPlan:
+        """Let the node's ends lead nowhere: nothing comes in or goes out.  Idempotent."""
+        plan = self.applied(uuid) or NetworkPlan(uuid)
+        with Netlink() as outside:
+            ends.answer_no_more(plan.proxies, outside)
+            for each in plan.interfaces:
+                link = self._mine(uuid, outside.link(each.host_name))
+                if link is not None:
+                    ends.unplug(each, link, outside)
+        return plan
+
+    def change(
+        self,
+        old: NetworkPlan,
+        new: NetworkPlan,
+        inside: Inside | None,
+        then: Callable[[], None] | None = None,
+    ) -> dict[str, int]:
+        """Bring what runs from one plan to another; raises NetworkError.
+
+        Returns the descriptors of new taps as apply() does.  then: is called last, and until it has
+        ended the record says that the change is not over.  What was done by then is undone by the
+        caller with change(new, old).
         """
         if old == new:
-            return
+            return {}
         self._record(_union(old, new))
-        with Netlink() as outside:
-            for before in old.interfaces:
-                after = new.interface(before.name)
-                if after is None or not _same_pair(before, after):
-                    self._unmake(old.uuid, before, outside)
-            for after in new.interfaces:
-                if self._mine(old.uuid, outside.link(after.host_name)) is None:
-                    self._make(new.uuid, after, outside, inside)
+        with Netlink() as outside, ExitStack() as undo:
+            fresh, found = self._missing(old, new, outside)
+            taps = self._make_all(fresh, outside, inside, undo)
+            # Nobody knows how far somebody had come: then all of it is done again.
+            whole = new if old.torn else fresh
+            if fresh.interfaces:
+                found = {link.name: link for link in outside.links()}
+            self._name(whole, found, outside)
             with self._rules():
                 nftables.apply(antispoof.change(self._instance, old, new))
+            for after in whole.interfaces:
+                self._lead(after, found, outside)
+            if inside is not None:
+                _furnish(whole, found, inside)
+            if old.torn:
+                self._scrape(old, new, found, outside, inside)
             for after in new.interfaces:
-                before_ = old.interface(after.name)
-                if before_ is not None and _same_pair(before_, after):
-                    self._alter(before_, after, outside, inside.netlink)
-                else:
-                    mtu = self._connect(after, outside)
-                    _configure(after, inside.netlink, mtu)
-            _answer_no_more(old, new, outside)
-            _answer(new, outside)
+                if after not in whole.interfaces:
+                    self._alter(old.interface(after.name) or after, after, found, outside, inside)
+            ends.answer_no_more(set(old.proxies) - set(new.proxies), outside)
+            ends.answer(set(new.proxies) - (set() if old.torn else set(old.proxies)), outside)
+            if then is not None:
+                then()
+            undo.pop_all()
         self._record(new)
+        return taps
 
     def remove(self, uuid: str) -> None:
         """Take everything of a container away; idempotent."""
@@ -103,7 +150,7 @@ class Links:
         with Netlink() as outside:
             for interface in plan.interfaces:
                 self._unmake(uuid, interface, outside)
-            _answer_no_more(plan, NetworkPlan(uuid), outside)
+            ends.answer_no_more(plan.proxies, outside)
         with self._rules():
             others = [path for path in self._directory.glob("*.json") if path.stem != uuid]
             nftables.apply(antispoof.remove(self._instance, plan, last=not others))
@@ -141,12 +188,36 @@ class Links:
         One without an alias is: it was made and not named, when somebody died in between; the
         name alone was ours already, else making it would have failed.
         """
-        if link is None or link.kind != "veth" or link.alias not in {"", self._alias(uuid)}:
+        if link is None or link.kind not in {"veth", "tun"}:
             return None
-        return link
+        return link if link.alias in {"", self._alias(uuid)} else None
+
+    def _make_all(
+        self, plan: NetworkPlan, outside: Netlink, inside: Inside | None, undo: ExitStack
+    ) -> dict[str, int]:
+        """Make the pairs and taps of a plan, all ends down; taps are closed by UNDO."""
+        taps: dict[str, int] = {}
+        for each in plan.interfaces:
+            if each.tap:
+                taps[each.host_name] = open_tap(each.host_name)
+                undo.callback(os.close, taps[each.host_name])
+            elif inside is not None:
+                self._make(plan.uuid, each, outside, inside)
+        return taps
+
+    def _missing(
+        self, old: NetworkPlan, new: NetworkPlan, outside: Netlink
+    ) -> tuple[NetworkPlan, dict[str, Link]]:
+        """Take away the pairs that cannot stay; return what of NEW is to be made, and all links."""
+        for before in old.interfaces:
+            after = new.interface(before.name)
+            if after is None or not ends.same_pair(before, after):
+                self._unmake(old.uuid, before, outside)
+        found = {link.name: link for link in outside.links()}
+        fresh = [x for x in new.interfaces if not self._mine(new.uuid, found.get(x.host_name))]
+        return new._replace(interfaces=tuple(fresh)), found
 
     def _make(self, uuid: str, interface: Interface, outside: Netlink, inside: Inside) -> None:
-        """Make a pair, its far end in the container; both ends stay down."""
         name = interface.host_name
         pair = (
             VethEnd(name, interface.host_mac),
@@ -162,9 +233,32 @@ class Links:
                 raise AlreadyExists(f"There is a network interface {name} already") from None
             outside.delete_link(left.index)
             outside.add_veth(*pair)
-        arp = {} if interface.kind != "routed" else {"arp": False}
-        outside.set_link(outside.need(name).index, IFLA_IFALIAS=self._alias(uuid), **arp)
-        _settings(interface)
+
+    def _name(self, plan: NetworkPlan, found: Mapping[str, Link], outside: Netlink) -> None:
+        """Mark the node's ends as ours and make them plain ports."""
+        for each in plan.interfaces:
+            more: dict[str, object] = {"address": each.host_mac} if each.tap else {}
+            if each.kind == "routed" and not each.tap:
+                more["arp"] = False
+            link = _needed(found, each.host_name)
+            outside.set_link(link.index, IFLA_IFALIAS=self._alias(plan.uuid), **more)
+            ends.prepare(each)
+
+    def _lead(
+        self,
+        interface: Interface,
+        found: Mapping[str, Link],
+        outside: Netlink,
+        *,
+        plugged: bool = True,
+    ) -> None:
+        link = _needed(found, interface.host_name)
+        bridge = _needed(found, interface.bridge) if interface.bridge else None
+        if plugged:
+            ends.plug(interface, link, bridge, outside)
+        else:
+            mtu = {"mtu": bridge.mtu} if bridge and bridge.mtu != link.mtu else {}
+            outside.set_link(link.index, state="up" if interface.connected else "down", **mtu)
 
     def _unmake(self, uuid: str, interface: Interface, outside: Netlink) -> None:
         # By name and alias, because a namespace is torn down asynchronously and its pairs with it.
@@ -172,176 +266,82 @@ class Links:
         if found is not None:
             outside.delete_link(found.index)
 
-    def _connect(self, interface: Interface, outside: Netlink) -> int:
-        """Plug the node's end in: up, into its bridge, and with routes to it.
-
-        Returns the largest packet of the bridge, which both ends must have; 0: as it is.
-        """
-        link = outside.need(interface.host_name)
-        changed: dict[str, int] = {}
-        if interface.bridge:
-            bridge = outside.need(interface.bridge)
-            changed["master"] = bridge.index
-            if bridge.mtu != link.mtu:
-                changed["mtu"] = bridge.mtu
-        elif link.master:
-            changed["master"] = 0
-        outside.set_link(link.index, state="up" if interface.connected else "down", **changed)
-        if interface.connected:
-            _route_to(interface, interface.routes, link.index, outside)
-        return changed.get("mtu", 0)
-
     def _alter(
-        self, before: Interface, after: Interface, outside: Netlink, inside: Netlink
+        self,
+        before: Interface,
+        after: Interface,
+        found: Mapping[str, Link],
+        outside: Netlink,
+        inside: Inside | None,
     ) -> None:
         """Bring one interface, whose pair stays, from one plan to the other."""
-        link = outside.need(after.host_name)
+        link = _needed(found, after.host_name)
         if (before.bridge, before.connected) != (after.bridge, after.connected):
-            self._connect(after, outside)
+            self._lead(after, found, outside)
         if after.connected:
-            for address in set(before.routes) - set(after.routes):
-                outside.delete_route(_host_route(after, address, link.index))
-            known = set(before.routes)
-            fresh = [each for each in after.routes if each not in known]
-            _route_to(after, fresh, link.index, outside)
-        index = inside.need(after.name).index
-        for address in set(before.addresses) - set(after.addresses):
-            inside.delete_address(index, address)
-        there = set(before.addresses)
-        for address in after.addresses:
-            if address not in there:
-                inside.add_address(index, address)
-        if (before.default, before.gateways) != (after.default, after.gateways):
-            for route in _defaults(before, index):
-                inside.delete_route(route)
-        # Also when they are the same: with the last address of a family its routes are gone.
-        for route in _defaults(after, index):
-            inside.replace_route(route)
+            had, has = dict.fromkeys(before.routes), dict.fromkeys(after.routes)
+            for address in had:
+                if address not in has:
+                    outside.delete_route(ends.host_route(after, address, link.index))
+            fresh = [each for each in has if each not in had]
+            ends.route_to(after, fresh, link.index, outside)
+        if inside is not None:
+            ends.alter(before, after, inside.netlink.need(after.name).index, inside.netlink)
+
+    def _scrape(
+        self,
+        old: NetworkPlan,
+        new: NetworkPlan,
+        found: Mapping[str, Link],
+        outside: Netlink,
+        inside: Inside | None,
+    ) -> None:
+        """Take from interfaces that are as NEW has them what a torn OLD has, or may have, more."""
+        for after in new.interfaces:
+            before = next((x for x in old.interfaces if x.host_name == after.host_name), after)
+            link = _needed(found, after.host_name)
+            for address in set(before.routes) - set(after.routes if after.connected else ()):
+                outside.delete_route(ends.host_route(after, address, link.index))
+            if inside is not None:
+                ends.scrape(before, after, inside.netlink.need(after.name).index, inside.netlink)
 
 
-def _settings(interface: Interface) -> None:
-    """Make the node's end a plain port: no address of its own, nothing learned from inside."""
-    name = interface.host_name
-    settings = {
-        f"net/ipv6/conf/{name}/addr_gen_mode": "1",  # no link-local address
-        f"net/ipv6/conf/{name}/accept_ra": "0",
-        f"net/ipv6/conf/{name}/accept_redirects": "0",
-        f"net/ipv4/conf/{name}/accept_redirects": "0",
-    }
-    if interface.kind == "routed":
-        settings[f"net/ipv4/conf/{name}/forwarding"] = "1"
-        # Since 6.17; before, IPv6 is forwarded only where the whole node does (all/forwarding).
-        settings[f"net/ipv6/conf/{name}/force_forwarding"] = "1"
-    else:
-        settings[f"net/ipv6/conf/{name}/disable_ipv6"] = "1"
-    for key, value in settings.items():
-        set_sysctl(key, value, optional=True)
-
-
-def _configure(interface: Interface, inside: Netlink, mtu: int) -> None:
-    """Addresses and routes inside; the link is up there also while its cable is unplugged."""
-    index = inside.need(interface.name).index
-    changed: dict[str, int] = {"mtu": mtu} if mtu else {}
-    if interface.kind == "routed":
-        changed["arp"] = False
-    inside.set_link(index, state="up", **changed)
-    for address in interface.addresses:
-        inside.add_address(index, address)
-    if interface.connected:
-        for route in _defaults(interface, index):
-            inside.replace_route(route)
-
-
-def _defaults(interface: Interface, index: int) -> list[Route]:
-    """The default routes of an interface: by its gateway, else on the link itself."""
-    made = []
-    by_family = {family(each): each for each in interface.gateways}
-    for version in interface.default:
-        via = by_family.get(version, "")
-        scope = SCOPE_LINK if version == "4" and not via else None
-        onlink = bool(via) and ip_address(via).is_link_local
-        made.append(
-            Route(
-                "default",
-                index,
-                _FAMILIES[version],
-                via=via,
-                scope=scope,
-                onlink=onlink and version == "4",
-            )
-        )
-    return made
-
-
-def _route_to(
-    interface: Interface, addresses: list[str] | tuple[str, ...], index: int, outside: Netlink
+def _furnish(
+    plan: NetworkPlan, found: Mapping[str, Link], inside: Inside, *, settled: bool = False
 ) -> None:
-    for address in addresses:
-        outside.replace_route(_host_route(interface, address, index))
+    """Do the inner ends; FOUND: the node's links, for the bridges' largest packets."""
+    if not plan.interfaces:
+        return
+    cards = {link.name: link for link in inside.netlink.links()}
+    for each in plan.interfaces:
+        card = _needed(cards, each.name)
+        mtu = found[each.bridge].mtu if each.bridge in found else card.mtu
+        ends.furnish(
+            each,
+            card.index,
+            inside.netlink,
+            mtu=mtu if mtu != card.mtu else 0,
+            settled=settled,
+        )
 
 
-def _host_route(interface: Interface, address: str, index: int) -> Route:
-    version = family(address)
-    source = next((each for each in interface.sources if family(each) == version), "")
-    return Route(
-        f"{address}/{ip_address(address).max_prefixlen}",
-        index,
-        _FAMILIES[version],
-        source=source,
-        scope=SCOPE_LINK if version == "4" else None,
-    )
-
-
-def _same_pair(before: Interface, after: Interface) -> bool:
-    """Whether the two ends may stay as they are."""
-    return all(
-        getattr(before, key) == getattr(after, key)
-        for key in ("kind", "name", "host_name", "mac", "host_mac")
-    )
+def _needed(found: Mapping[str, Link], name: str) -> Link:
+    if name not in found:
+        raise NetworkError(f"There is no network interface {name}")
+    return found[name]
 
 
 def _union(old: NetworkPlan, new: NetworkPlan) -> NetworkPlan:
     """Everything that either of two plans has put down: what a crash between them may leave."""
     names = {each.host_name for each in new.interfaces}
-    interfaces = [*new.interfaces, *(e for e in old.interfaces if e.host_name not in names)]
-    merged = []
-    for each in interfaces:
+    merged = [each for each in old.interfaces if each.host_name not in names]
+    for each in new.interfaces:
         former = next((e for e in old.interfaces if e.host_name == each.host_name), each)
-        merged.append(each._replace(routes=tuple(dict.fromkeys((*each.routes, *former.routes)))))
+        merged.append(
+            each._replace(
+                routes=tuple(dict.fromkeys((*each.routes, *former.routes))),
+                addresses=tuple(dict.fromkeys((*each.addresses, *former.addresses))),
+            )
+        )
     proxies = tuple(dict.fromkeys((*new.proxies, *old.proxies)))
-    return NetworkPlan(new.uuid, tuple(merged), proxies)
-
-
-def _answer(plan: NetworkPlan, outside: Netlink) -> None:
-    for address, device in plan.proxies:
-        link = outside.link(device)
-        if link is None:
-            continue
-        if family(address) == "6":
-            set_sysctl(f"net/ipv6/conf/{device}/proxy_ndp", "1", optional=True)
-        outside.add_proxy(link.index, address)
-
-
-def _answer_no_more(old: NetworkPlan, new: NetworkPlan, outside: Netlink) -> None:
-    for address, device in set(old.proxies) - set(new.proxies):
-        link = outside.link(device)
-        if link is not None:
-            outside.delete_proxy(link.index, address)
-
-
-def check_free(plan: NetworkPlan, old: NetworkPlan | None, links: list[Link]) -> None:
-    """Refuse what the kernel would: names and MACs of others' links, missing bridges.
-
-    old: what the container has in place already.
-    """
-    by_name = {link.name: link for link in links}
-    own = {each.host_name for each in (old.interfaces if old else ())}
-    for each in plan.interfaces:
-        taken = by_name.get(each.host_name)
-        if taken is not None and each.host_name not in own and not taken.alias.endswith(plan.uuid):
-            raise NetworkError(f"There is a network interface {each.host_name} already")
-        bridge = by_name.get(each.bridge)
-        if each.bridge and bridge is None:
-            raise NetworkError(f"There is no bridge {each.bridge}")
-        if bridge is not None and bridge.kind not in {"bridge", "openvswitch"}:
-            raise NetworkError(f"{each.bridge} is not a bridge")
+    return NetworkPlan(new.uuid, tuple(merged), proxies, torn=True)

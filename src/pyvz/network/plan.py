@@ -41,9 +41,14 @@ def netifs(config: Config) -> tuple[NetIf, ...]:
     return tuple(given.values())
 
 
-def plan(uuid: str, config: Config, facts: NodeFacts) -> NetworkPlan:
-    """Return what CONFIG asks for; raises BadValue, NetworkError, AddressInUse."""
+def plan(uuid: str, config: Config, facts: NodeFacts, *, taps: bool = False) -> NetworkPlan:
+    """Return what CONFIG asks for; raises BadValue, NetworkError, AddressInUse.
+
+    taps: the cards are those of a virtual machine.
+    """
     interfaces = tuple(_interface(uuid, netif, facts) for netif in netifs(config))
+    if taps:
+        interfaces = tuple(each._replace(tap=True) for each in interfaces)
     interfaces = _one_default(interfaces)
     _check_names(interfaces)
     _check_addresses(interfaces, facts)

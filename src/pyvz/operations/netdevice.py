@@ -16,7 +16,15 @@ from pyvz.model.config import Config
 from pyvz.model.grammar_firewall import Firewall
 from pyvz.model.grammar_net import NetIf, NetIfs, check_ifname
 from pyvz.model.param import Option, normal
-from pyvz.network.base import ROUTED, card_mac, host_mac_of, host_name_of
+from pyvz.network.base import (
+    MAC_PREFIX,
+    MACHINE_PREFIX,
+    ROUTED,
+    card_mac,
+    host_mac_of,
+    tap_name_of,
+)
+from pyvz.network.base import host_name_of as pair_name_of
 
 Given = Sequence[tuple[str, str | None]]
 
@@ -65,18 +73,21 @@ def cards(config: Config) -> list[NetIf]:
     return [each for each in config.network.interfaces if each.ifname != ROUTED]
 
 
-def with_macs(config: Config, uuid: str, taken: Container[str]) -> Config:
+def with_macs(config: Config, uuid: str, taken: Container[str], *, machine: bool = False) -> Config:
     """Return CONFIG with hardware addresses and names for the cards that nobody gave them.
 
-    taken: hardware addresses of other containers.  Raises BadValue when one is used twice.
+    taken: hardware addresses of others.  machine: the cards are a virtual machine's.  Raises
+    BadValue when one is used twice.
     """
+    host_name_of = tap_name_of if machine else pair_name_of
+    prefix = MACHINE_PREFIX if machine else MAC_PREFIX
     made: list[NetIf] = []
     for each in config.network.interfaces:
         netif = each
         if each.ifname != ROUTED:
             if each.mac in taken:
-                raise BadValue(f"The hardware address {each.mac} is in use by another container")
-            mac = each.mac or card_mac(uuid, each.ifname, taken)
+                raise BadValue(f"The hardware address {each.mac} is in use by another one")
+            mac = each.mac or card_mac(uuid, each.ifname, taken, prefix)
             netif = each._replace(
                 mac=mac,
                 host_mac=each.host_mac or host_mac_of(mac),

@@ -16,12 +16,13 @@ from pyvz.errors import AddressInUse, NetworkError, NotRunning, VZError
 from pyvz.linux import arp
 from pyvz.linux.netlink import Netlink, sysctl
 from pyvz.model.config import Config
-from pyvz.model.environment import Environment
+from pyvz.model.environment import Environment, Kind
 from pyvz.model.param import normal
 from pyvz.network import facts, plan
 from pyvz.network.address import Reservations
-from pyvz.network.base import NetworkPlan, NodeFacts, Proxy, family
-from pyvz.network.links import Inside, Links, check_free
+from pyvz.network.base import Interface, NetworkPlan, NodeFacts, Proxy, family
+from pyvz.network.ends import check_free
+from pyvz.network.links import Inside, Links
 from pyvz.operations import netdevice, options, traffic, virtualnet
 from pyvz.operations.node import Node
 from pyvz.operations.options import GivenOptions, Plan
@@ -36,28 +37,68 @@ PROBE_PATIENCE = 0.25  # seconds for an answer from the wire; the original waits
 _START_PATIENCE = 0.1  # of which most has gone by when the namespaces are there
 
 
-def prepare(node: Node, env: Environment, config: Config) -> Callable[[NetworkAccess], None] | None:
+def prepare(
+    node: Node, env: Environment, config: Config, *, plugged: bool = True
+) -> Callable[[NetworkAccess], None] | None:
     """Check and reserve what a container needs, and return what furnishes its namespace.
 
     None: it has no interfaces.  Raises AddressInUse, NetworkError, BadValue; nothing is there
-    then.  What the returned function leaves when it fails, clean() takes away.
+    then.  What the returned function leaves when it fails, clean() takes away.  plugged: False
+    leaves the node's ends leading nowhere, until plug().
     """
     if not plan.netifs(config):
         Reservations(node.paths).set(env.uuid, ())
         return None
     wanted = planned(node, env, config)
     Reservations(node.paths).set(env.uuid, plan.reserved(config))
-    probes = _Probes(node, wanted.proxies)
+    # One that arrives from another node still has its addresses there: nobody is asked.
+    probes = Probes(node, wanted.proxies if plugged else ())
 
     def furnish(access: NetworkAccess) -> None:
         with probes, Netlink(access.netlink) as netlink:
+            put = traffic.with_rules(node, env, config, wanted)
+            Links(node.paths).apply(wanted, Inside(access.namespace, netlink), put, plugged=plugged)
             probes.check(_START_PATIENCE)
-            Links(node.paths).apply(wanted, Inside(access.namespace, netlink))
-        traffic.apply(node, env, config, fresh=True)
-        _announce(wanted.proxies)
+        if plugged:
+            announce(wanted)
         _warn(env, wanted)
 
     return furnish
+
+
+def furnish(
+    node: Node, env: Environment, config: Config, access: NetworkAccess, *, plugged: bool = False
+) -> None:
+    """Build a container's interfaces in a namespace that somebody else has made (a restore).
+
+    As `prepare` and what it returns; by default the node's ends lead nowhere until plug(), and
+    IPv6 addresses may be bound at once.
+    """
+    found = prepare(node, env, config, plugged=plugged)
+    if found is not None:
+        found(access)
+
+
+def plug(node: Node, uuid: str) -> None:
+    """Let a container's (or virtual machine's) interfaces lead to the world, and tell the world.
+
+    Idempotent; what has no interfaces is left alone.
+    """
+    links = Links(node.paths)
+    found = links.applied(uuid)
+    if found is None:
+        return
+    # Before the bridge passes it on to the container, whose kernel would complain.
+    _announce_cards(found.interfaces, "6")
+    announce(links.plug(uuid))
+
+
+def unplug(node: Node, uuid: str) -> None:
+    """Cut a container or virtual machine off: nothing comes in or goes out until plug().
+
+    Inside nothing changes: links stay up, with their addresses.  Idempotent.
+    """
+    Links(node.paths).unplug(uuid)
 
 
 def planned(node: Node, env: Environment, config: Config) -> NetworkPlan:
@@ -71,7 +112,7 @@ def planned(node: Node, env: Environment, config: Config) -> NetworkPlan:
     with Netlink() as netlink:
         links = netlink.links()
         known = facts.facts(node.config(), links, netlink.addresses(), networks(node))
-    made = plan.plan(env.uuid, config, known)
+    made = plan.plan(env.uuid, config, known, taps=env.kind == Kind.VM)
     check_free(made, Links(node.paths).applied(env.uuid), links)
     return made
 
@@ -90,7 +131,7 @@ def check(node: Node, env: Environment, old: Config, new: Config, undo: ExitStac
     _reserve(node, env, old, new, undo)
     before = set(plan.reserved(old))
     fresh = [each for each in wanted.proxies if each.address not in before]
-    with _Probes(node, fresh) as probes:
+    with Probes(node, fresh) as probes:
         probes.check(PROBE_PATIENCE)
 
 
@@ -104,9 +145,11 @@ def change(node: Node, env: Environment, old: Config, new: Config, undo: ExitSta
         return
     undo.callback(_change_back, node, env, after, before)
     with node.runtime.network(env.uuid) as access, Netlink(access.netlink) as netlink:
-        links.change(before, after, Inside(access.namespace, netlink))
-    traffic.apply(node, env, new)
-    _announce(set(after.proxies) - set(before.proxies))
+        inside = Inside(access.namespace, netlink)
+        links.change(
+            before, after, inside, traffic.following(node, env, (before, old), (after, new))
+        )
+    announce(after, before)
     _warn(env, after)
 
 
@@ -135,6 +178,22 @@ def recover(node: Node) -> None:
             clean(node, uuid)
     for uuid in set(Reservations(node.paths).all().values()) - known:
         Reservations(node.paths).release(uuid)
+    for env in node.registry.environments():
+        found = Links(node.paths).applied(env.uuid) if env.uuid in running else None
+        if found is not None and found.torn:
+            _mend(node, env)
+
+
+def _mend(node: Node, env: Environment) -> None:
+    """Bring a running container to what its configuration says, after a `set` that was killed."""
+    try:
+        with node.lease(env, "recovery"), ExitStack() as undo:
+            config = node.registry.config(env)
+            change(node, env, config, config, undo)
+            undo.pop_all()
+            log.warning("%s: its network is as its configuration says again", env.name)
+    except (VZError, OSError):
+        log.exception("%s: its network is not as its configuration says", env.name)
 
 
 def with_addresses(
@@ -182,7 +241,7 @@ def plan_options(
         for each in theirs.network.interfaces
     } - {""}
     return made._replace(
-        config=netdevice.with_macs(made.config, env.uuid, taken),
+        config=netdevice.with_macs(made.config, env.uuid, taken, machine=env.kind == Kind.VM),
         fields=(*nics.fields, *made.fields),
         echo=(*nics.echo, *made.echo),
     )
@@ -210,7 +269,7 @@ def _change_back(node: Node, env: Environment, new: NetworkPlan, old: NetworkPla
         log.exception("%s: its old network could not be put back", env.name)
 
 
-class _Probes:
+class Probes:
     """Looks on the wire for others that have the addresses which the node is to answer for.
 
     The questions are sent at once, so that other work goes on until the answers are there.
@@ -228,7 +287,7 @@ class _Probes:
             with suppress(OSError):  # it is gone, or down: nobody is there to ask
                 self._probes.append(arp.Probe(device, addresses).__enter__())
 
-    def __enter__(self) -> _Probes:
+    def __enter__(self) -> Probes:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -245,11 +304,39 @@ class _Probes:
                 )
 
 
-def _announce(proxies: Iterable[Proxy]) -> None:
-    for address, device in proxies:
-        if family(address) == "4":
-            with suppress(OSError):
+def announce(made: NetworkPlan, before: NetworkPlan | None = None) -> None:
+    """Tell neighbours where the addresses of a plan are now; before: what they know already.
+
+    Not of IPv6 addresses on bridges: a guest that still looks whether somebody else has its
+    address would take our word for the answer (RFC 4862, 5.4.4), and says itself that it is there.
+    """
+    known = set(before.proxies) if before else set()
+    for address, device in made.proxies:
+        if (address, device) not in known:
+            with suppress(OSError):  # the device is gone, or down: nobody is there to tell
                 arp.announce(device, [address])
+    _announce_cards(
+        [_fresh(each, before.interface(each.name) if before else None) for each in made.interfaces],
+        "4",
+    )
+
+
+def _fresh(each: Interface, former: Interface | None) -> Interface:
+    """Return the interface with those addresses only that neighbours do not know to be there."""
+    if former is None or (former.bridge, former.connected, former.mac) != (
+        each.bridge, each.connected, each.mac,
+    ):  # fmt: skip
+        return each
+    known = set(former.addresses)
+    return each._replace(addresses=tuple(x for x in each.addresses if x not in known))
+
+
+def _announce_cards(interfaces: Iterable[Interface], version: str) -> None:
+    for each in interfaces:
+        told = [x.partition("/")[0] for x in each.addresses if family(x) == version]
+        if each.bridge and each.connected and told:
+            with suppress(OSError):
+                arp.announce(each.bridge, told, each.mac)
 
 
 def _warn(env: Environment, made: NetworkPlan) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 from pyvz.errors import BadValue, NetworkError, NotFound, Unsupported, VZError
@@ -23,6 +23,7 @@ from pyvz.model.environment import Environment
 from pyvz.network import accounting, classes, shaping
 from pyvz.network import traffic as rules
 from pyvz.network.accounting import Traffic
+from pyvz.network.base import NetworkPlan
 from pyvz.network.classes import TrafficClass
 from pyvz.network.links import Links
 from pyvz.network.shaping import Policy
@@ -42,40 +43,103 @@ class Shape(NamedTuple):
     limits: Mapping[int, tuple[int, int]]
 
 
-def apply(node: Node, env: Environment, config: Config, *, fresh: bool = False) -> None:
+def watched(plan: NetworkPlan, config: Config) -> tuple[rules.Watched, ...]:
+    """Return the interfaces of a plan with their filters: what decides about the chains."""
+    filters = {each.ifname: each for each in config.network.firewalls}
+    return tuple(rules.Watched(x.host_name, filters.get(x.name)) for x in plan.interfaces)
+
+
+def apply(node: Node, env: Environment, config: Config) -> None:
     """Shape, count and filter what passes a running container's links, as CONFIG says.
 
-    fresh: it starts, so nothing is there yet.  Raises NetworkError and Unsupported when a filter or
-    rate that was asked for cannot be.
+    Raises NetworkError and Unsupported when a filter or rate that was asked for cannot be.
     """
     plan = Links(node.paths).applied(env.uuid)
-    own = rules.table(node.paths.instance, env.uuid)
     if plan is None or not plan.interfaces:
         clean(node, env.uuid)
         return
-    filters = {each.ifname: each for each in config.network.firewalls}
-    watched = [rules.Watched(x.host_name, filters.get(x.name)) for x in plan.interfaces]
+    _put(node, env, config, plan)
+
+
+def _put(node: Node, env: Environment, config: Config, plan: NetworkPlan) -> None:
+    with _tolerant(env, config), Netlink() as netlink:
+        now = rules.present(nftables.listed(rules.table(node.paths.instance, env.uuid)))
+        batch, slot = _batch(node, env, config, plan, netlink, now)
+        nftables.apply(batch)
+        if not slot:
+            _leave_tree(node, env.uuid, netlink)
+
+
+def with_rules(
+    node: Node, env: Environment, config: Config, plan: NetworkPlan
+) -> Callable[[Sequence[nftables.Command]], None]:
+    """Return what puts a batch in force together with the rules of a container that starts.
+
+    One batch, so that the kernel is asked once.
+    """
+
+    def put(batch: Sequence[nftables.Command]) -> None:
+        own = rules.table(node.paths.instance, env.uuid).drop()
+        done = False
+        with _tolerant(env, config), Netlink() as netlink:
+            more, _ = _batch(node, env, config, plan, netlink, rules.NOTHING)
+            nftables.apply([*batch, *own, *more])
+            done = True
+        if not done:  # the other rules do not depend on these
+            nftables.apply(batch)
+
+    return put
+
+
+def following(
+    node: Node, env: Environment, old: tuple[NetworkPlan, Config], new: tuple[NetworkPlan, Config]
+) -> Callable[[], None]:
+    """Return what brings the rules along when the interfaces change; addresses are none of them."""
+
+    def bring() -> None:
+        plan, config = new
+        if old[0].torn or watched(*old) != watched(*new):
+            if plan.interfaces:
+                _put(node, env, config, plan)
+            else:
+                clean(node, env.uuid)
+
+    return bring
+
+
+@contextmanager
+def _tolerant(env: Environment, config: Config) -> Iterator[None]:
+    """Go on when the node cannot count and shape, unless CONFIG asks for it."""
     try:
-        with Netlink() as netlink:
-            shape = _shape(node, config, netlink)
-            slot = _make_tree(node, env.uuid, shape, watched, netlink)
-            now = rules.NOTHING if fresh else rules.present(nftables.listed(own))
-            wanted = rules.Rules(
-                now.token or secrets.token_hex(8),
-                tuple(watched),
-                _spans(node),
-                shape.limits,
-                slot,
-                device(node),
-            )
-            before = own.drop() if fresh else []
-            nftables.apply(before + rules.install(own, wanted, now))
-            if not slot:
-                _leave_tree(node, env.uuid, netlink)
+        yield
     except (NetworkError, Unsupported) as error:
-        if config.network.rates or any(each.enabled for each in filters.values()):
+        network = config.network
+        if network.rates or any(each.enabled for each in network.firewalls):
             raise
         log.warning("%s: traffic is neither counted nor shaped: %s", env.name, error)
+
+
+def _batch(
+    node: Node,
+    env: Environment,
+    config: Config,
+    plan: NetworkPlan,
+    netlink: Netlink,
+    now: rules.Present,
+) -> tuple[list[nftables.Command], int]:
+    """Make the classes of HTB; return the batch, and the slot of the container (0: not shaped)."""
+    interfaces = watched(plan, config)
+    shape = _shape(node, config, netlink)
+    slot = _make_tree(node, env.uuid, shape, interfaces, netlink, fresh=now is rules.NOTHING)
+    wanted = rules.Rules(
+        now.token or secrets.token_hex(8),
+        interfaces,
+        _spans(node),
+        shape.limits,
+        slot,
+        device(node),
+    )
+    return rules.install(rules.table(node.paths.instance, env.uuid), wanted, now), slot
 
 
 def change(node: Node, env: Environment, old: Config, new: Config, undo: ExitStack) -> None:
@@ -217,10 +281,10 @@ def _spans(node: Node) -> dict[int, tuple[classes.Span, ...]]:
 
 
 def _shape(node: Node, config: Config, netlink: Netlink) -> Shape:
+    if not node.config().traffic_shaping:
+        return Shape(Policy(), {})
     uplink = _uplink(netlink)
     policy = shaping.policy(node.config(), uplink)
-    if not policy.on:
-        return Shape(policy, {})
     network = config.network
     limits = shaping.limits(policy, network.rates, bound=network.rate_bound, uplink=uplink)
     return Shape(policy, limits)
@@ -235,11 +299,16 @@ def _make_tree(
     node: Node,
     uuid: str,
     shape: Shape,
-    watched: Sequence[rules.Watched],
+    interfaces: Sequence[rules.Watched],
     netlink: Netlink,
+    *,
+    fresh: bool,
 ) -> int:
-    """Make the classes of HTB for one container; return its slot, 0 when it is not shaped."""
-    for each in watched:
+    """Make the classes of HTB for one container; return its slot, 0 when it is not shaped.
+
+    fresh: its links are new, and have none.
+    """
+    for each in interfaces if shape.limits or not fresh else ():
         _set_tree(netlink, netlink.need(each.host).index, shaping.receiving(shape.limits))
     if not shape.limits:
         return 0
