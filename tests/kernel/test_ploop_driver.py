@@ -22,7 +22,7 @@ from pyvz.image.file import opened
 from pyvz.linux import filesystem, loopdevice, mount
 from pyvz.model.task import NoProgress
 from pyvz.operations import pool
-from pyvz.storage import base, embedded, golden, ploop, ploopdisk
+from pyvz.storage import base, embedded, golden, newfilesystem, ploop, ploopdisk
 from pyvz.store.paths import Paths
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
@@ -126,7 +126,7 @@ class TestLayout:
     def test_unclean_is_made_whole_at_the_next_mount(
         self, driver: ploop.Driver, home: Path, target: Path, kind: str
     ) -> None:
-        create(driver, home, fstype=kind)
+        create(driver, home, made=base.NewFileSystem(kind))
         image, copy = home / "root.hdd/root.hds", home / "root.hdd/copy"
         with mounted(driver, home, target):
             (target / "file").write_text("flushed")
@@ -142,7 +142,7 @@ class TestLayout:
     def test_a_partition_is_found_and_grows(
         self, driver: ploop.Driver, home: Path, target: Path
     ) -> None:
-        create(driver, home, fstype="ext4")
+        create(driver, home, made=base.NewFileSystem("ext4"))
         image = home / "root.hdd/root.hds"
         with opened(image, write=True) as fd:
             part = gpt.write(fd, identity.data_offset(image), SIZE)
@@ -210,7 +210,7 @@ class TestGolden:
                 if text == "Writing to disk":  # the image is attached and mounted
                     os.kill(os.getpid(), signal.SIGKILL)
 
-        kind = ploop.default_fstype()
+        kind = newfilesystem.default()
 
         def work() -> None:
             with golden.image(home, archive, SIZE, kind, Deadly()):
@@ -227,19 +227,19 @@ class TestGolden:
 class TestSizes:
     def test_refusals(self, driver: ploop.Driver, home: Path) -> None:
         with pytest.raises(BadValue):
-            create(driver, home, size=100 * MIB, fstype="xfs")
+            create(driver, home, size=100 * MIB, made=base.NewFileSystem("xfs"))
         with pytest.raises(Unsupported):
-            create(driver, home, fstype="ntfs")
+            create(driver, home, made=base.NewFileSystem("ntfs"))
         assert os.listdir(home) == []
 
     def test_ext4_shrinks_and_xfs_does_not(
         self, driver: ploop.Driver, home: Path, target: Path
     ) -> None:
-        create(driver, home, fstype="ext4")
+        create(driver, home, made=base.NewFileSystem("ext4"))
         driver.resize(home, SIZE // 2)
         with mounted(driver, home, target):
             assert driver.usage(home).total < SIZE // 2
-        create(driver, home, fstype="xfs", disk="hdd1.hdd")
+        create(driver, home, made=base.NewFileSystem("xfs"), disk="hdd1.hdd")
         with pytest.raises(Unsupported):
             driver.resize(home, SIZE - 100 * MIB, disk="hdd1.hdd")
 

@@ -359,6 +359,26 @@ def kill() -> None:
 
 
 @step
+def quota_of_users() -> None:
+    """A user inside has a limit that the node sets, and it is kept; off again takes it away."""
+    if status() != "stopped":
+        run("prlctl", "stop", NAME)
+    run("prlctl", "set", NAME, "--quotaugidlimit", "100")
+    running()
+    root = f"/vz/root/{uuid()}"
+    run("setquota", "-u", "1000", "0", "2048", "0", "0", root)
+    write = "install -d -o 1000 /srv/q; setpriv --reuid 1000 --clear-groups dd if=/dev/zero"
+    said = ct(f"{write} of=/srv/q/f bs=1M count=8 2>&1", code=None)
+    need("quota exceeded" in said, "the limit is not kept")
+    need("1000" in run("repquota", "-u", root), "the node does not see who uses what")
+    run("prlctl", "stop", NAME)
+    run("prlctl", "set", NAME, "--quotaugidlimit", "0")
+    running()
+    ct(f"{write} of=/srv/q/g bs=1M count=8")
+    run("prlctl", "stop", NAME)
+
+
+@step
 def exit_codes() -> None:
     """The codes of the originals."""
     run("prlctl", "status", "nobody", code=255)

@@ -37,6 +37,7 @@ _XFS_GROW: Final = 0x4010586E  # XFS_IOC_FSGROWFSDATA: _IOW('X', 110, 16 bytes)
 _XFS_FREE_EOFBLOCKS: Final = 0x8080583A  # _IOR('X', 58, 128 bytes)
 _XFS_EOFBLOCKS: Final = struct.Struct("=6I13Q")  # version flags uid gid prid pad ...
 _XFS_BLOCKS: Final = struct.Struct("=I24xIQ")  # blocksize at 0, imaxpct at 28, datablocks at 32
+_XFS_INODE_SIZE: Final = 24  # inodesize in struct xfs_fsop_geom_v1
 _EXT_SUPERBLOCK: Final = 1024
 _EXT_MAGIC: Final = (_EXT_SUPERBLOCK + 56, b"\x53\xef")
 _XFS_MAGIC: Final = (0, b"XFSB")
@@ -147,15 +148,16 @@ def can_grow_ext4_online() -> bool:
     return False
 
 
-def make(device: Path, kind: str, *, label: str = "") -> None:
+def make(device: Path, kind: str, *, label: str = "", inodes: int | None = None) -> None:
     """Make a file system on a whole device; raises StorageError, CommandFailed, Unsupported.
 
     ext4: as `ploop init` makes it, without blocks for root only.  xfs: able to reflink.
-    Nothing is discarded first: what lies below is a new sparse file.
+    Nothing is discarded first: what lies below is a new sparse file.  inodes: of an ext4, for good.
     """
     if kind == "ext4":
         options = ["-q", "-F", "-b", "4096", "-i", "16384", "-m", "0",
                    "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"]  # fmt: skip
+        options += [] if inodes is None else ["-N", str(inodes)]
     elif kind == "xfs":
         # Sectors of 4 KiB: the kernel gives a loop device on a file that shares blocks no less.
         options = ["-q", "-f", "-K", "-m", "reflink=1", "-s", "size=4096"]
@@ -247,6 +249,23 @@ def _grow_xfs(mounted: int, size: int) -> None:
     block, imaxpct, blocks = _XFS_BLOCKS.unpack_from(geometry)
     if size // block > blocks:
         _ioctl(mounted, _XFS_GROW, struct.pack("=QIi", size // block, imaxpct, 0))
+
+
+def limit_inodes(mounted: int, count: int) -> None:
+    """Have a mounted xfs hold about `count` inodes at most: a whole percentage of its blocks.
+
+    Raises StorageError.
+    """
+    geometry = _ioctl(mounted, _XFS_GEOMETRY, bytes(112))
+    block, old, blocks = _XFS_BLOCKS.unpack_from(geometry)
+    (inode_size,) = struct.unpack_from("=I", geometry, _XFS_INODE_SIZE)
+    percent = min(100, max(1, -(-count * inode_size * 100 // (blocks * block))))
+    if percent == old:
+        return
+    try:
+        _ioctl(mounted, _XFS_GROW, struct.pack("=QIi", blocks, percent, 0))
+    except OSError as error:
+        raise StorageError(f"The inodes could not be limited: {error.strerror}") from error
 
 
 def resize_offline(device: Path, kind: str, size: int) -> None:

@@ -16,6 +16,9 @@ from pyvz.errors import MountError
 from pyvz.linux import mount, namespace, syscall
 
 OPTIONS = "redirect_dir=on,index=off,metacopy=off"
+# Of the mount, and so of the one that takes its place.
+_KEPT = {"ro": syscall.MS_RDONLY, "nosuid": syscall.MS_NOSUID, "noexec": syscall.MS_NOEXEC,
+         "noatime": 1024, "nodiratime": 2048}  # fmt: skip  # MS_NOATIME, MS_NODIRATIME
 
 
 def data(lower: Path, upper: Path, work: Path) -> str:
@@ -41,7 +44,7 @@ def shift(target: str, userns: int, owner: tuple[int, int]) -> bool:
     source = Path(entry.source)
     if given.get("upperdir") != os.fspath(source / "upper"):
         return given.get("upperdir") == os.fspath(source / ".rw/upper")
-    flags = syscall.MS_NODEV | (syscall.MS_RDONLY if "ro" in entry.options else 0)
+    flags = syscall.MS_NODEV | sum(bit for word, bit in _KEPT.items() if word in entry.options)
     with _as_oserror(), contextlib.ExitStack() as stack:
         lower = stack.enter_context(_idmapped(given["lowerdir"], source / ".lower", userns))
         rw = stack.enter_context(_idmapped(entry.source, source / ".rw", userns))

@@ -21,7 +21,16 @@ from pyvz.model.limits import Limits
 from pyvz.model.param import normal
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import disk, guestsettings, lifecycle, memory, network, password, traffic
+from pyvz.operations import (
+    disk,
+    guestsettings,
+    lifecycle,
+    memory,
+    network,
+    password,
+    rootmount,
+    traffic,
+)
 from pyvz.operations.node import Node
 from pyvz.operations.options import GivenOptions, Plan
 from pyvz.storage import base as storage
@@ -82,6 +91,7 @@ def set_options(
             made = network.plan_options(node, env, changed.config, request.dialect, given)
             made = made._replace(echo=(*changed.echo, *made.echo))
             warnings = [*made.warnings]
+            rootmount.check(env, old, made.config)
             if network.FIELDS.intersection(made.fields) and not running:
                 network.check(node, env, old, made.config, undo)
             if memory.FIELDS.intersection(made.fields) and not running:
@@ -89,6 +99,7 @@ def set_options(
             if running:
                 warnings += _put_in_force(node, env, old, made, undo)
             disk.resize_root(env, old, made.config)
+            rootmount.limit_inodes(env, old, made.config)
             if request.save:
                 _save(node, env, old, made.config)
             undo.pop_all()

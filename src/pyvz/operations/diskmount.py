@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pyvz.errors import BadValue, Busy, MountError, PrivateMissing, Unsupported
-from pyvz.linux import mount, namespace, run, syscall
+from pyvz.linux import mount, mountwords, namespace, run, syscall
 from pyvz.linux.guestroot import GuestRoot
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
@@ -140,7 +140,10 @@ def mount_one(node: Node, env: Environment, disk: DataDisk, *, readonly: bool = 
     if disk.disk not in driver.disks(disk.home):
         raise PrivateMissing(f"The disk {disk.name} of {env.name} is missing: {disk.path}")
     target = place(node, env, disk)
-    driver.mount(disk.home, target, readonly=readonly, disk=disk.disk)
+    words = mountwords.parse(disk.entry.mnt_opts.split(","))
+    options = storage.MountOptions(words.rest)
+    driver.mount(disk.home, target, readonly=readonly, disk=disk.disk, options=options)
+    mountwords.apply(os.fspath(target), words.attributes)
     if not disk.entry.mnt:
         return
     try:

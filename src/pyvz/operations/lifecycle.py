@@ -45,6 +45,7 @@ from pyvz.operations import (
     leftovers,
     memory,
     network,
+    rootmount,
     samepage,
 )
 from pyvz.operations.node import Node
@@ -408,7 +409,7 @@ def _mount_root(node: Node, env: Environment, undo: ExitStack, *, readonly: bool
         return
     driver = storage.find(env.home)
     if not actionscript.run(node, env, "premount"):  # "skip": the script has mounted it itself
-        driver.mount(env.home, root, readonly=readonly)
+        rootmount.mount(node, env, root, readonly=readonly)
     undo.callback(driver.umount, env.home, root)
     diskmount.mount_all(node, env, node.registry.config(env), readonly=readonly)
     undo.callback(diskmount.umount_all, node, env)

@@ -38,6 +38,10 @@ _IN_FORCE = frozenset(
         "disk.noatime",
         "disk.autocompact",
         "disk.space",
+        "disk.inodes",
+        "disk.mount_options",
+        "disk.quota_users",
+        "disk.journaled_quota",
     }
 )
 _QUIET = frozenset({"save", "setmode", "crypted", "force"})  # flags of the call, not changes

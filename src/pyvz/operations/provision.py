@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
 from pyvz.errors import (
@@ -95,7 +96,7 @@ def create(node: Node, request: CreateRequest, progress: Progress | None = None)
             furnish(node, staging)
             if archive is not None:
                 progress.stage(f"Unpacking {archive.name}")
-                driver.create(staging, size=size, source=archive, progress=progress)
+                _create(driver, staging, (size, archive), _file_system(request, conf), progress)
                 template.created(staging, (conf.get("OSTEMPLATE") or "").lstrip("."))
             progress.check()
     node.publish("ve-create", env)
@@ -267,6 +268,36 @@ def _disk_size(
         )
     log.warning("DISKSPACE of the sample has no effect: %s has no quota here", driver.name)
     return None
+
+
+def _file_system(request: CreateRequest, conf: ConfFile) -> storage.NewFileSystem:
+    """Return how the disk's file system is to be made: VEFSTYPE, and inodes that were asked for."""
+    disk = Config.parse(conf.values()).disk
+    asked = (params.by_option(request.dialect, name)[0] for name, _ in request.options)
+    wanted = any(row is not None and row.key == "DISKINODES" for row in asked)
+    inodes = disk.inodes.limit if wanted and disk.inodes is not None else None
+    return storage.NewFileSystem(disk.fs_type or None, inodes)
+
+
+def _create(
+    driver: storage.StorageDriver,
+    staging: Path,
+    what: tuple[int | None, Path],
+    made: storage.NewFileSystem,
+    progress: Progress,
+) -> None:
+    """Make the disk in `staging`; only some drivers have a file system of its own to choose."""
+    size, archive = what
+    if driver.capabilities(staging).mount_options:
+        many = cast("storage.ManyDisks", driver)
+        many.create(staging, size=size, source=archive, progress=progress, made=made)
+        return
+    if made.inodes is not None:
+        raise Unsupported(
+            f"A number of inodes cannot be set: {driver.name} has no file system of its own",
+            hint="Leave --diskinodes out.",
+        )
+    driver.create(staging, size=size, source=archive, progress=progress)
 
 
 def _archive(

@@ -62,8 +62,30 @@ class Capabilities(NamedTuple):
     compact: bool = False  # compact() gives freed space back
     check: bool = False  # check() finds (and repairs) damage
     linked_clone: bool = False  # linked_clone() makes a clone that shares all with its original
+    mount_options: bool = False  # it has a file system of its own: see ManyDisks
     disks: bool = False  # several disks in one home: see `many_disks`
     image: bool = False  # a disk is one raw image: copy_image, restore_image
+
+
+class MountOptions(NamedTuple):
+    """How a file system of the container's own is mounted (flag mount_options).
+
+    words: its options.  quota: of users and groups; off takes all their limits away, None leaves
+    that as it is.
+    """
+
+    words: tuple[str, ...] = ()
+    quota: bool | None = None
+
+
+class NewFileSystem(NamedTuple):
+    """How a disk's file system is made.  kind: ext4 or xfs, None: the node decides.
+
+    inodes: how many at least; None: as many as suit its size.
+    """
+
+    kind: str | None = None
+    inodes: int | None = None
 
 
 class DiskUsage(NamedTuple):
@@ -125,6 +147,13 @@ class Extras(Protocol):
     ) -> None:
         """Take away what `mount_snapshot` did; not mounted: nothing happens.  Raises Busy."""
         raise self._cannot("unmount snapshots", home, guid, target, disk)
+
+    def limit_inodes(self, home: Path, count: int, *, disk: str = ROOT_DISK) -> None:
+        """Have the disk hold about `count` files at most, never fewer; it may be mounted.
+
+        Raises Unsupported (the number is fixed, or not the disk's own).
+        """
+        raise self._cannot("be given a number of inodes", home, count, disk)
 
     def compact(self, home: Path, *, disk: str = ROOT_DISK) -> int:
         """Give freed space back to the node; returns how many bytes it got.  Flag: compact."""
@@ -258,12 +287,21 @@ class ManyDisks(Protocol):
         source: Path | None,
         progress: Progress,
         disk: str = ROOT_DISK,
-        fstype: str | None = None,
+        made: NewFileSystem = NewFileSystem(),  # noqa: B008  a value
     ) -> None:
-        """As StorageDriver.create; fstype: ext4 or xfs, None lets the node decide."""
+        """As StorageDriver.create."""
+
+    def fstype(self, home: Path, *, disk: str = ROOT_DISK) -> str:
+        """Return the kind of the file system on the disk."""
 
     def mount(
-        self, home: Path, target: Path, *, readonly: bool = False, disk: str = ROOT_DISK
+        self,
+        home: Path,
+        target: Path,
+        *,
+        readonly: bool = False,
+        disk: str = ROOT_DISK,
+        options: MountOptions = MountOptions(),  # noqa: B008  a value
     ) -> None:
         """As StorageDriver.mount."""
 

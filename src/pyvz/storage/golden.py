@@ -40,17 +40,26 @@ _BUILD_TIMEOUT: Final = 1800.0
 _LARGE: Final = 200 * _GIB  # from this size on the header has room for more than 1 TiB
 
 
-def build(path: Path, size: int, fstype: str, source: Path | None, progress: Progress) -> None:
+def build(
+    path: Path,
+    size: int,
+    made: tuple[str, int | None],
+    source: Path | None,
+    progress: Progress,
+) -> None:
     """Make the new image `path` of `size` bytes with a file system, and unpack `source` into it.
+
+    made: the kind of the file system, and how many inodes it has (None: what suits it).
 
     Whoever is killed in it leaves the file, but neither a mount nor a device.
     Raises TemplateError, NoSpace, Cancelled; the caller removes the file.
     """
+    fstype, inodes = made
     reserve = identity.LARGE_RESERVE if size >= _LARGE else identity.RESERVE
     identity.create(path, size, reserve=reserve)
     offset, size = identity.data_offset(path), identity.size(path)
     with loopdevice.attached(path, offset, size) as loop:
-        filesystem.make(loop.device, fstype)
+        filesystem.make(loop.device, fstype, inodes=inodes)
         mounted = filesystem.mount_detached(loop.device, fstype)
         try:
             _fill(mounted, source, progress)
@@ -131,7 +140,7 @@ def _make(final: Path, key: str, what: tuple[int, str, Path], progress: Progress
     new.mkdir(mode=0o700)
     try:
         progress.stage(f"Making an image of {source.name}")
-        build(new / disk.BASE_FILE, size, fstype, source, progress)
+        build(new / disk.BASE_FILE, size, (fstype, None), source, progress)
         size = identity.size(new / disk.BASE_FILE)
         descriptor.save(new / descriptor.NAME, Descriptor(size))
         file.write_atomic(new / _KEY, key)

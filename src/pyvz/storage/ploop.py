@@ -20,7 +20,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -43,15 +42,13 @@ from pyvz.image.disk import Descriptor
 from pyvz.image.report import Report
 from pyvz.linux import file, filesystem, loopdevice, mount
 from pyvz.model.task import NoProgress, Progress
-from pyvz.storage import base, golden, ploopcopy, ploopdisk, ploopsize
+from pyvz.storage import base, golden, newfilesystem, ploopcopy, ploopdisk, ploopsize
 from pyvz.storage.base import ROOT_DISK
 from pyvz.storage.ploopdisk import Disk
 
 log = logging.getLogger(__name__)
 
 DEFAULT_SIZE: Final = 10 << 30  # DISKSPACE of the original's samples
-_DISCARD_TIMEOUT: Final = 60.0
-_DISCARD_PAUSE: Final = 0.2
 _TEMPLATES: Final = "templates"
 
 
@@ -63,7 +60,7 @@ class Driver(base.Extras):
 
     def capabilities(self, place: Path) -> base.Capabilities:
         """What images can do; blocks are shared where the pool's file system can."""
-        fstype = default_fstype()
+        fstype = newfilesystem.default()
         shares = golden.can_share(place)
         return base.Capabilities(
             snapshot=True,
@@ -78,6 +75,7 @@ class Driver(base.Extras):
             compact=True,
             check=True,
             linked_clone=shares,
+            mount_options=True,
             disks=True,
             image=True,
         )
@@ -105,20 +103,21 @@ class Driver(base.Extras):
         source: Path | None,
         progress: Progress,
         disk: str = ROOT_DISK,
-        fstype: str | None = None,
+        made: base.NewFileSystem = base.NewFileSystem(),  # noqa: B008  a value
     ) -> None:
         """Clone the golden image of `source`, or make a new image, and give it its name."""
         if Disk(home / _checked(disk)).exists:
             return
         wanted = size or DEFAULT_SIZE
-        kind = _fstype(fstype, wanted)
+        kind = newfilesystem.kind(made.kind, wanted)
+        inodes = made.inodes if kind == "ext4" else None  # xfs makes them as they are needed
         new = _empty(home / f"{disk}.new")
         try:
             image = new / format_.BASE_FILE
-            if source is not None and golden.can_share(home):
+            if source is not None and inodes is None and golden.can_share(home):
                 self._clone_golden(image, wanted, kind, (home, source, progress))
             else:
-                golden.build(image, wanted, kind, source, progress)
+                golden.build(image, wanted, (kind, inodes), source, progress)
             descriptor.save(new / descriptor.NAME, Descriptor(identity.size(image)))
             progress.check()
             self._name(home, new, disk)
@@ -127,7 +126,13 @@ class Driver(base.Extras):
             raise
 
     def mount(
-        self, home: Path, target: Path, *, readonly: bool = False, disk: str = ROOT_DISK
+        self,
+        home: Path,
+        target: Path,
+        *,
+        readonly: bool = False,
+        disk: str = ROOT_DISK,
+        options: base.MountOptions = base.MountOptions(),  # noqa: B008  a value
     ) -> None:
         """Attach the top image and mount it, without device files."""
         found = self._disk(home, disk)
@@ -137,7 +142,7 @@ class Driver(base.Extras):
                 return
             found.check_idle()
             found.sweep()
-            ploopdisk.mount_image(found.top(), target, readonly=readonly)
+            ploopdisk.mount_image(found.top(), target, options, readonly=readonly)
 
     def umount(self, home: Path, target: Path, *, disk: str = ROOT_DISK) -> None:
         """Unmount and wait until the device is gone."""
@@ -300,6 +305,28 @@ class Driver(base.Extras):
         mount.umount(target)
         ploopdisk.wait_detached(image)
 
+    def fstype(self, home: Path, *, disk: str = ROOT_DISK) -> str:
+        """Return the kind of the file system on the disk; raises StorageError."""
+        found = ploopdisk.part_of(self._disk(home, disk).top()).kind
+        if found is None:
+            raise StorageError(f"There is no file system of a known kind on {home / disk}")
+        return found
+
+    def limit_inodes(self, home: Path, count: int, *, disk: str = ROOT_DISK) -> None:
+        """Limit those of an xfs; an ext4 has what it was made with."""
+        kind = self.fstype(home, disk=disk)
+        if kind != "xfs":
+            now = self.usage(home, disk=disk).inodes
+            if now == count:
+                return
+            raise Unsupported(
+                f"The number of inodes of an {kind} cannot be changed: it has {now}",
+                hint="It can be given when a container is created, and grows with the disk.",
+            )
+        found = self._disk(home, disk)
+        with found.locked(), ploopdisk.opened(found) as mounted:
+            filesystem.limit_inodes(mounted, count)
+
     def compact(self, home: Path, *, disk: str = ROOT_DISK) -> int:
         """Trim the file system; what counts is by how much the file became smaller."""
         found = self._disk(home, disk)
@@ -310,7 +337,7 @@ class Driver(base.Extras):
                 filesystem.sync(mounted)
                 before = image.stat().st_blocks
                 filesystem.trim(mounted)
-                after = _settled(image)
+                after = ploopsize.settled(image)
             return max(0, before - after) * 512
 
     def check(self, home: Path, *, repair: bool = False, disk: str = ROOT_DISK) -> Report:
@@ -394,27 +421,6 @@ class Driver(base.Extras):
         file.remove_tree(gone)
 
 
-def default_fstype() -> str:
-    """Return the file system of new disks: ext4, or xfs where ext4 cannot grow while mounted."""
-    return "ext4" if filesystem.can_grow_ext4_online() else "xfs"
-
-
-def _fstype(wanted: str | None, size: int) -> str:
-    """Return the file system for a new disk; raises Unsupported, BadValue (too small for it)."""
-    kind = wanted or default_fstype()
-    if kind not in filesystem.TYPES:
-        raise Unsupported(
-            f"A disk cannot have the file system '{kind}'",
-            hint=f"Known: {', '.join(filesystem.TYPES)}.",
-        )
-    if wanted is None and size < filesystem.MINIMUM[kind]:
-        kind = "ext4"  # a small disk; it grows only while it is not mounted
-    if size < filesystem.MINIMUM[kind]:
-        least = filesystem.MINIMUM[kind] >> 20
-        raise BadValue(f"A disk with {kind} needs at least {least} MiB")
-    return kind
-
-
 def _checked(disk: str) -> str:
     """Return `disk` when it can be the name of a disk's directory; raises BadValue."""
     if not disk or "/" in disk or disk.startswith(".") or _is_leftover(disk):
@@ -439,20 +445,6 @@ def _discard(new: Path) -> None:
         file.remove_tree(new)
 
 
-def _settled(image: Path) -> int:
-    """Return the blocks of the image when they have become no fewer for a moment.
-
-    xfs discards in the background: FITRIM returns before (xfs_discard_extents, since Linux 6.6).
-    """
-    deadline = time.monotonic() + _DISCARD_TIMEOUT
-    blocks, since = image.stat().st_blocks, time.monotonic()
-    while since + _DISCARD_PAUSE > (now := time.monotonic()) and now < deadline:
-        time.sleep(_DISCARD_PAUSE / 10)
-        if (seen := image.stat().st_blocks) != blocks:
-            blocks, since = seen, now
-    return blocks
-
-
 def _is_there(found: Disk, target: Path, *, readonly: bool) -> bool:
     """Whether the disk is mounted at `target` as asked; raises when that place is taken."""
     entry = mount.mount_at(target)
@@ -467,7 +459,7 @@ def _is_there(found: Disk, target: Path, *, readonly: bool) -> bool:
 
 
 def _usage(space: filesystem.Space) -> base.DiskUsage:
-    return base.DiskUsage(space.total, space.used, space.free, space.inodes, space.inodes_used)
+    return base.DiskUsage(*space[:5])
 
 
 def _with_size(old: Descriptor, size: int) -> Descriptor:

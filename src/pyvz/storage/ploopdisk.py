@@ -24,13 +24,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from pyvz.errors import AlreadyMounted, Busy, MountError, StorageError, VZError
+from pyvz.errors import AlreadyMounted, Busy, CommandFailed, MountError, StorageError, VZError
 from pyvz.image import descriptor, disk, gpt, identity
 from pyvz.image.disk import Descriptor
 from pyvz.image.file import opened as opened_file
-from pyvz.linux import file, filesystem, loopdevice, mount, run
+from pyvz.linux import file, filesystem, loopdevice, mount, run, userquota
 from pyvz.linux.loopdevice import Loop
 from pyvz.model.task import Progress
+from pyvz.storage import base
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +162,13 @@ def attached(image: Path, *, readonly: bool = False) -> Iterator[tuple[Loop, str
         yield loop, part.kind
 
 
-def mount_image(image: Path, target: Path, *, readonly: bool = False) -> None:
+def mount_image(
+    image: Path,
+    target: Path,
+    options: base.MountOptions = base.MountOptions(),  # noqa: B008  a value
+    *,
+    readonly: bool = False,
+) -> None:
     """Mount the top image at `target`; one that was not closed cleanly is checked first.
 
     Raises MountError, StorageError (damaged beyond an automatic repair).
@@ -171,12 +178,15 @@ def mount_image(image: Path, target: Path, *, readonly: bool = False) -> None:
         recover(image)
     if readonly:
         with attached(image, readonly=True) as (loop, kind):
-            _place(filesystem.mount_detached(loop.device, kind, readonly=True), target)
+            words = options.words
+            _place(
+                filesystem.mount_detached(loop.device, kind, readonly=True, options=words), target
+            )
         return
     identity.set_in_use(image)
     try:
         with attached(image) as (loop, kind):
-            _place(_mounted(image, loop.device, kind), target)
+            _place(_with_quota(image, loop.device, kind, options), target)
     except BaseException:
         with contextlib.suppress(VZError):
             wait_detached(image)
@@ -199,20 +209,34 @@ def _place(mounted: int, target: Path) -> None:
         os.close(mounted)
 
 
-def _mounted(image: Path, device: Path, kind: str) -> int:
+def _with_quota(image: Path, device: Path, kind: str, options: base.MountOptions) -> int:
+    """Mount with or without the quota of users; where there is none in the kernel, without."""
+    if options.quota:
+        try:
+            userquota.prepare(device, kind, on=True)
+            words = (*options.words, *userquota.mount_options(kind))
+            return filesystem.mount_detached(device, kind, options=words)
+        except (MountError, CommandFailed) as error:
+            log.warning("%s: no quota of users: %s", image, error)
+    if options.quota is not None:
+        userquota.prepare(device, kind, on=False)
+    return _mounted(image, device, kind, options.words)
+
+
+def _mounted(image: Path, device: Path, kind: str, words: tuple[str, ...] = ()) -> int:
     """Mount; a file system that the kernel finds damaged is repaired and mounted again."""
     try:
-        return filesystem.mount_detached(device, kind)
+        return filesystem.mount_detached(device, kind, options=words)
     except MountError as error:
-        if error.details not in _DAMAGED:
-            raise
+        if error.details not in _DAMAGED or (words and error.details == "EINVAL"):
+            raise  # an option that the file system does not know
         log.warning("%s: %s: repairing", image, error)
         if not filesystem.check(device, kind):
             raise StorageError(
                 f"The file system in {image} is damaged and needs a decision",
                 hint=f"Look at it with: ploop check {image.parent / descriptor.NAME}",
             ) from error
-        return filesystem.mount_detached(device, kind)
+        return filesystem.mount_detached(device, kind, options=words)
 
 
 def recover(image: Path) -> None:

@@ -8,6 +8,7 @@ disk.  Asked again, each step that is done already does nothing.
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,8 @@ from pyvz.linux import filesystem, loopdevice
 from pyvz.storage import ploopdisk
 from pyvz.storage.ploopdisk import Disk
 
+_DISCARD_TIMEOUT: Final = 60.0
+_DISCARD_PAUSE: Final = 0.2
 SPARE: Final = 1 << 20  # a cluster: what rounding may take away
 
 
@@ -90,3 +93,17 @@ def _write_table(image: Path, size: int, old: gpt.Partition) -> None:
     with opened(image, write=True) as fd:
         gpt.write(fd, identity.data_offset(image), size, old)
         os.fsync(fd)
+
+
+def settled(image: Path) -> int:
+    """Return the blocks of the image when they have become no fewer for a moment.
+
+    xfs discards in the background: FITRIM returns before (xfs_discard_extents, since Linux 6.6).
+    """
+    deadline = time.monotonic() + _DISCARD_TIMEOUT
+    blocks, since = image.stat().st_blocks, time.monotonic()
+    while since + _DISCARD_PAUSE > (now := time.monotonic()) and now < deadline:
+        time.sleep(_DISCARD_PAUSE / 10)
+        if (seen := image.stat().st_blocks) != blocks:
+            blocks, since = seen, now
+    return blocks
