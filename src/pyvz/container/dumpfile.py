@@ -15,7 +15,7 @@ import json
 import os
 import queue
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ FORMAT = 1
 _PIECE = 8 << 20
 _LEVEL = 1  # a disk is to be the bottleneck, not the processor
 _MOST_THREADS = 8
+_TICK = 0.1  # seconds between two words about the progress
 _INDEX_LIMIT = 64 << 20
 _SIZE_LIMIT = 1 << 50
 _SKIPPED = (".log", ".sock", ".socket")
@@ -264,20 +265,20 @@ class _Meter:
         self._done.put(count)
 
     def follow(self, jobs: Sequence[Future[Any]]) -> None:
-        """Tell the progress until all have ended; called by the thread that owns it."""
+        """Tell the progress until all have ended; called by the thread that owns it.
+
+        The first failure, and a task that is called off, stop all.
+        """
         done = 0
+        pending = set(jobs)
         try:
-            while not all(job.done() for job in jobs):
-                done += self._take(0.1)
+            while pending and not any(job.done() and job.exception() for job in jobs):
+                _, pending = wait(pending, _TICK, FIRST_COMPLETED)
+                while not self._done.empty():
+                    done += self._done.get()
                 self._progress.advance(done, self._total)
         finally:
             self.stopped = True
-
-    def _take(self, patience: float) -> int:
-        try:
-            return self._done.get(timeout=patience)
-        except queue.Empty:
-            return 0
 
 
 def _threads(size: int) -> int:
@@ -325,7 +326,10 @@ def _from_json(text: str) -> Index:
         raise BadValue("it is of a format that this version does not know")
     files = tuple(_checked_file(*each) for each in body["files"])
     pieces = tuple(_checked_piece(Piece(*each), files) for each in body["pieces"])
-    return Index(files, pieces)
+    index = Index(files, pieces)
+    if sum(piece.length for piece in pieces) != index.size:
+        raise BadValue("its pieces do not make its files")
+    return index
 
 
 def _checked_file(name: str, size: int) -> tuple[str, int]:

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import time
 from contextlib import ExitStack
 from typing import NamedTuple
 
 from pyvz.container import guestinit
-from pyvz.container.guestinit import InitKind
-from pyvz.container.runtime import Exit, Init
-from pyvz.container.spec import ContainerSpec, from_config
+from pyvz.container.runtime import Exit
 from pyvz.errors import (
     AlreadyMounted,
     AlreadyRunning,
@@ -30,26 +26,18 @@ from pyvz.errors import (
     Unsupported,
     VZError,
 )
-from pyvz.linux.guestroot import GuestRoot
-from pyvz.linux.mount import is_mount_point
-from pyvz.linux.process import boot_id
-from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import LEGAL_FROM, Status
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import (
     actionscript,
-    diskmount,
-    figures,
+    ground,
     guestsettings,
     leftovers,
     memory,
     network,
-    rootmount,
-    samepage,
 )
 from pyvz.operations.node import Node
-from pyvz.storage import base as storage
 from pyvz.store.journal import Journal
 from pyvz.store.state import RunState
 
@@ -164,7 +152,7 @@ def mount(node: Node, ref: str, *, readonly: bool = False) -> Environment:
         repair(node, env)
         require(node, env, "mount")
         with ExitStack() as undo:
-            _mount_root(node, env, undo, readonly=readonly)
+            ground.mount_root(node, env, undo, readonly=readonly)
             undo.pop_all()
         node.publish("ve-mount", env)
     return env
@@ -176,7 +164,7 @@ def umount(node: Node, ref: str) -> Environment:
     with node.lease(env, "umount"):
         repair(node, env)
         require(node, env, "umount")
-        umount_root(node, env)
+        ground.umount_root(node, env)
         node.publish("ve-umount", env)
     return env
 
@@ -215,11 +203,11 @@ def repair(node: Node, env: Environment) -> None:
             node.runtime.kill(env.uuid, timeout=KILL_TIMEOUT)
             running = False
         if not running:
-            _clear(node, env)
+            ground.clear(node, env)
         Journal.forget(node.paths, env.uuid)
     elif not running and RunState.load(node.paths, env.uuid) is not None:
         log.warning("%s: its init is gone and nobody cleaned up", env.name)
-        _clear(node, env)
+        ground.clear(node, env)
 
 
 def exited(node: Node, exit_: Exit) -> None:
@@ -238,7 +226,7 @@ def exited(node: Node, exit_: Exit) -> None:
         state = RunState.load(node.paths, env.uuid)
         if state is None or state.pid != exit_.pid or env.uuid in node.runtime.running():
             return
-        _clear(node, env)
+        ground.clear(node, env)
         log.info("%s: init ended: %s", env.name, exit_.reason)
         node.publish("ve-stop", env, reason=str(exit_.reason))
         if exit_.reason != "reboot":
@@ -299,14 +287,14 @@ def _start_locked(node: Node, env: Environment, options: StartOptions, progress:
         undo.callback(memory.release, node, env.uuid)
         journal = Journal.begin(node.paths, env.uuid, "start", {})
         undo.callback(journal.done)
-        _mount_root(node, env, undo)
-        kind = _prepare_guest(node, env, config)
-        spec = _spec(node, env, config, kind, repair_mode=options.repair)
+        ground.mount_root(node, env, undo)
+        kind = ground.prepare_guest(node, env, config)
+        spec = ground.specification(node, env, config, kind, repair_mode=options.repair)
         undo.callback(node.runtime.clean, env.uuid)
         undo.callback(network.clean, node, env.uuid)
         init = node.runtime.start(spec, network.prepare(node, env, config))
         undo.callback(node.runtime.kill, env.uuid, timeout=KILL_TIMEOUT)
-        _running_state(init, kind).save(node.paths, env.uuid)
+        ground.running_state(init, kind).save(node.paths, env.uuid)
         undo.callback(RunState.clear, node.paths, env.uuid)
         memory.activate(node, env)
         actionscript.run_inside(node, env, "start")
@@ -314,49 +302,6 @@ def _start_locked(node: Node, env: Environment, options: StartOptions, progress:
     journal.done()
     (env.home / ".running").touch()
     node.publish("ve-start", env)
-
-
-def _running_state(init: Init, kind: InitKind) -> RunState:
-    return RunState(
-        boot_id=boot_id(),
-        pid=init.pid,
-        start_time=init.start_time,
-        status=Status.RUNNING,
-        started_at=time.time(),
-        data={"init": str(kind.name)},
-    )
-
-
-def _prepare_guest(node: Node, env: Environment, config: Config) -> InitKind:
-    """Look at the mounted guest and write into it what its configuration says (hostname, ...)."""
-    with GuestRoot.open(node.root(env, config)) as guest:
-        guestsettings.write(node, guest, env, config)
-        return guestinit.detect(guest)
-
-
-def _spec(
-    node: Node, env: Environment, config: Config, kind: InitKind, *, repair_mode: bool
-) -> ContainerSpec:
-    privileged = config.security.privileged
-    ids = None if privileged else node.id_ranges.allocate(env.uuid)
-    if privileged:
-        log.warning("%s starts without a user namespace: its root is the node's root", env.name)
-    spec = from_config(
-        env,
-        config,
-        root=node.root(env, config),
-        ids=ids,
-        features=node.features,
-        cpus=os.cpu_count() or 1,
-    )
-    argv = ("/bin/sh", "-c", "while :; do sleep 3600; done") if repair_mode else kind.argv
-    disks = tuple(storage.find(env.home).devices(env.home))
-    return spec._replace(
-        argv=tuple(argv),
-        disks=disks,
-        figures=figures.wanted(node, config),
-        merge=samepage.wanted(node, config),
-    )
 
 
 def _stop_locked(node: Node, env: Environment, options: StopOptions, progress: Progress) -> str:
@@ -375,7 +320,7 @@ def _stop_locked(node: Node, env: Environment, options: StopOptions, progress: P
         raise
     if killed:
         node.runtime.kill(env.uuid, timeout=KILL_TIMEOUT)
-    _clear(node, env, keep_mounted=options.skip_umount)
+    ground.clear(node, env, keep_mounted=options.skip_umount)
     journal.done()
     node.publish("ve-stop", env, reason="killed" if killed else "halt")
     return "killed" if killed else "stopped"
@@ -400,44 +345,3 @@ def _stop_orderly(
             hint="It runs on. Use --kill to stop it at once.",
         )
     return False
-
-
-def _mount_root(node: Node, env: Environment, undo: ExitStack, *, readonly: bool = False) -> None:
-    """Mount the root with its action scripts; what was mounted already stays as it is."""
-    root = node.root(env)
-    if is_mount_point(root):
-        return
-    driver = storage.find(env.home)
-    if not actionscript.run(node, env, "premount"):  # "skip": the script has mounted it itself
-        rootmount.mount(node, env, root, readonly=readonly)
-    undo.callback(driver.umount, env.home, root)
-    diskmount.mount_all(node, env, node.registry.config(env), readonly=readonly)
-    undo.callback(diskmount.umount_all, node, env)
-    actionscript.run(node, env, "mount")
-
-
-def umount_root(node: Node, env: Environment, *, cleaning: bool = False) -> None:
-    """Unmount with the action scripts; while cleaning up a script that fails stops nothing.
-
-    The caller holds the lease.
-    """
-    root = node.root(env)
-    if not is_mount_point(root):
-        diskmount.umount_all(node, env)  # a guest without a root disk, or killed half way
-        return
-    run_scripts = actionscript.run_ignoring_failure if cleaning else actionscript.run
-    run_scripts(node, env, "umount")
-    diskmount.umount_all(node, env)
-    storage.find(env.home).umount(env.home, root)
-    run_scripts(node, env, "postumount")
-
-
-def _clear(node: Node, env: Environment, *, keep_mounted: bool = False) -> None:
-    """Undo, in reverse, what a start made: cgroups, links, mounts, state.  Idempotent."""
-    node.runtime.clean(env.uuid)
-    memory.release(node, env.uuid)
-    network.clean(node, env.uuid)
-    (env.home / ".running").unlink(missing_ok=True)
-    if not keep_mounted:
-        umount_root(node, env, cleaning=True)
-    RunState.clear(node.paths, env.uuid)

@@ -20,7 +20,7 @@ from pyvz.linux import mount
 from pyvz.model.environment import Environment
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import home, lifecycle, provision, shot
+from pyvz.operations import ground, home, lifecycle, provision, shot
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store import savedstates
@@ -112,7 +112,7 @@ def switch(
         progress.stage(f"Switching to snapshot {wanted}")
         progress.check()
         if status == Status.MOUNTED:
-            lifecycle.umount_root(node, env)
+            ground.umount_root(node, env)
         shot.switch(node, env, states, wanted)
     node.publish("ve-snapshot-switch", env, guid=wanted)
     node.publish("ve-config", env, fields="")
