@@ -58,6 +58,10 @@ def _systemd() -> str:
     return "" if Path("/run/systemd/system").exists() else "PID 1 is not systemd"
 
 
+def _ksm() -> str:
+    return "" if Path("/proc/self/ksm_stat").exists() else "the kernel merges no pages (Linux 6.4)"
+
+
 NEEDS: dict[str, Callable[[], str]] = {
     "root": _root,
     "cgroup2": _cgroup2,
@@ -67,6 +71,7 @@ NEEDS: dict[str, Callable[[], str]] = {
     "loop": _loop,
     "userns": _userns,
     "systemd": _systemd,
+    "ksm": _ksm,
 }
 
 

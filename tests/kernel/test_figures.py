@@ -10,15 +10,12 @@ from collections.abc import Iterator
 import pytest
 
 from engine import Engine, engine, read_all
+from fakenode import engine_node
 from pyvz.container import figures
 from pyvz.container.runtime import ExecRequest
-from pyvz.linux import features
 from pyvz.linux.lxcfs import Lxcfs
 from pyvz.model.limits import Limits
 from pyvz.operations.figures import Figures
-from pyvz.operations.node import Node
-from pyvz.store.idrange import IdRanges
-from pyvz.store.registry import Registry
 
 __all__ = ["engine"]
 pytestmark = pytest.mark.requires("program:lxcfs")
@@ -33,21 +30,6 @@ def lxcfs(engine: Engine) -> Iterator[Lxcfs]:
     yield made
     engine.runtime.figures.drop()
     made.end()
-
-
-class Silent:
-    """Nobody listens."""
-
-    def publish(self, event: object) -> None:
-        del event
-
-
-def engine_node(engine: Engine) -> Node:
-    """The engine as a node whose registry is empty."""
-    runtime, paths = engine.runtime, engine.paths
-    found = features.probe(paths.run)
-    parts = (runtime, engine.cgroups, found, IdRanges(paths), Silent())
-    return Node(paths, Registry(paths), *parts)
 
 
 def read(engine: Engine, name: str, path: str) -> str:

@@ -152,6 +152,7 @@ class Runtime:
         self._paths = paths
         self.figures = figures.Files()  # who runs lxcfs (operations/figures.py) fills it
         self._killed: set[tuple[str, int]] = set()
+        self._merging: dict[tuple[str, int], bool] = {}
         self._guard = threading.Lock()
         # Loading libseccomp takes 0.1 s, which the first start need not wait for.
         threading.Thread(target=_warm_up, name="seccomp", daemon=True).start()
@@ -280,6 +281,15 @@ class Runtime:
             for row in rows
             if process.alive(row["pid"], row["started"])
         }
+
+    def merges(self, uuid: str, init: Init) -> bool:
+        """Whether the equal pages of a running container are merged, as it was started with."""
+        key = (uuid, init.pid)
+        if key not in self._merging:
+            with suppress(KeeperFailure):
+                record = self._keeper.call("record", uuid=uuid).data
+                self._merging[key] = bool(record.get("merge"))
+        return self._merging.get(key, False)
 
     def apply(
         self, uuid: str, limits: Limits, disks: tuple[tuple[int, int], ...] = ()

@@ -17,6 +17,7 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 from pyvz.daemon import (
     autostart,
     figureswatch,
+    ksmwatch,
     log,
     netwatch,
     recovery,
@@ -45,6 +46,7 @@ from pyvz.operations import lifecycle
 from pyvz.operations.figures import Figures
 from pyvz.operations.node import open_node
 from pyvz.operations.pool import open_pools
+from pyvz.operations.samepage import Samepage
 from pyvz.store import defaults
 from pyvz.store.paths import Paths
 from pyvz.version import VERSION
@@ -119,6 +121,8 @@ async def _daemon(
     counting = asyncio.create_task(trafficwatch.watch(services, start))
     looking = asyncio.create_task(netwatch.watch(services, start))
     tending = asyncio.create_task(figureswatch.watch(services, figures, start))
+    samepage = Samepage(node)
+    merging = asyncio.create_task(ksmwatch.watch(services, samepage, start))
     await asyncio.wait({start}, timeout=PATIENCE)
     if not stop.is_set():
         server.start()
@@ -131,8 +135,10 @@ async def _daemon(
     counting.cancel()
     looking.cancel()
     tending.cancel()
+    merging.cancel()
     await _wind_up(services)
     await asyncio.to_thread(figures.end)
+    await asyncio.to_thread(samepage.close)
     exits.close()
     await server.close()
 

@@ -34,6 +34,12 @@ def state(pid: int) -> str:
     return _stat_fields(pid)[0]
 
 
+def cpu_seconds(pid: int) -> float:
+    """CPU time used so far, user and system; ProcessLookupError when there is no such process."""
+    fields = _stat_fields(pid)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def zombie_status(pid: int, started: int) -> int | None:
     """The wait status of a zombie, whoever its parent is; None when it was reaped already.
 

@@ -15,7 +15,7 @@ from pyvz.linux.mount import is_mount_point
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.grammar_net import NetIf
 from pyvz.model.status import Status
-from pyvz.operations import clone, diskinfo, fields, traffic
+from pyvz.operations import clone, diskinfo, fields, samepage, traffic
 from pyvz.operations.fields import ALIVE, FIELDS, Source
 from pyvz.operations.node import Node, StatusReader
 from pyvz.units import MIB, PAGE_SIZE, UNLIMITED
@@ -128,7 +128,11 @@ def statistics(
         raise EnvironmentNotFound(errors[0][1])
     statuses = StatusReader(node)
     rows = {
-        env.uuid: [*_counters(Source(node, env, statuses)), *traffic.statistics(node, env.uuid)]
+        env.uuid: [
+            *_counters(Source(node, env, statuses)),
+            *((name, str(value)) for name, value in samepage.counters(node, env.uuid).items()),
+            *traffic.statistics(node, env.uuid),
+        ]
         for env in found
     }
     return [
