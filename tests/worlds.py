@@ -33,7 +33,7 @@ class Nothing:
         self.calls: list[str] = []
         self.inits: dict[str, object] = {}
 
-    def running(self) -> dict[str, object]:
+    def running(self, _uuid: str | None = None) -> dict[str, object]:
         return self.inits
 
     def frozen(self, _name: str) -> bool:

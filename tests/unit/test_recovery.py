@@ -32,7 +32,7 @@ class World:
         self.exited: list[str] = []
         node: Any = SimpleNamespace(
             paths=self.paths,
-            runtime=SimpleNamespace(running=dict, on_exit=self.callbacks.append),
+            runtime=SimpleNamespace(running=lambda _uuid=None: {}, on_exit=self.callbacks.append),
             registry=SimpleNamespace(environments=lambda: [SimpleNamespace(uuid=UUID)]),
         )
         monkeypatch.setattr(lifecycle, "exited", lambda _, end: self.exited.append(end.uuid))

@@ -180,11 +180,12 @@ class Keeper:
         for end in self.exits.values():
             reply.client.send(end.to_event())
 
-    def request_list(self, reply: Reply, _message: dict[str, Any], _fds: list[int]) -> None:
-        """All running containers and sessions."""
+    def request_list(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        """All running containers and sessions, or the one container named by `uuid`."""
         running = [
             {"uuid": each.record.uuid, "pid": each.record.pid, "started": each.record.started}
             for each in self.containers.values()
+            if message.get("uuid") in (None, each.record.uuid)
         ]
         sessions = [{"id": each.id, "uuid": each.uuid} for each in self.sessions.values()]
         workers = self.workers.list()

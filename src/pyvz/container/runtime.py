@@ -166,7 +166,7 @@ class Runtime:
         Raises AlreadyRunning, StartError (details name the step), and what prepare raises; then
         nothing is left behind, but of what prepare did outside.
         """
-        if spec.uuid in self.running():
+        if self.running(spec.uuid):
             raise AlreadyRunning(f"The container {spec.uuid} is running already")
         if spec.figures:
             self.figures.summon()
@@ -187,7 +187,7 @@ class Runtime:
 
     def stop(self, uuid: str, kind: InitKind, *, reboot: bool = False, timeout: float) -> bool:
         """Ask init to end; True when it has within timeout seconds (or does not run at all)."""
-        init = self.running().get(uuid)
+        init = self.running(uuid).get(uuid)
         if init is None:
             return True
         deadline = time.monotonic() + timeout
@@ -209,7 +209,7 @@ class Runtime:
 
     def kill(self, uuid: str, *, timeout: float = 10.0) -> None:
         """End every process at once, init first; idempotent.  Raises StopError."""
-        init = self.running().get(uuid)
+        init = self.running(uuid).get(uuid)
         deadline = time.monotonic() + timeout
         if init is not None:
             with self._guard:
@@ -273,9 +273,9 @@ class Runtime:
         except KeeperFailure as failure:
             raise _not_running(failure) from failure
 
-    def running(self) -> dict[str, Init]:
-        """Every running container, checked against the kernel."""
-        rows = self._keeper.call("list").data["containers"]
+    def running(self, uuid: str | None = None) -> dict[str, Init]:
+        """Every running container, or the one with that UUID, checked against the kernel."""
+        rows = self._keeper.call("list", uuid=uuid).data["containers"]
         return {
             row["uuid"]: Init(row["pid"], row["started"])
             for row in rows
@@ -436,11 +436,11 @@ class Runtime:
             pause = min(pause * 2, 0.05)
 
     def _keeper_knows(self, uuid: str, init: Init) -> bool:
-        rows = self._keeper.call("list").data["containers"]
+        rows = self._keeper.call("list", uuid=uuid).data["containers"]
         return any(row["uuid"] == uuid and row["pid"] == init.pid for row in rows)
 
     def _init(self, uuid: str) -> Init:
-        found = self.running().get(uuid)
+        found = self.running(uuid).get(uuid)
         if found is None:
             raise NotRunning("The container is not running")
         return found

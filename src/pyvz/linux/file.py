@@ -41,10 +41,13 @@ _MAX_DEPTH = 100
 _PROGRESS_STEP = 256
 
 
-def write_atomic(path: str | Path, data: bytes | str, mode: int = 0o644) -> None:
+def write_atomic(
+    path: str | Path, data: bytes | str, mode: int = 0o644, *, durable: bool = True
+) -> None:
     """Write a file of the node so that readers see the old or the new one, also after a crash.
 
-    A symbolic link (/etc/vz/conf/<id>.conf) is followed: the file that it names is replaced.
+    durable: after a crash of the machine, too; false for what has no meaning then.  A symbolic link
+    (/etc/vz/conf/<id>.conf) is followed: the file that it names is replaced.
     Raises NoSpace, OSError.
     """
     path = os.path.realpath(path)
@@ -56,7 +59,8 @@ def write_atomic(path: str | Path, data: bytes | str, mode: int = 0o644) -> None
         try:
             _write_all(fd, content)
             os.fchmod(fd, mode)
-            os.fsync(fd)
+            if durable:
+                os.fsync(fd)
             os.rename(temporary, path)
         except BaseException:
             os.unlink(temporary)
@@ -67,7 +71,8 @@ def write_atomic(path: str | Path, data: bytes | str, mode: int = 0o644) -> None
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpace(f"{path} could not be written: no space left") from error
         raise
-    fsync_directory(directory)
+    if durable:
+        fsync_directory(directory)
 
 
 def _write_all(fd: int, content: bytes) -> None:

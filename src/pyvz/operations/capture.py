@@ -167,7 +167,7 @@ def tree_of(
     """Store the tree of an environment whose disk is a directory; the caller holds the lease."""
     writer, chunks = store
     driver = storage.find(env.home)
-    running = env.uuid in node.runtime.running()
+    running = env.uuid in node.runtime.running(env.uuid)
     known = _known(parent, chunks)
     with (
         _journal(node, env) as journal,
@@ -261,7 +261,7 @@ def _journal(node: Node, env: Environment) -> Iterator[Journal]:
 @contextlib.contextmanager
 def _halted(node: Node, env: Environment, journal: Journal) -> Iterator[None]:
     """Halt the processes of a running container for the block; one that is paused stays so."""
-    if env.uuid not in node.runtime.running() or node.cgroups.frozen(env.uuid):
+    if env.uuid not in node.runtime.running(env.uuid) or node.cgroups.frozen(env.uuid):
         yield
         return
     journal.note(_HALTED)
@@ -274,7 +274,7 @@ def _halted(node: Node, env: Environment, journal: Journal) -> Iterator[None]:
 
 def repair(node: Node, record: Record) -> None:
     """Undo what a killed backup left of an environment, and close its record; repeatable."""
-    running = record.uuid in node.runtime.running()
+    running = record.uuid in node.runtime.running(record.uuid)
     if record.step(_HALTED) and running and node.cgroups.frozen(record.uuid):
         log.warning("%s was halted by a backup that was killed: it goes on", record.uuid)
         node.runtime.unpause(record.uuid)

@@ -242,7 +242,7 @@ def detach(node: Node, env: Environment, disk: DataDisk) -> None:
 
 def _enter(node: Node, env: Environment, verb: str, what: str, mnt: str) -> None:
     """Run the program that attaches or detaches inside; raises MountError, Busy."""
-    init = node.runtime.running().get(env.uuid)
+    init = node.runtime.running(env.uuid).get(env.uuid)
     if init is None:
         return
     mapped = namespace.identity(init.pid, "user") != namespace.identity(os.getpid(), "user")

@@ -77,6 +77,6 @@ def end_minimal(node: Node, env: Environment) -> None:
 def console(node: Node, ref: str) -> int:
     """Return a stream socket that is the container's console; raises NotRunning."""
     env = node.registry.resolve(ref)
-    if env.uuid not in node.runtime.running():
+    if env.uuid not in node.runtime.running(env.uuid):
         raise NotRunning(f"{env.name} is not running")
     return node.runtime.console(env.uuid)

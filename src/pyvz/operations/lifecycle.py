@@ -195,7 +195,7 @@ def repair(node: Node, env: Environment) -> None:
     record = Journal.leftover(node.paths, env.uuid)
     if record is not None and leftovers.repair(node, record):
         return
-    running = env.uuid in node.runtime.running()
+    running = env.uuid in node.runtime.running(env.uuid)
     if record is not None:
         log.warning("%s: repairing an unfinished %s", env.name, record.verb)
         # A start that got as far as its state record has a whole container: it may live.
@@ -224,7 +224,7 @@ def exited(node: Node, exit_: Exit) -> None:
         return
     with node.lease(env, "cleaning up after stop", timeout=EXIT_LEASE_TIMEOUT):
         state = RunState.load(node.paths, env.uuid)
-        if state is None or state.pid != exit_.pid or env.uuid in node.runtime.running():
+        if state is None or state.pid != exit_.pid or env.uuid in node.runtime.running(env.uuid):
             return
         ground.clear(node, env)
         log.info("%s: init ended: %s", env.name, exit_.reason)
@@ -285,7 +285,7 @@ def _start_locked(node: Node, env: Environment, options: StartOptions, progress:
     progress.stage("Starting")
     with ExitStack() as undo:
         undo.callback(memory.release, node, env.uuid)
-        journal = Journal.begin(node.paths, env.uuid, "start", {})
+        journal = Journal.begin(node.paths, env.uuid, "start", durable=False)
         undo.callback(journal.done)
         ground.mount_root(node, env, undo)
         kind = ground.prepare_guest(node, env, config)
@@ -306,7 +306,7 @@ def _start_locked(node: Node, env: Environment, options: StartOptions, progress:
 
 def _stop_locked(node: Node, env: Environment, options: StopOptions, progress: Progress) -> str:
     progress.stage("Stopping")
-    journal = Journal.begin(node.paths, env.uuid, "stop", {})
+    journal = Journal.begin(node.paths, env.uuid, "stop", durable=False)
     state = RunState.load(node.paths, env.uuid)
     if state is not None:
         state._replace(status=Status.STOPPING).save(node.paths, env.uuid)

@@ -85,15 +85,15 @@ class Node:
 
     def status(self, env: Environment) -> Status:
         """Return the state that the kernel and the disk show now, without any lock."""
-        return StatusReader(self).of(env)
+        return StatusReader(self, env.uuid).of(env)
 
 
 class StatusReader:
-    """Statuses of many environments from one look at the keeper (used by lists)."""
+    """Statuses of many environments from one look at the keeper (used by lists), or `only` one."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, only: str | None = None) -> None:
         self._node = node
-        self._running = node.runtime.running()
+        self._running = node.runtime.running(only)
         self._problems: dict[str, str] = {}
 
     def knowing(self, env: Environment, problem: str) -> StatusReader:

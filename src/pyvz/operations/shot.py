@@ -208,7 +208,7 @@ def _still(node: Node, env: Environment, *, wanted: bool) -> Iterator[None]:
 
 
 def _move_on(node: Node, env: Environment) -> None:
-    if env.uuid in node.runtime.running() and node.cgroups.frozen(env.uuid):
+    if env.uuid in node.runtime.running(env.uuid) and node.cgroups.frozen(env.uuid):
         node.runtime.unpause(env.uuid)
 
 

@@ -2,8 +2,8 @@
 
 ``<root>/var/lib/pyvz/journal/<uuid>.jsonl`` exists exactly while an operation on the environment is
 under way, or was when the node died.  It is written by the holder of the environment's lease only,
-so there is one operation and one journal at a time.  Each line is one JSON object and is fsynced
-before the step that it announces is taken:
+so there is one operation and one journal at a time.  Each line is one JSON object, written (and
+fsynced, in a durable journal) before the step that it announces is taken:
 
     {"verb": "start", "uuid": "...", "data": {...}, "at": 1700000000.0, "pid": 123}
     {"step": "mounted", "data": {...}, "at": 1700000000.1}
@@ -63,18 +63,28 @@ class Journal:
     raises; who undid everything before raising calls done() itself.
     """
 
-    def __init__(self, path: Path, fd: int) -> None:
+    def __init__(self, path: Path, fd: int, *, durable: bool) -> None:
         self._path = path
         self._fd = fd
+        self._durable = durable
 
     @classmethod
     def begin(
-        cls, paths: Paths, uuid: str, verb: str, data: Mapping[str, object] = _NOTHING
+        cls,
+        paths: Paths,
+        uuid: str,
+        verb: str,
+        data: Mapping[str, object] = _NOTHING,
+        *,
+        durable: bool = True,
     ) -> Self:
         """Begin a journal; the caller holds the lease of UUID.
 
-        DATA are JSON values.  Raises InternalError when there is a leftover: that has to be
-        repaired first, and forgotten with Journal.forget().
+        DATA are JSON values.  durable: it has to outlive the machine; what is about run state only
+        (start, stop) dies with it, and is not worth the wait for the disk.
+
+        Raises InternalError when there is a leftover: that has to be repaired first, and
+        forgotten with Journal.forget().
         """
         directory = _directory(paths)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -84,10 +94,10 @@ class Journal:
             fd = os.open(path, flags, 0o600)
         except FileExistsError as error:
             raise InternalError(f"{path} tells of an operation that was not repaired") from error
-        journal = cls(path, fd)
+        journal = cls(path, fd, durable=durable)
         try:
             journal._write({"verb": verb, "uuid": uuid, "data": dict(data), "pid": os.getpid()})
-            fsync_directory(directory)
+            journal._sync_names()
         except BaseException:
             journal.done()
             raise
@@ -102,7 +112,7 @@ class Journal:
         try:
             if self._fd >= 0:
                 self._path.unlink(missing_ok=True)
-                fsync_directory(self._path.parent)
+                self._sync_names()
         finally:
             self.leave()
 
@@ -129,7 +139,12 @@ class Journal:
     def _write(self, fields: Mapping[str, object]) -> None:
         line = json.dumps({**fields, "at": time.time()}, separators=(",", ":")) + "\n"
         os.write(self._fd, line.encode())
-        os.fdatasync(self._fd)
+        if self._durable:
+            os.fdatasync(self._fd)
+
+    def _sync_names(self) -> None:
+        if self._durable:
+            fsync_directory(self._path.parent)
 
     @staticmethod
     def leftover(paths: Paths, uuid: str) -> Record | None:

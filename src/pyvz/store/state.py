@@ -66,7 +66,7 @@ class RunState(NamedTuple):
         path = _path(paths, uuid)
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         fields = self._asdict() | {"data": dict(self.data)}
-        write_atomic(path, json.dumps(fields).encode() + b"\n", 0o644)
+        write_atomic(path, json.dumps(fields).encode() + b"\n", 0o644, durable=False)
 
     @staticmethod
     def clear(paths: Paths, uuid: str) -> None:
