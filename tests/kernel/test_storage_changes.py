@@ -53,12 +53,13 @@ class TestChangedBlocks:
         with mounted(driver, home, target):
             write(target / "file", b"1", 4 << 20)
         driver.snapshot(home, first)
-        where = driver.copy_image(home, place / "one")
         with mounted(driver, home, target):
             write(target / "file", b"2", 1 << 20)
         driver.snapshot(home, second)
-        assert driver.copy_image(home, place / "two") == where
-        check_told(driver.changed(home, first, second), place / "one", place / "two", where)
+        told = driver.changed(home, first, second)
+        with driver.read_snapshot(home, first) as one, driver.read_snapshot(home, second) as two:
+            assert one[1:] == two[1:]
+            check_told(told, one[0], two[0], one[1:])
         with mounted(driver, home, target):
             write(target / "other", b"3", 1 << 20)
             now = driver.changed(home, first)

@@ -1,28 +1,30 @@
-"""Runs the space watch: only while there is something to watch, else it waits for an event."""
+"""Runs the watches of disks: only while there is something to watch, else waits for an event."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from pyvz.daemon.services import Services
 from pyvz.errors import VZError
-from pyvz.operations.spacewatch import SLOWEST, Watch
+from pyvz.operations import diskwatch, spacewatch
+from pyvz.operations.spacewatch import SLOWEST
 
 logger = logging.getLogger(__name__)
 
 
 async def watch(services: Services, start: asyncio.Task[None]) -> None:
-    """Look at the pools for as long as the daemon lives, once `start` has ended."""
+    """Look at pools and disks for as long as the daemon lives, once `start` has ended."""
     await asyncio.wait({start})
-    space = Watch(services.node)
+    watches = (spacewatch.Watch(services.node), diskwatch.Watch(services.node))
     subscription = services.events.subscribe(replay=False)
     try:
         while True:
             try:
-                delay = await asyncio.to_thread(space.look)
+                delay = await asyncio.to_thread(_look, watches)
             except (VZError, OSError):
-                logger.exception("watching the space of the pools")
+                logger.exception("watching pools and disks")
                 delay = SLOWEST
             if delay is not None:
                 await asyncio.sleep(delay)
@@ -31,3 +33,8 @@ async def watch(services: Services, start: asyncio.Task[None]) -> None:
                 await subscription.next()
     finally:
         services.events.unsubscribe(subscription)
+
+
+def _look(watches: Sequence[spacewatch.Watch | diskwatch.Watch]) -> float | None:
+    """Return the seconds until one of them must look again, None when none must."""
+    return min((delay for each in watches if (delay := each.look()) is not None), default=None)

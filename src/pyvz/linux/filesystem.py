@@ -38,6 +38,7 @@ _XFS_FREE_EOFBLOCKS: Final = 0x8080583A  # _IOR('X', 58, 128 bytes)
 _XFS_EOFBLOCKS: Final = struct.Struct("=6I13Q")  # version flags uid gid prid pad ...
 _XFS_BLOCKS: Final = struct.Struct("=I24xIQ")  # blocksize at 0, imaxpct at 28, datablocks at 32
 _XFS_INODE_SIZE: Final = 24  # inodesize in struct xfs_fsop_geom_v1
+HEAD: Final = 4096  # bytes of a file system that tell its kind and its space
 _EXT_SUPERBLOCK: Final = 1024
 _EXT_MAGIC: Final = (_EXT_SUPERBLOCK + 56, b"\x53\xef")
 _XFS_MAGIC: Final = (0, b"XFSB")
@@ -76,16 +77,24 @@ def space_at(path: Path, offset: int = 0) -> Space:
 
     What its superblock said when it was unmounted.  Raises StorageError for an unknown one.
     """
-    kind = kind_at(path, offset)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        if kind == "ext4":
-            return _space_ext4(os.pread(fd, 1024, offset + _EXT_SUPERBLOCK))
-        if kind == "xfs":
-            return _space_xfs(os.pread(fd, 512, offset))
+        return space_in(os.pread(fd, HEAD, offset), path)
     finally:
         os.close(fd)
+
+
+def space_in(head: bytes, path: Path) -> Space:
+    """Return the space of an unmounted file system whose first HEAD bytes are these."""
+    if _has(head, *_XFS_MAGIC):
+        return _space_xfs(head)
+    if _has(head, *_EXT_MAGIC):
+        return _space_ext4(head[_EXT_SUPERBLOCK:])
     raise StorageError(f"There is no file system of a known kind in {path}")
+
+
+def _has(head: bytes, place: int, magic: bytes) -> bool:
+    return head[place : place + len(magic)] == magic
 
 
 def _space_ext4(raw: bytes) -> Space:

@@ -74,17 +74,27 @@ def attach(path: Path, offset: int, size: int, *, readonly: bool = False, sector
     xfs as soon as the file shares blocks).  A smaller one than that means no direct I/O.
     Raises StorageError (no regular file, too short, refused by the kernel), NotEnoughResources.
     """
-    loop, fd = _configured(path, (offset, size, sector), readonly=readonly, flags=0)
+    loop, fd = _configured(path, (offset, size, sector), readonly=readonly, flags=_DIRECT_IO)
     os.close(fd)
     return loop
 
 
 @contextlib.contextmanager
 def attached(
-    path: Path, offset: int, size: int, *, readonly: bool = False, sector: int = 0
+    path: Path,
+    offset: int,
+    size: int,
+    *,
+    readonly: bool = False,
+    sector: int = 0,
+    direct: bool = True,
 ) -> Iterator[Loop]:
-    """Attach as `attach` does, for the length of the block and of any mount made in it."""
-    loop, fd = _configured(path, (offset, size, sector), readonly=readonly, flags=_AUTOCLEAR)
+    """Attach as `attach` does, for the length of the block and of any mount made in it.
+
+    direct: False for a file whose server cannot be trusted with direct I/O.
+    """
+    flags = _AUTOCLEAR | (_DIRECT_IO if direct else 0)
+    loop, fd = _configured(path, (offset, size, sector), readonly=readonly, flags=flags)
     try:
         yield loop
     finally:
@@ -102,7 +112,7 @@ def _configured(
     try:
         status = os.fstat(file)
         _check_part(path, status, part)
-        flags |= _DIRECT_IO | (_READ_ONLY if readonly else 0)
+        flags |= _READ_ONLY if readonly else 0
         info = _INFO.pack(
             0, 0, 0, *part, 0, 0, 0, flags, os.fsencode(path.name)[:63], b"", b"", 0, 0
         )

@@ -31,6 +31,7 @@ import pkgutil
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, Protocol, cast
@@ -64,6 +65,7 @@ class Capabilities(NamedTuple):
     linked_clone: bool = False  # linked_clone() makes a clone that shares all with its original
     mount_options: bool = False  # it has a file system of its own: see ManyDisks
     disks: bool = False  # several disks in one home: see `many_disks`
+    served: bool = False  # a mounted disk lives by a program of the node: failed()
     image: bool = False  # a disk is one raw image: copy_image, restore_image
 
 
@@ -118,6 +120,14 @@ class Extras(Protocol):
     def release(self, place: Path) -> None:
         """Remove what the driver keeps in the pool `place` beside homes and nobody uses."""
         del place
+
+    def failed(self, home: Path) -> str:
+        """Return why a mounted disk does not work any more; empty when it does.
+
+        Flag: served.
+        """
+        del home
+        return ""
 
     def snapshot(self, home: Path, guid: str, *, disk: str = ROOT_DISK) -> None:
         """Keep the disk as it is now under `guid`; it may be mounted (writers wait shortly).
@@ -183,6 +193,15 @@ class Extras(Protocol):
         counts as zeros before.  Flags: changed_blocks and image.  Raises Unsupported.
         """
         raise self._cannot("list changed blocks", old, new)
+
+    def read_snapshot(
+        self, home: Path, guid: str, *, disk: str = ROOT_DISK
+    ) -> AbstractContextManager[tuple[Path, int, int]]:
+        """Yield (file, offset, size): the disk as it was at a snapshot, to be read in that file.
+
+        Holes of the file are zeros.  It must not be deleted meanwhile.  Flag: snapshot.
+        """
+        raise self._cannot("be read at a snapshot", home, guid, disk)
 
     def copy_image(self, home: Path, target: Path, *, disk: str = ROOT_DISK) -> tuple[int, int]:
         """Make the new file `target` a copy of the disk's image as it is at one moment.

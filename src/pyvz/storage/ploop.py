@@ -21,6 +21,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -366,6 +367,13 @@ class Driver(base.Extras):
     def image_changes(self, old: Path, new: Path) -> ploopcopy.Ranges:
         """Compare where the blocks of both copies lie."""
         return ploopcopy.image_changes(old, new)
+
+    def read_snapshot(
+        self, home: Path, guid: str, *, disk: str = ROOT_DISK
+    ) -> AbstractContextManager[tuple[Path, int, int]]:
+        """Its image has it whole."""
+        image = self._disk(home, disk).image(guid)
+        return contextlib.nullcontext((image, identity.data_offset(image), identity.size(image)))
 
     def copy_image(self, home: Path, target: Path, *, disk: str = ROOT_DISK) -> tuple[int, int]:
         """Reflink the top image, frozen if it is mounted."""

@@ -179,14 +179,14 @@ def mount_image(
     if readonly:
         with attached(image, readonly=True) as (loop, kind):
             words = options.words
-            _place(
+            place(
                 filesystem.mount_detached(loop.device, kind, readonly=True, options=words), target
             )
         return
     identity.set_in_use(image)
     try:
         with attached(image) as (loop, kind):
-            _place(_with_quota(image, loop.device, kind, options), target)
+            place(_with_quota(image, loop.device, kind, options), target)
     except BaseException:
         with contextlib.suppress(VZError):
             wait_detached(image)
@@ -199,10 +199,11 @@ def mount_readonly(image: Path, target: Path) -> None:
     with attached(image, readonly=True) as (loop, kind):
         options = ("norecovery",) if kind == "xfs" else ("noload",)
         mounted = filesystem.mount_detached(loop.device, kind, readonly=True, options=options)
-        _place(mounted, target)
+        place(mounted, target)
 
 
-def _place(mounted: int, target: Path) -> None:
+def place(mounted: int, target: Path) -> None:
+    """Attach a detached mount to `target`, and give its descriptor back."""
     try:
         filesystem.place(mounted, target)
     finally:

@@ -1,0 +1,469 @@
+"""qcow2: the disk is a qcow2 image, shown by a QEMU storage daemon of its own (our layout 104).
+
+    <home>/.ve.layout -> 104
+    <home>/qcow2/                  the disk (storage/qcow2disk.py)
+    <home>/qcow2.new/  qcow2.gone/ being created or cloned; being removed
+
+For pools that share no blocks: snapshots are inside the image and take a moment also on ext4.  It
+is slower than a plain image, and the death of its daemon is that of the disk until the next mount.
+
+The file system inside is chosen as for ploop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from pyvz.errors import (
+    AlreadyExists,
+    AlreadyMounted,
+    BadValue,
+    Busy,
+    InvalidState,
+    MountError,
+    NotFound,
+    PrivateMissing,
+    StorageError,
+    Unsupported,
+    VZError,
+)
+from pyvz.image import qcow2
+from pyvz.image.disk import normal_guid
+from pyvz.image.report import Report
+from pyvz.linux import archive, file, filesystem, loopdevice, mount
+from pyvz.model.task import Progress
+from pyvz.storage import attach, base, daemontest, golden, ploopdisk, ploopsize, tree
+from pyvz.storage.base import ROOT_DISK
+from pyvz.storage.daemon import NODE, why_not
+from pyvz.storage.qcow2disk import OPTIONS, Disk, spaceless
+
+DEFAULT_SIZE: Final = 10 << 30
+_GRAIN: Final = 1 << 20  # sizes are whole MiB
+
+
+class Driver(base.Extras):
+    """See `pyvz.storage.base.StorageDriver` and `Extras`."""
+
+    name = "qcow2"
+    layout = 104
+
+    def capabilities(self, place: Path) -> base.Capabilities:
+        """What an image behind a daemon can do."""
+        return base.Capabilities(
+            snapshot=True,
+            reflink=golden.can_share(place),
+            grow_online=True,
+            shrink=filesystem.can_grow_ext4_online(),
+            discard=True,
+            changed_blocks=True,
+            df_exact=True,
+            quota=True,
+            block_device=True,
+            compact=True,
+            check=True,
+            served=True,
+        )
+
+    def prepare(self, place: Path, options: Mapping[str, str]) -> None:
+        """Make sure that a daemon works here, and find out how."""
+        del options
+        daemontest.direct_io(place)
+
+    def release(self, place: Path) -> None:
+        """Remove what was found out about daemons."""
+        daemontest.forget(place)
+
+    def present(self, home: Path) -> bool:
+        """Whether the image is there."""
+        return _disk(home).exists
+
+    def create(
+        self, home: Path, *, size: int | None, source: Path | None, progress: Progress
+    ) -> None:
+        """Make the image, unpack `source` into it, and give it its name."""
+        if self.present(home):
+            return
+        if why := why_not():
+            raise Unsupported(f"A container cannot have the layout qcow2 on this node: {why}")
+        wanted = (size or DEFAULT_SIZE) // _GRAIN * _GRAIN
+        new = _empty(home / "qcow2.new")
+        try:
+            with spaceless(home), new.locked():
+                _build(new, wanted, source, progress)
+            progress.check()
+            self._name(home, new)
+        except BaseException:
+            _discard(new)
+            raise
+
+    def mount(self, home: Path, target: Path, *, readonly: bool = False) -> None:
+        """Start the daemon, attach its disk and mount it, without device files."""
+        disk = self._existing(home)
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with disk.locked():
+            if _is_there(disk, target, readonly=readonly):
+                return
+            disk.check_idle()
+            with disk.device(readonly=readonly) as (loop, kind):
+                ploopdisk.place(
+                    filesystem.mount_detached(loop.device, kind, readonly=readonly), target
+                )
+
+    def umount(self, home: Path, target: Path) -> None:
+        """Unmount, wait until the device is gone, and end the daemon."""
+        disk = _disk(home)
+        if not disk.exists:
+            mount.umount(target)
+            return
+        with disk.locked():
+            mount.umount(target)
+            if not disk.mounted():
+                disk.finish()
+
+    def usage(self, home: Path) -> base.DiskUsage:
+        """Return what df shows inside; of a disk that is not mounted, what its superblock says."""
+        disk = self._existing(home)
+        places = disk.mounted()
+        if places:
+            space = filesystem.space_of(places[0].target)
+        else:
+            with qcow2.image(disk.image) as found:
+                space = filesystem.space_in(found.read(found.now, 0, filesystem.HEAD), disk.image)
+        return base.DiskUsage(space.total, space.used, space.free, space.inodes, space.inodes_used)
+
+    def resize(self, home: Path, size: int) -> None:
+        """Grow (also while mounted), or shrink an ext4 that is not mounted and has no snapshots."""
+        disk = self._existing(home)
+        size = size // _GRAIN * _GRAIN
+        if size <= 0:
+            raise BadValue(f"A disk cannot have {size} bytes")
+        with spaceless(home), disk.locked():
+            if size >= qcow2.require(disk.image).now.size:
+                _grow(disk, size)
+            else:
+                _shrink(disk, size)
+
+    def clone(self, home: Path, new_home: Path, progress: Progress) -> None:
+        """Copy the image with its snapshots; blocks are shared where the file system can."""
+        if self.present(new_home):
+            return
+        disk = self._existing(home)
+        new = _empty(new_home / "qcow2.new")
+        try:
+            with disk.locked():
+                disk.check_idle()
+                base.check_unmounted(home)
+                disk.make_whole()
+                progress.stage(f"Copying {home}")
+                progress.check()
+                ploopdisk.copy(disk.image, new.image, progress)
+            progress.check()
+            self._name(new_home, new)
+        except BaseException:
+            _discard(new)
+            raise
+
+    def remove(self, home: Path, progress: Progress) -> None:
+        """Rename the disk away, then remove it; leftovers of interrupted steps go too."""
+        disk = _disk(home)
+        if disk.exists:
+            if not disk.mounted():
+                disk.finish()
+            for view in disk.views():
+                if not view.mounted():
+                    view.finish()
+            base.check_unmounted(home)
+            progress.check()
+            _discard(Disk(home / "qcow2.gone"))
+            disk.path.rename(home / "qcow2.gone")
+        for name in ("qcow2.gone", "qcow2.new"):
+            _clear(Disk(home / name))
+        tree.unmark(home, self.layout)
+
+    def devices(self, home: Path) -> tuple[tuple[int, int], ...]:
+        """Return the loop device, while it is mounted."""
+        return tuple((loop.major, loop.minor) for loop in attach.loops(_disk(home).daemon))
+
+    # -- Extras
+
+    def failed(self, home: Path) -> str:
+        """Say when the daemon below a mounted disk is dead."""
+        return _disk(home).failed()
+
+    def snapshot(self, home: Path, guid: str, *, disk: str = ROOT_DISK) -> None:
+        """Keep the state inside the image; a mounted disk is frozen for that."""
+        found = self._existing(home, disk)
+        guid = normal_guid(guid)
+        with spaceless(home), found.locked():
+            if any(each.name == guid for each in found.snapshots()):
+                raise AlreadyExists(f"there is a snapshot {guid} already")
+            places = found.mounted()
+            if not places:
+                found.check_idle()
+                found.make_whole()
+                found.tool("snapshot", "-q", "-c", guid, found.image)
+                return
+            with _still(places[0].target):
+                found.daemon.flush()
+                what = {"device": NODE, "name": guid}
+                found.daemon.execute("blockdev-snapshot-internal-sync", what)
+
+    def switch(self, home: Path, guid: str, *, disk: str = ROOT_DISK) -> None:
+        """Make the disk refer to what the snapshot refers to; it keeps its size."""
+        found = self._existing(home, disk)
+        guid = normal_guid(guid)
+        with spaceless(home), found.locked():
+            found.check_idle()
+            size = qcow2.require(found.image).now.size
+            _known(found, guid)
+            found.make_whole()
+            found.tool("snapshot", "-q", "-a", guid, found.image)
+            _grow(found, size)
+
+    def delete_snapshot(self, home: Path, guid: str, *, disk: str = ROOT_DISK) -> None:
+        """Take it out of the image; what only it had becomes free."""
+        found = self._existing(home, disk)
+        guid = normal_guid(guid)
+        with found.locked():
+            _known(found, guid)
+            view = found.view(guid)
+            if view.mounted():
+                raise Busy(f"The snapshot {guid} is mounted", hint="Unmount it first.")
+            view.finish()
+            if found.mounted():
+                what = {"device": NODE, "name": guid}
+                found.daemon.execute("blockdev-snapshot-delete-internal-sync", what)
+                return
+            found.check_idle()
+            found.make_whole()
+            found.tool("snapshot", "-q", "-d", guid, found.image)
+
+    def mount_snapshot(self, home: Path, guid: str, target: Path, *, disk: str = ROOT_DISK) -> None:
+        """Show the snapshot by a daemon of its own and mount it read-only."""
+        found = self._existing(home, disk)
+        guid = normal_guid(guid)
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with found.locked():
+            if mount.is_mount_point(target):
+                raise AlreadyMounted(f"Something is mounted on {target} already")
+            _known(found, guid)
+            if (view := found.view(guid)).mounted():
+                raise AlreadyMounted(f"The snapshot {guid} is mounted already")
+            with view.shown() as (loop, kind):
+                options = ("norecovery",) if kind == "xfs" else ("noload",)
+                mounted = filesystem.mount_detached(
+                    loop.device, kind, readonly=True, options=options
+                )
+                ploopdisk.place(mounted, target)
+
+    def umount_snapshot(
+        self, home: Path, guid: str, target: Path, *, disk: str = ROOT_DISK
+    ) -> None:
+        """Unmount and end its daemon."""
+        found = self._existing(home, disk)
+        guid = normal_guid(guid)
+        with found.locked():
+            _known(found, guid)
+            mount.umount(target)
+            found.view(guid).finish()
+
+    def changed(
+        self, home: Path, since: str, until: str | None = None, *, disk: str = ROOT_DISK
+    ) -> list[tuple[int, int]]:
+        """Compare to which clusters both refer."""
+        found = self._existing(home, disk)
+        names = [normal_guid(since), None if until is None else normal_guid(until)]
+        with found.locked(), contextlib.ExitStack() as still:
+            places = found.mounted()
+            if until is None and places:
+                still.enter_context(_still(places[0].target))
+                found.daemon.flush()
+            with qcow2.image(found.image) as image:
+                return image.changed(*(image.state(name) for name in names))
+
+    @contextlib.contextmanager
+    def read_snapshot(
+        self, home: Path, guid: str, *, disk: str = ROOT_DISK
+    ) -> Iterator[tuple[Path, int, int]]:
+        """Show the snapshot by a daemon of its own."""
+        found = self._existing(home, disk)
+        guid = normal_guid(guid)
+        with found.locked():
+            _known(found, guid)
+            serving = contextlib.ExitStack()
+            file_ = serving.enter_context(found.view(guid).served())
+        with serving:
+            yield file_, 0, file_.stat().st_size
+
+    def compact(self, home: Path, *, disk: str = ROOT_DISK) -> int:
+        """Trim the file system; what counts is by how much the image became smaller."""
+        found = self._existing(home, disk)
+        with found.locked():
+            before = found.image.stat().st_blocks
+            with _opened(found) as mounted:
+                filesystem.sync(mounted)
+                filesystem.trim(mounted)
+                filesystem.sync(mounted)
+            return max(0, before - ploopsize.settled(found.image)) * 512
+
+    def check(self, home: Path, *, repair: bool = False, disk: str = ROOT_DISK) -> Report:
+        """Check the tables of the image and the file system in it."""
+        found = self._existing(home, disk)
+        with found.locked():
+            found.check_idle()
+            report = found.check(repair="all" if repair else "")
+            if report.errors:
+                return report
+            with found.shown(readonly=not repair) as (loop, kind):
+                whole = bool(kind) and filesystem.check(loop.device, kind, repair=repair)
+            damaged = () if whole else (f"{found.image}: the file system is damaged",)
+            return report._replace(errors=damaged)
+
+    def _existing(self, home: Path, disk: str = ROOT_DISK) -> Disk:
+        found = _disk(home)
+        if not found.exists or disk != ROOT_DISK:
+            raise PrivateMissing(f"There is no container disk in {home}")
+        return found
+
+    def _name(self, home: Path, new: Disk) -> None:
+        """Make `new` the disk: the last act of create and clone."""
+        tree.mark(home, self.layout)
+        new.path.rename(home / "qcow2")
+        file.fsync_directory(home)
+
+
+def _disk(home: Path) -> Disk:
+    return Disk(home / "qcow2")
+
+
+def _known(disk: Disk, guid: str) -> None:
+    if not any(each.name == guid for each in disk.snapshots()):
+        raise NotFound(f"there is no snapshot {guid}")
+
+
+def _build(disk: Disk, size: int, source: Path | None, progress: Progress) -> None:
+    small = size < filesystem.MINIMUM["xfs"]
+    kind = "ext4" if small or filesystem.can_grow_ext4_online() else "xfs"
+    disk.tool("create", "-q", "-f", "qcow2", "-o", OPTIONS, disk.image, str(size))
+    with disk.shown() as (loop, _):
+        filesystem.make(loop.device, kind)
+        mounted = filesystem.mount_detached(loop.device, kind)
+        try:
+            root = Path(f"/proc/{os.getpid()}/fd/{mounted}")
+            root.chmod(0o755)
+            if source is not None:
+                archive.unpack(source, root, progress)
+            filesystem.sync(mounted)
+        finally:
+            os.close(mounted)
+
+
+def _grow(disk: Disk, size: int) -> None:
+    """Make the image larger first: a file system that is smaller than its disk is whole."""
+    places = disk.mounted()
+    if places:
+        _grow_mounted(disk, places[0].target, size)
+        return
+    disk.check_idle()
+    disk.make_whole()
+    if size > qcow2.require(disk.image).now.size:
+        disk.tool("resize", "-q", "-f", "qcow2", disk.image, str(size))
+    with disk.device() as (loop, kind):
+        if size > filesystem.space_at(loop.device).spanned + _GRAIN:
+            filesystem.resize_offline(loop.device, kind, size)
+
+
+def _grow_mounted(disk: Disk, target: str, size: int) -> None:
+    (loop, *_) = attach.loops(disk.daemon)
+    kind = filesystem.kind_at(loop.device) or ""
+    if kind == "ext4" and not filesystem.can_grow_ext4_online():
+        raise Unsupported(
+            "ext4 cannot be grown while it is mounted on this node (no CAP_SYS_RESOURCE)",
+            hint="Stop the container and try again.",
+        )
+    disk.daemon.resize(size)
+    loopdevice.resize(loop.device, size)
+    with ploopdisk.directory(target) as mounted:
+        filesystem.grow_online(mounted, kind, size)
+
+
+def _shrink(disk: Disk, size: int) -> None:
+    """Make the file system smaller first, then cut the image."""
+    if disk.mounted():
+        raise InvalidState(
+            "A disk cannot be made smaller while it is mounted", hint="Stop the container."
+        )
+    disk.check_idle()
+    if disk.snapshots():
+        raise InvalidState(
+            "A disk with snapshots cannot be made smaller", hint="Delete the snapshots."
+        )
+    with disk.device() as (loop, kind):
+        if kind != "ext4":
+            raise Unsupported(f"A disk with {kind} in it cannot be made smaller")
+        filesystem.resize_offline(loop.device, kind, size)
+    disk.tool("resize", "-q", "--shrink", "-f", "qcow2", disk.image, str(size))
+
+
+@contextlib.contextmanager
+def _still(target: str) -> Iterator[None]:
+    """Keep a mounted disk from being written to for the block; all before is on it."""
+    with (
+        ploopdisk.directory(target) as mounted,
+        filesystem.frozen(mounted, ploopdisk.SNAPSHOT_TIMEOUT),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _opened(disk: Disk) -> Iterator[int]:
+    """Yield the root of the disk's file system; not mounted: it is, nowhere in the tree."""
+    places = disk.mounted()
+    if places:
+        with ploopdisk.directory(places[0].target) as mounted:
+            yield mounted
+        return
+    disk.check_idle()
+    with disk.device() as (loop, kind):
+        mounted = filesystem.mount_detached(loop.device, kind)
+        try:
+            yield mounted
+        finally:
+            os.close(mounted)
+
+
+def _is_there(disk: Disk, target: Path, *, readonly: bool) -> bool:
+    """Whether the disk is mounted at `target` as asked; raises when that place is taken."""
+    entry = mount.mount_at(target)
+    if entry is None:
+        return False
+    if entry.device not in {(loop.major, loop.minor) for loop in attach.loops(disk.daemon)}:
+        raise MountError(f"Something else is mounted on {target}")
+    if why := disk.failed():
+        raise StorageError(f"{target} is mounted, but {why}", hint="Unmount it (stop with --kill).")
+    tree.check_mode(target, readonly=readonly)
+    return True
+
+
+def _empty(directory: Path) -> Disk:
+    """Return the disk of `directory` made anew; what an interrupted step left there is removed."""
+    disk = Disk(directory)
+    _clear(disk)
+    directory.mkdir(mode=0o700)
+    return disk
+
+
+def _clear(disk: Disk) -> None:
+    """End the daemon of a disk that is nobody's, and remove it."""
+    attach.finish(disk.daemon)
+    file.remove_tree(disk.path)
+
+
+def _discard(new: Disk) -> None:
+    """Remove what a failed step made; its error is what matters."""
+    with contextlib.suppress(VZError, OSError):
+        _clear(new)
