@@ -11,6 +11,7 @@ from pyvz.cli import (
     prl_disk_tool,
     prlctl,
     prlsrvctl,
+    vcmmdctl,
     vzctl,
     vzlist,
     vznetstat,
@@ -260,6 +261,50 @@ def vznetstat_page() -> str:
     )
 
 
+def vcmmdctl_page() -> str:
+    """Return vcmmdctl(8)."""
+    verbs = ""
+    for verb, words, summary in vcmmdctl.VERBS:
+        rows = vcmmdctl.OPTIONS.get(verb, ())
+        title = f"{verb} {words}" if words else verb
+        verbs += roff.part(title, roff.paragraphs(_sentence(summary)) + option_items(rows))
+    codes = (("0", "Success."), ("1", "Any error."), ("2", "The command line is wrong."))
+    return (
+        roff.heading("vcmmdctl", "8", "the memory manager of the node", DATE)
+        + roff.chapter("SYNOPSIS", ".B vcmmdctl\n.I command\n[\n.I options\n]\n")
+        + roff.chapter(
+            "DESCRIPTION",
+            roff.paragraphs(
+                """vcmmdctl asks the memory manager, a part of vzd, who is promised how much memory
+                and what is used, and changes the policy by which memory is moved between
+                environments. Every environment that runs is registered under its UUID; what is
+                changed here lasts until it stops, unlike the settings of prlctl set.
+
+                A service of the node (SRVC) is registered by the path of its control group, such as
+                system.slice/nginx.service, so that its guarantee counts when others are promised
+                memory. Sizes are bytes, or take one of the suffixes k m g; a negative one means no
+                limit. Lists show kilobytes unless another unit is asked for."""
+            ),
+        )
+        + roff.chapter("COMMANDS", verbs)
+        + roff.chapter(
+            "FILES", roff.tagged((("/etc/vz/vcmmd.conf", "Policy and reservations, as JSON."),))
+        )
+        + roff.chapter("EXIT STATUS", roff.tagged(codes))
+        + roff.chapter(
+            "EXAMPLES",
+            roff.example(
+                (
+                    "vcmmdctl list -m",
+                    "vcmmdctl set-policy pressure",
+                    "vcmmdctl register SRVC system.slice/nginx.service --guarantee 256m",
+                )
+            ),
+        )
+        + _see_also("prlctl(8)", "prlsrvctl(8)", "vzctl(8)")
+    )
+
+
 def vzpkg_page() -> str:
     """Return vzpkg(8)."""
     commands = [
@@ -406,6 +451,7 @@ def all_pages() -> dict[str, str]:
         "vzctl.8": vzctl_page(),
         "vzlist.8": vzlist_page(),
         "vznetstat.8": vznetstat_page(),
+        "vcmmdctl.8": vcmmdctl_page(),
         "vzpkg.8": vzpkg_page(),
         "ploop.8": ploop_page(),
         "prl_disk_tool.8": prl_disk_tool_page(),

@@ -110,6 +110,13 @@ PLOOP: Table = {
     errors.Cancelled: 29,
 }
 
+VCMMDCTL: Table = {
+    errors.VZError: 1,
+    errors.UsageError: 2,  # optparse's
+    errors.BadValue: 1,
+    errors.Cancelled: INTERRUPTED,
+}
+
 VZLIST: Table = {errors.VZError: 1, errors.Cancelled: INTERRUPTED}
 
 DIALECTS: dict[str, Table] = {
@@ -120,6 +127,7 @@ DIALECTS: dict[str, Table] = {
     "prl_disk_tool": PRLCTL,
     "vzlist": VZLIST,
     "vznetstat": VZLIST,
+    "vcmmdctl": VCMMDCTL,
     "vzpkg": VZPKG,
 }
 
@@ -129,6 +137,7 @@ INTERNAL: dict[str, int] = {
     "vzctl": 3,
     "vzlist": 1,
     "vznetstat": 1,
+    "vcmmdctl": 1,
     "vzpkg": 2,
     "ploop": 12,
     "prl_disk_tool": 255,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pyvz.cli.server import Server
 
 SET_OPTIONS: tuple[OptionRow, ...] = (
+    ("--vcmmd-policy", "POLICY", "change the policy of the memory manager (vcmmdctl policies)"),
     ("--shaping", "on|off", "shape the traffic of containers"),
     ("--add-network-class", "+CLASS:CIDR", "a network of a class (0 to 15) of traffic"),
     ("--del-network-class", "+CLASS:CIDR", "take it away"),
@@ -56,10 +57,14 @@ def set_(args: Arguments, server: Server) -> int:
         if word not in {"on", "off"}:
             raise UsageError(f"--shaping: '{word}' is neither on nor off")
         wanted["shaping"] = word == "on"
-    if not wanted:
+    policy = args.value("vcmmd-policy")
+    if not wanted and policy is None:
         raise UsageError("Nothing to set", hint="prlsrvctl --help lists the options.")
     try:
-        server.change("Traffic.Set", **wanted)
+        if policy is not None:
+            server.change("Memory.SetPolicy", policy=policy)
+        if wanted:
+            server.change("Traffic.Set", **wanted)
     except VZError as error:
         raise failed("configure the Server", error) from error
     sys.stdout.write("The Server has been successfully configured.\n")

@@ -102,3 +102,16 @@ def vznetstat_usage() -> str:
         left = names.replace(",", ", ") + (f" {metavar}" if metavar else "")
         lines.append(f"   {left:<30} {help_text}")
     return "\n".join(lines) + "\n"
+
+
+def vcmmdctl_usage() -> str:
+    """Return the usage text of vcmmdctl."""
+    from pyvz.cli import vcmmdctl  # noqa: PLC0415
+
+    lines = ["Usage: vcmmdctl <command> <args>...", ""]
+    for verb, words, summary in vcmmdctl.VERBS:
+        lines.append(f"   {verb + (' ' + words if words else ''):<30} {summary}")
+        for names, metavar, help_text in vcmmdctl.OPTIONS.get(verb, ()):
+            left = names.replace(",", ", ") + (f" {metavar}" if metavar else "")
+            lines.append(f"       {left:<26} {help_text}")
+    return "\n".join(lines) + "\n"

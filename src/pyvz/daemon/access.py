@@ -18,6 +18,12 @@ GROUP = "vz"
 # What `Access.READ` may call, beside the introspection of org.varlink.service.
 READABLE = frozenset(
     {
+        "io.pyvz.Memory.List",
+        "io.pyvz.Memory.Policy",
+        "io.pyvz.Memory.Stats",
+        "io.pyvz.Memory.Free",
+        "io.pyvz.Memory.Config",
+        "io.pyvz.Memory.PolicyCounts",
         "io.pyvz.Environment.List",
         "io.pyvz.Environment.Info",
         "io.pyvz.Environment.Status",

@@ -19,6 +19,7 @@ from pyvz.daemon import (
     figureswatch,
     ksmwatch,
     log,
+    memorywatch,
     netwatch,
     recovery,
     spacewatch,
@@ -28,6 +29,7 @@ from pyvz.daemon.access import Caller
 from pyvz.daemon.api_backup import Backup
 from pyvz.daemon.api_environment import Environment
 from pyvz.daemon.api_image import Image
+from pyvz.daemon.api_memory import Memory
 from pyvz.daemon.api_network import Network
 from pyvz.daemon.api_node import Node
 from pyvz.daemon.api_pool import Pool
@@ -44,6 +46,7 @@ from pyvz.errors import VZError
 from pyvz.model.task import NoProgress
 from pyvz.operations import lifecycle
 from pyvz.operations.figures import Figures
+from pyvz.operations.memorywatch import MemoryWatch
 from pyvz.operations.node import open_node
 from pyvz.operations.pool import open_pools
 from pyvz.operations.samepage import Samepage
@@ -53,7 +56,7 @@ from pyvz.version import VERSION
 
 PATIENCE = 2.0  # seconds that clients wait for the recovery; then they are served beside it
 DRAIN = 30.0  # seconds that running tasks get at the end
-INTERFACES = (Environment, Node, Template, Image, Pool, Storage, Backup, Traffic, Network)
+INTERFACES = (Environment, Node, Template, Image, Pool, Storage, Backup, Traffic, Network, Memory)
 URL = "https://github.com/pyvz/pyvz"
 
 logger = logging.getLogger(__name__)
@@ -111,18 +114,24 @@ async def _daemon(
         server.stop()  # at once: who connects from now on starts the next vzd
         stop.set()
 
-    services = Services(node, tasks, events, Sessions(), end)
+    services = Services(node, tasks, events, Sessions(), end, MemoryWatch(node))
     _on_signals(end)
     exits = recovery.Exits(node)
     figures = Figures(node)
     node.runtime.figures.summon = figures.ensure
-    start = asyncio.create_task(_bring_up(services, exits))
-    watching = asyncio.create_task(spacewatch.watch(services, start))
-    counting = asyncio.create_task(trafficwatch.watch(services, start))
-    looking = asyncio.create_task(netwatch.watch(services, start))
-    tending = asyncio.create_task(figureswatch.watch(services, figures, start))
     samepage = Samepage(node)
-    merging = asyncio.create_task(ksmwatch.watch(services, samepage, start))
+    start = asyncio.create_task(_bring_up(services, exits))
+    watches = [
+        asyncio.create_task(watch)
+        for watch in (
+            spacewatch.watch(services, start),
+            trafficwatch.watch(services, start),
+            netwatch.watch(services, start),
+            figureswatch.watch(services, figures, start),
+            ksmwatch.watch(services, samepage, start),
+            memorywatch.watch(services, start),
+        )
+    ]
     await asyncio.wait({start}, timeout=PATIENCE)
     if not stop.is_set():
         server.start()
@@ -130,15 +139,12 @@ async def _daemon(
     logger.info("vzd serves after %.3f s", time.monotonic() - began)
     await stop.wait()
     notify(b"STOPPING=1")
-    start.cancel()
-    watching.cancel()
-    counting.cancel()
-    looking.cancel()
-    tending.cancel()
-    merging.cancel()
+    for task in (start, *watches):
+        task.cancel()
     await _wind_up(services)
     await asyncio.to_thread(figures.end)
     await asyncio.to_thread(samepage.close)
+    await asyncio.to_thread(services.memory.close)
     exits.close()
     await server.close()
 

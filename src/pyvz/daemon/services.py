@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pyvz.daemon.events import Bus
 from pyvz.daemon.sessions import Sessions
 from pyvz.daemon.tasks import Tasks
+from pyvz.operations.memorywatch import MemoryWatch
 from pyvz.operations.node import Node
 
 
@@ -17,6 +18,7 @@ class Services:
 
     node: the node's parts, for operations.
     stop: ends the daemon; containers go on.
+    memory: the memory manager.
     """
 
     node: Node
@@ -24,3 +26,4 @@ class Services:
     events: Bus
     sessions: Sessions
     stop: Callable[[], None]
+    memory: MemoryWatch

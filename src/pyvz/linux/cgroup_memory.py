@@ -20,8 +20,11 @@ import threading
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
+from pyvz.linux import cgroup_shrink as shrink
 from pyvz.linux import cgroupfs
+from pyvz.linux.cgroup_limits import v1_memory
 from pyvz.linux.memory_ceiling import Ceilings
+from pyvz.model.limits import Limits
 from pyvz.model.memory import NodeMemory, Protection, Sample
 from pyvz.units import MIB, PAGE_SIZE, UNLIMITED
 
@@ -62,6 +65,9 @@ class Memory(Protocol):
 
     def present_limits(self, path: str) -> tuple[int | None, int | None]:
         """Return memory and swap limit as the kernel has them."""
+
+    def set_limits(self, path: str, memory: int, swap: int) -> None:
+        """Set both limits; raises NotEnoughResources, OSError: then the old ones are in force."""
 
     def node(self) -> tuple[int, int]:
         """Return limit (UNLIMITED) and use of the group that ours are in."""
@@ -191,6 +197,16 @@ class MemoryV2:
         memory = cgroupfs.read_int(f"{path}/memory.max")
         return memory, cgroupfs.read_int(f"{path}/memory.swap.max")
 
+    def set_limits(self, path: str, memory: int, swap: int) -> None:
+        """Set both limits, reclaiming what is above first."""
+        high = shrink.v2(os.path.basename(path), path, memory)
+        try:
+            cgroupfs.write_if_there(f"{path}/memory.swap.max", _number(swap))
+            cgroupfs.write(f"{path}/memory.max", _number(memory))
+        finally:
+            if high is not None:
+                cgroupfs.write_if_there(f"{path}/memory.high", high)
+
     def node(self) -> tuple[int, int]:
         """Return limit and use of our parent."""
         limit = cgroupfs.read_int(f"{self.parent}/memory.max")
@@ -318,6 +334,34 @@ class MemoryV1:
         if memory is None or both is None:
             return memory, None
         return memory, UNLIMITED if both >= UNLIMITED else max(both - memory, 0)
+
+    def set_limits(self, path: str, memory: int, swap: int) -> None:
+        """Set both limits, reclaiming what is above first."""
+        file, both = f"{path}/memory.limit_in_bytes", f"{path}/memory.memsw.limit_in_bytes"
+        with self._guard:
+            old, old_both = cgroupfs.read_int(file), cgroupfs.read_int(both)
+            if old is None:
+                raise FileNotFoundError(errno.ENOENT, "no such control group", file)
+            done: list[tuple[str, int]] = []
+            try:
+                if memory < old:
+                    done.append((file, old))
+                    shrink.v1(
+                        os.path.basename(path),
+                        path,
+                        memory,
+                        lambda size: cgroupfs.write(file, str(size)),
+                    )
+                wanted = Limits(memory=memory, swap=swap)
+                for write in v1_memory(wanted, old, old_both):
+                    place = f"{path}/{write.file}"
+                    done.append((place, cgroupfs.read_int(place) or 0))
+                    cgroupfs.write(place, write.text)
+            except BaseException:
+                for place, value in reversed(done):
+                    with suppress(OSError):
+                        cgroupfs.write(place, _v1_number(value))
+                raise
 
     def node(self) -> tuple[int, int]:
         """Return limit and use of our parent."""

@@ -21,10 +21,10 @@ from pyvz.memory.policy import base as policies
 from pyvz.memory.policy.base import Policy
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
-from pyvz.model.limits import Limits
 from pyvz.model.memory import NodeMemory, Protection, Reservation, VeType
 from pyvz.operations.node import Node
 from pyvz.store.lease import holder
+from pyvz.units import UNLIMITED
 
 log = logging.getLogger(__name__)
 
@@ -227,9 +227,11 @@ def _restore_limits(node: Node, entry: Reservation, present: tuple[int | None, i
     if memory is None or _same(memory, entry.limit):
         return
     log.warning("%s: its memory limit was left at %s bytes", entry.name, memory)
-    limits = Limits(memory=entry.limit, swap=None if swap is None else entry.swap)
+    groups = node.cgroups.memory
     try:
-        node.cgroups.apply(entry.name, limits)
+        groups.set_limits(
+            groups.path(entry.name), entry.limit, UNLIMITED if swap is None else entry.swap
+        )
     except (OSError, VZError) as error:
         log.warning("%s: its limit could not be put back: %s", entry.name, error)
 

@@ -78,6 +78,11 @@ class MemoryWatch:
         self._settle()
         log.info("the memory policy is %s now", wanted.name)
 
+    def forget(self, name: str) -> None:
+        """A VE is not managed any more."""
+        with self._guard:
+            self._balancer.forget(name)
+
     def close(self) -> None:
         """End what keeps ceilings."""
         try:

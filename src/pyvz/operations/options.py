@@ -20,7 +20,6 @@ GivenOptions = Sequence[tuple[str, str | None]]
 _LATER = {
     "network": "External addresses and cards of the node",
     "disk": "Sizes and disks of a container",
-    "memory.guarantee": "Guaranteed memory",
 }
 _IN_FORCE = frozenset(
     {

@@ -8,14 +8,15 @@ import os
 import platform
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
-from pyvz.errors import BadValue, EnvironmentNotFound, VZError
+from pyvz.errors import BadValue, EnvironmentNotFound, Unsupported, VZError
 from pyvz.linux.mount import is_mount_point
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.grammar_net import NetIf
 from pyvz.model.status import Status
-from pyvz.operations import clone, diskinfo, fields, samepage, traffic
+from pyvz.operations import clone, diskinfo, fields, memory, samepage, traffic
 from pyvz.operations.fields import ALIVE, FIELDS, Source
 from pyvz.operations.node import Node, StatusReader
 from pyvz.units import MIB, PAGE_SIZE, UNLIMITED
@@ -150,7 +151,7 @@ def node_info(node: Node, *, full: bool = False) -> Row:
         "Hostname": socket.gethostname(),
         "Version": f"Server {VERSION}",
         "VM home": os.fspath(node.paths.vz / "vmprivate"),
-        "Vcmmd policy": "noop config=noop",
+        **_memory(node),
         "Minimal security level": "normal",
         "Manage settings for new users": "deny",
         "Backup path": os.fspath(node.paths.vz / "backups"),
@@ -167,6 +168,16 @@ def node_info(node: Node, *, full: bool = False) -> Row:
         },
         "Features": [list(row) for row in node.features.as_rows()],
     }
+
+
+def _memory(node: Node) -> Row:
+    """Return the lines about the memory manager: its policy, and the sum of what is promised."""
+    promised = sum(entry.minimum for entry in node.memory.entries().values())
+    row: Row = {"Vcmmd policy": f"{node.memory.policy} config={node.memory.conf().policy}"}
+    with suppress(Unsupported):  # a kernel that counts no memory
+        usable = memory.memory_of_node(node).usable
+        row["Memory guarantees"] = f"{promised // MIB}Mb of {usable // MIB}Mb"
+    return row
 
 
 def _resolve(node: Node, refs: Sequence[str]) -> tuple[list[Environment], list[tuple[str, str]]]:

@@ -1,0 +1,25 @@
+"""Runs the rounds of the memory manager."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from pyvz.daemon.services import Services
+from pyvz.errors import VZError
+
+AFTER_FAILURE = 30.0  # seconds
+
+logger = logging.getLogger(__name__)
+
+
+async def watch(services: Services, start: asyncio.Task[None]) -> None:
+    """Do them, as often as the policy says, while the daemon lives and once `start` has ended."""
+    await asyncio.wait({start})
+    while True:
+        try:
+            delay = await asyncio.to_thread(services.memory.look)
+        except (VZError, OSError):
+            logger.exception("a round of the memory manager")
+            delay = AFTER_FAILURE
+        await asyncio.sleep(delay)
