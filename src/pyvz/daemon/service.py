@@ -121,17 +121,7 @@ async def _daemon(
     node.runtime.figures.summon = figures.ensure
     samepage = Samepage(node)
     start = asyncio.create_task(_bring_up(services, exits))
-    watches = [
-        asyncio.create_task(watch)
-        for watch in (
-            spacewatch.watch(services, start),
-            trafficwatch.watch(services, start),
-            netwatch.watch(services, start),
-            figureswatch.watch(services, figures, start),
-            ksmwatch.watch(services, samepage, start),
-            memorywatch.watch(services, start),
-        )
-    ]
+    watches = _watches(services, start, figures, samepage)
     await asyncio.wait({start}, timeout=PATIENCE)
     if not stop.is_set():
         server.start()
@@ -147,6 +137,21 @@ async def _daemon(
     await asyncio.to_thread(services.memory.close)
     exits.close()
     await server.close()
+
+
+def _watches(
+    services: Services, start: asyncio.Task[None], figures: Figures, samepage: Samepage
+) -> list[asyncio.Task[None]]:
+    """Start what runs beside the server until the end."""
+    watches = (
+        spacewatch.watch(services, start),
+        trafficwatch.watch(services, start),
+        netwatch.watch(services, start),
+        figureswatch.watch(services, figures, start),
+        ksmwatch.watch(services, samepage, start),
+        memorywatch.watch(services, start),
+    )
+    return [asyncio.create_task(watch) for watch in watches]
 
 
 async def _bring_up(services: Services, exits: recovery.Exits) -> None:
