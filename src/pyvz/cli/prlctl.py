@@ -32,7 +32,7 @@ VERBS: tuple[VerbRow, ...] = (
     ("register", "PATH", "make an existing private area known", "prlctl_provision"),
     ("unregister", ID, "forget an environment, keep its files", "prlctl_provision"),
     ("clone", ID, "copy a stopped environment", "prlctl_provision"),
-    ("move", ID, "move a stopped environment to another directory", "prlctl_provision"),
+    ("move", ID, "move an environment to another directory", "prlctl_provision"),
     ("start", ID, "start, or continue a paused one", "prlctl_lifecycle"),
     ("stop", ID, "shut down", "prlctl_lifecycle"),
     ("restart", ID, "shut down and start again", "prlctl_lifecycle"),

@@ -44,7 +44,10 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("--detach-external-hdd", "yes|no", "leave disks outside the private area behind"),
         ("--online", "", "accepted, no effect"),
     ),
-    "move": (("--dst,--location", "PATH|POOL", "directory or pool to move it to (required)"),),
+    "move": (
+        ("--dst,--location", "PATH|POOL", "directory or pool to move it to (required)"),
+        ("--restart", "", "one that runs may be stopped for a moment, where it has to be"),
+    ),
 }
 
 _KINDS = {"ct": "ct", "c": "ct", "vm": "vm", "v": "vm"}
@@ -155,7 +158,7 @@ def clone_(args: Arguments, server: Server) -> int:
 
 
 def move_(args: Arguments, server: Server) -> int:
-    """Move a stopped environment to another directory of this node."""
+    """Move an environment to another directory of this node."""
     ref = args.word("The ID or name")
     subject = find(server, ref)
     kind = subject.kind
@@ -166,7 +169,7 @@ def move_(args: Arguments, server: Server) -> int:
         raise UsageError(f"Failed to move the {kind}; the --dst option is not specified.")
     say(f"Move the {ref} {kind} to {target}...")
     try:
-        server.run("Environment.Move", ref=subject.uuid, dst=target)
+        server.run("Environment.Move", ref=subject.uuid, dst=target, restart=args.has("restart"))
     except VZError as error:
         raise failed(f"move the {kind}", error) from error
     say(f"The {kind} has been successfully moved.")

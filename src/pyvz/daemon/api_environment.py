@@ -324,12 +324,15 @@ class Environment(Api, VarlinkInterface, name="io.pyvz.Environment"):
         )
 
     @streaming(Empty)
-    def Move(self, node: Node, *, ref: str, dst: str) -> Work:
-        """Move its files to another directory of the node.  Can be called off."""
+    def Move(self, node: Node, *, ref: str, dst: str, restart: bool = False) -> Work:
+        """Move its files to another directory of the node.  Can be called off.
+
+        restart: one that runs may be stopped for a moment, where it cannot be avoided.
+        """
         return Work(
             "move",
             ref,
-            lambda task: relocate.move(node, ref, dst, progress=task),
+            lambda task: relocate.move(node, ref, dst, restart=restart, progress=task),
             cancellable=True,
         )
 

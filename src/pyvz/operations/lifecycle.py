@@ -81,7 +81,7 @@ def start(
     options = options or StartOptions()
     env = node.registry.resolve(ref)
     with node.lease(env, "start"):
-        _start_locked(node, env, options, progress or NoProgress())
+        start_locked(node, env, options, progress or NoProgress())
     if options.wait:
         guestsettings.wait_booted(node, env, timeout=BOOT_TIMEOUT)
     return env
@@ -117,7 +117,7 @@ def restart(
         repair(node, env)
         if node.status(env) in {Status.RUNNING, Status.PAUSED}:
             _stop_locked(node, env, stop_options or StopOptions(), progress)
-        _start_locked(node, env, start_options or StartOptions(), progress)
+        start_locked(node, env, start_options or StartOptions(), progress)
     if start_options is not None and start_options.wait:
         guestsettings.wait_booted(node, env, timeout=BOOT_TIMEOUT)
     return env
@@ -234,7 +234,7 @@ def exited(node: Node, exit_: Exit) -> None:
         if not node.config().allow_reboot:
             log.warning("%s asked for a reboot, which ALLOWREBOOT=no forbids", env.name)
             return
-        _start_locked(node, env, StartOptions(force=True), NoProgress())
+        start_locked(node, env, StartOptions(force=True), NoProgress())
         node.publish("ve-reboot", env)
 
 
@@ -271,7 +271,8 @@ def autostart_order(node: Node) -> list[Environment]:
     return [env for _, _, env in sorted(wanted)]
 
 
-def _start_locked(node: Node, env: Environment, options: StartOptions, progress: Progress) -> None:
+def start_locked(node: Node, env: Environment, options: StartOptions, progress: Progress) -> None:
+    """Start a container; the caller holds the lease.  Raises as `start`."""
     if env.kind != Kind.CT:
         raise Unsupported("Virtual machines are not supported by this version")
     repair(node, env)
@@ -305,8 +306,25 @@ def _start_locked(node: Node, env: Environment, options: StartOptions, progress:
 
 
 def _stop_locked(node: Node, env: Environment, options: StopOptions, progress: Progress) -> str:
-    progress.stage("Stopping")
     journal = Journal.begin(node.paths, env.uuid, "stop", durable=False)
+    how = halt(node, env, options, progress, journal=journal)
+    journal.done()
+    return how
+
+
+def halt(
+    node: Node,
+    env: Environment,
+    options: StopOptions,
+    progress: Progress,
+    *,
+    journal: Journal | None = None,
+) -> str:
+    """Stop a container in an operation that has the lease and a record; returns how it ended.
+
+    journal: done when it runs on.  Raises StopError.
+    """
+    progress.stage("Stopping")
     state = RunState.load(node.paths, env.uuid)
     if state is not None:
         state._replace(status=Status.STOPPING).save(node.paths, env.uuid)
@@ -316,12 +334,12 @@ def _stop_locked(node: Node, env: Environment, options: StopOptions, progress: P
         # It runs on (noforce), so it is neither stopping nor half cleaned.
         if state is not None:
             state._replace(status=Status.RUNNING).save(node.paths, env.uuid)
-        journal.done()
+        if journal is not None:
+            journal.done()
         raise
     if killed:
         node.runtime.kill(env.uuid, timeout=KILL_TIMEOUT)
     ground.clear(node, env, keep_mounted=options.skip_umount)
-    journal.done()
     node.publish("ve-stop", env, reason="killed" if killed else "halt")
     return "killed" if killed else "stopped"
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pyvz.model.conffile import ConfFile
 from pyvz.model.environment import Environment
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import home
+from pyvz.operations.follow import SCRATCH
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store.journal import Journal, Record
@@ -33,8 +35,17 @@ VERB = "move"
 _CONF = "ve.conf"
 
 
-def transfer(node: Node, old: Environment, new: Environment, progress: Progress) -> None:
+def transfer(
+    node: Node,
+    old: Environment,
+    new: Environment,
+    progress: Progress,
+    *,
+    fill: Callable[[Path], None] | None = None,
+) -> None:
     """Take the home of `old` to that of `new` (the same environment, another place).
+
+    fill: makes the copy, compared, in the directory that it is given (None: we do).
 
     Raises StorageError, PrivateExists, NoSpace, Cancelled: nothing has changed then.
     """
@@ -43,7 +54,7 @@ def transfer(node: Node, old: Environment, new: Environment, progress: Progress)
     with Journal.begin(node.paths, old.uuid, VERB, data) as journal:
         try:
             with home.storage_errors(f"{old.home} could not be moved to {new.home}"):
-                _commit(node, old, new, conf, progress)
+                _commit(node, (old, new), conf, fill, progress)
         except BaseException:
             if _is_as_before(node, old, new):
                 journal.done()
@@ -52,15 +63,22 @@ def transfer(node: Node, old: Environment, new: Environment, progress: Progress)
 
 
 def _commit(
-    node: Node, old: Environment, new: Environment, conf: ConfFile, progress: Progress
+    node: Node,
+    both: tuple[Environment, Environment],
+    conf: ConfFile,
+    fill: Callable[[Path], None] | None,
+    progress: Progress,
 ) -> None:
     """Do all until the new place is the true one, or nothing."""
+    old, new = both
     with ExitStack() as undo:
         new.home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _same_file_system(old.home, new.home.parent):
+        if fill is not None or not same_file_system(old.home, new.home.parent):
             undo.callback(home.dismantle, home.staging_of(new), NoProgress())
-            _copy(old, home.staging_of(new), progress)
-            _verify(node, old, home.staging_of(new), progress)
+            if fill is None:
+                copy(node, old, home.staging_of(new), progress)
+            else:
+                fill(home.staging_of(new))
         progress.check()
         undo.callback(_enrol, node, old, conf)
         _place(old, new, undo)
@@ -88,12 +106,19 @@ def repair(node: Node, record: Record) -> None:
     elif (former := _conf_of(old)) is not None:
         _enrol(node, old, former)
     home.dismantle(home.staging_of(new), NoProgress())
+    file.remove_tree(old.home / SCRATCH)
     Journal.forget(node.paths, record.uuid)
 
 
-def _same_file_system(old: Path, parent: Path) -> bool:
+def same_file_system(old: Path, parent: Path) -> bool:
     """Whether a rename from one to the other can work; the directory's device decides."""
     return old.stat().st_dev == parent.stat().st_dev
+
+
+def copy(node: Node, old: Environment, staging: Path, progress: Progress) -> None:
+    """Make a copy of a home that nobody uses in `staging`, flushed and compared."""
+    _copy(old, staging, progress)
+    _verify(node, old, staging, progress)
 
 
 def _copy(old: Environment, staging: Path, progress: Progress) -> None:

@@ -66,6 +66,7 @@ class Capabilities(NamedTuple):
     mount_options: bool = False  # it has a file system of its own: see ManyDisks
     disks: bool = False  # several disks in one home: see `many_disks`
     served: bool = False  # a mounted disk lives by a program of the node: failed()
+    moves_mounted: bool = False  # the home may be renamed while its disk is mounted
     image: bool = False  # a disk is one raw image: copy_image, restore_image
 
 
@@ -210,6 +211,10 @@ class Extras(Protocol):
         Returns (offset, size) of the disk in the file.  Flag: image.  Raises NoSpace, Timeout.
         """
         raise self._cannot("be copied as an image", home, target, disk)
+
+    def image_file(self, home: Path, *, disk: str = ROOT_DISK) -> Path:
+        """Return the file below the home that takes the disk's writes.  Flag: image."""
+        raise self._cannot("be an image", home, disk)
 
     def restore_image(
         self,

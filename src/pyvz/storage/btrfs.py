@@ -53,6 +53,7 @@ class Driver(base.Extras):
             discard=True,
             quota=quota,
             linked_clone=True,
+            moves_mounted=True,
         )
 
     def prepare(self, place: Path, options: Mapping[str, str]) -> None:

@@ -78,6 +78,7 @@ class Driver(base.Extras):
             linked_clone=shares,
             mount_options=True,
             disks=True,
+            moves_mounted=True,
             image=True,
         )
 
@@ -378,6 +379,10 @@ class Driver(base.Extras):
     def copy_image(self, home: Path, target: Path, *, disk: str = ROOT_DISK) -> tuple[int, int]:
         """Reflink the top image, frozen if it is mounted."""
         return ploopcopy.copy_out(self._disk(home, disk), target)
+
+    def image_file(self, home: Path, *, disk: str = ROOT_DISK) -> Path:
+        """Return the top image."""
+        return self._disk(home, disk).top()
 
     def restore_image(
         self, home: Path, size: int, fill: ploopcopy.Fill, *, disk: str = ROOT_DISK

@@ -54,6 +54,7 @@ class Driver(base.Extras):
             quota=True,
             block_device=True,
             compact=True,
+            moves_mounted=True,
             image=True,
         )
 
@@ -173,6 +174,11 @@ class Driver(base.Extras):
         with _still(image):
             ploopdisk.copy(image, target, NoProgress())
         return 0, target.stat().st_size
+
+    def image_file(self, home: Path, *, disk: str = base.ROOT_DISK) -> Path:
+        """Return the image."""
+        del disk
+        return self._existing(home)
 
     def restore_image(
         self,

@@ -31,7 +31,7 @@ class Driver(tree.Directory):
     def capabilities(self, place: Path) -> base.Capabilities:
         """Nothing beyond a directory, whatever the place."""
         del place
-        return base.Capabilities()
+        return base.Capabilities(moves_mounted=True)
 
     def present(self, home: Path) -> bool:
         """Whether fs/ is there, as a directory of its own and not behind a link."""
