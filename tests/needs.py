@@ -70,6 +70,7 @@ NEEDS: dict[str, Callable[[], str]] = {
     "kvm": _kvm,
     "loop": _loop,
     "userns": _userns,
+    "sshd": lambda: "" if Path("/usr/sbin/sshd").exists() else "no openssh-server",
     "systemd": _systemd,
     "ksm": _ksm,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from manual import fileformats, options_module, roff
+from manual import fileformats, migrate, options_module, roff
 from pyvz.cli import (
     exitcodes,
     ploop,
@@ -450,6 +450,7 @@ def all_pages() -> dict[str, str]:
         "prlsrvctl.8": prlsrvctl_page(),
         "vzctl.8": vzctl_page(),
         "vzlist.8": vzlist_page(),
+        "vzmigrate.8": migrate.vzmigrate_page(DATE),
         "vznetstat.8": vznetstat_page(),
         "vcmmdctl.8": vcmmdctl_page(),
         "vzpkg.8": vzpkg_page(),

@@ -226,6 +226,30 @@ class RestoreError(VZError):
     """The container could not be brought back; its images are kept."""
 
 
+class MigrationError(VZError):
+    """An environment could not be moved to another node; it is where it was."""
+
+
+class ConnectionFailed(MigrationError):
+    """The other node cannot be reached, or has no pyvz."""
+
+
+class ConnectionBroken(MigrationError):
+    """The connection to the other node broke while it was in use."""
+
+
+class ProtocolError(MigrationError):
+    """The other node says what makes no sense, or speaks another version."""
+
+
+class NodesDiffer(MigrationError):
+    """The other node lacks what the environment needs (CPU, kernel, network, file system, ...)."""
+
+
+class InDoubt(MigrationError):
+    """The connection broke while the other node was taking over; it has to be asked."""
+
+
 class PermissionDenied(VZError):
     """The caller may not do this."""
 

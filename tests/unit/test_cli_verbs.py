@@ -18,7 +18,7 @@ __all__ = ["server"]
 REFUSED = [
     (prlctl, [], 1, "", "Usage: prlctl ACTION"),
     (prlctl, ["frobnicate"], 1, "Unrecognized action: frobnicate", ""),
-    (prlctl, ["migrate", "a", "b"], 255, "not supported yet", ""),
+    (prlctl, ["reinstall", "a"], 255, "not supported yet", ""),
     (prlctl, ["list", "-o", "nonsense"], 1, "Unknown field: nonsense", ""),
     (prlctl, ["list", "-s", "nonsense"], 1, "nonsense is an invalid field name", ""),
     (prlctl, ["list", "nobody"], 255, "Failed to get VM config: ", ""),

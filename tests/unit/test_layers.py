@@ -31,6 +31,7 @@ RANKS = {
     "template": 6,
     "memory": 6,
     "backup": 7,
+    "migration": 7,
     "operations": 8,
     "daemon": 9,
     "cli": 9,

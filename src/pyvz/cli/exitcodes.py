@@ -117,6 +117,37 @@ VCMMDCTL: Table = {
     errors.Cancelled: INTERRUPTED,
 }
 
+# vzmigrate, src/common.h (MIG_ERR_*)
+VZMIGRATE: Table = {
+    errors.VZError: 2,
+    errors.UsageError: 1,
+    errors.Locked: 3,
+    errors.ConnectionFailed: 4,
+    errors.DaemonUnreachable: 4,
+    errors.ConfigError: 5,
+    errors.InvalidState: 5,
+    errors.StorageError: 6,
+    errors.MigrationError: 6,
+    errors.StartError: 7,
+    errors.StopError: 8,
+    errors.PrivateExists: 9,
+    errors.EnvironmentNotFound: 10,
+    errors.NotEnoughResources: 11,
+    errors.AddressInUse: 12,
+    errors.ConnectionBroken: 21,
+    errors.InDoubt: 21,
+    errors.Timeout: 22,
+    errors.Cancelled: 25,
+    errors.ProtocolError: 26,
+    errors.NoSpace: 31,
+    errors.Unsupported: 32,
+    errors.CheckpointError: 73,
+    errors.RestoreError: 73,
+    errors.AlreadyExists: 45,
+    errors.CommandFailed: 52,
+    errors.NodesDiffer: 57,
+}
+
 VZLIST: Table = {errors.VZError: 1, errors.Cancelled: INTERRUPTED}
 
 DIALECTS: dict[str, Table] = {
@@ -129,6 +160,8 @@ DIALECTS: dict[str, Table] = {
     "vznetstat": VZLIST,
     "vcmmdctl": VCMMDCTL,
     "vzpkg": VZPKG,
+    "vzmigrate": VZMIGRATE,
+    "vzmdest": VZMIGRATE,
 }
 
 INTERNAL: dict[str, int] = {
@@ -141,6 +174,8 @@ INTERNAL: dict[str, int] = {
     "vzpkg": 2,
     "ploop": 12,
     "prl_disk_tool": 255,
+    "vzmigrate": 2,
+    "vzmdest": 2,
 }
 
 

@@ -33,6 +33,7 @@ VERBS: tuple[VerbRow, ...] = (
     ("unregister", ID, "forget an environment, keep its files", "prlctl_provision"),
     ("clone", ID, "copy a stopped environment", "prlctl_provision"),
     ("move", ID, "move an environment to another directory", "prlctl_provision"),
+    ("migrate", "[SOURCE/]ID|NAME NODE[/NAME]", "move to another node", "prlctl_migrate"),
     ("start", ID, "start, or continue a paused one", "prlctl_lifecycle"),
     ("stop", ID, "shut down", "prlctl_lifecycle"),
     ("restart", ID, "shut down and start again", "prlctl_lifecycle"),
@@ -66,10 +67,7 @@ VERBS: tuple[VerbRow, ...] = (
 
 # Verbs of the original that this version does not have yet: they answer clearly and do nothing.
 LATER = (
-    *(
-        "suspend",
-        "migrate",
-    ),
+    *("suspend",),
     *("reinstall", "capture", "screenshot"),
     *("installtools", "reset-uptime", "ct2vm", "change-sid", "update-qemu", "auth", "internal"),
 )

@@ -16,6 +16,7 @@ from pyvz.errors import Cancelled, VZError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
     from typing import Any
 
@@ -76,6 +77,20 @@ class Server:
             try:
                 return self.connection.stream(
                     method, on_progress=bar.show, **self._signed(parameters)
+                )
+            except VZError as error:
+                raise cancel.reworded(error) from error
+
+    def run_telling(
+        self, method: str, tell: Callable[[dict[str, Any]], None], /, **parameters: Any
+    ) -> dict[str, Any]:
+        """Run a long method, hand {"progress": ...} to TELL as it comes, return its result."""
+        with _CancelOnSignal() as cancel:
+            try:
+                return self.connection.stream(
+                    method,
+                    on_progress=lambda progress: tell({"progress": progress}),
+                    **self._signed(parameters),
                 )
             except VZError as error:
                 raise cancel.reworded(error) from error

@@ -115,3 +115,14 @@ def vcmmdctl_usage() -> str:
             left = names.replace(",", ", ") + (f" {metavar}" if metavar else "")
             lines.append(f"       {left:<26} {help_text}")
     return "\n".join(lines) + "\n"
+
+
+def vzmigrate_usage() -> str:
+    """Return the usage text of vzmigrate."""
+    from pyvz.cli import vzmigrate  # noqa: PLC0415
+
+    lines = ["Usage: vzmigrate [OPTIONS] [USER@]NODE[:PORT] CT[:NEWID[:PRIVATE[:ROOT]]]...", ""]
+    for names, metavar, help_text in vzmigrate.OPTIONS:
+        left = names.replace(",", ", ") + (f" {metavar}" if metavar else "")
+        lines.append(f"   {left:<30} {help_text}")
+    return "\n".join(lines) + "\n"

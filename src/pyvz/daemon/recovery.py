@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pyvz.errors import VZError
 from pyvz.linux.process import boot_id
-from pyvz.operations import lifecycle, privatenet, provision, virtualnet
+from pyvz.operations import lifecycle, migrate, privatenet, provision, virtualnet
 from pyvz.store import lease
 from pyvz.store.state import RunState
 
@@ -117,7 +117,7 @@ def networks(node: Node) -> None:
 
 def recover(node: Node) -> None:
     """Finish or undo everything that an earlier daemon left half done; never raises."""
-    for step in (provision.recover, lifecycle.recover):
+    for step in (provision.recover, lifecycle.recover, migrate.recover):
         try:
             step(node)
         except (VZError, OSError):

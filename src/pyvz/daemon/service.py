@@ -20,6 +20,7 @@ from pyvz.daemon import (
     ksmwatch,
     log,
     memorywatch,
+    migrationwatch,
     netwatch,
     recovery,
     spacewatch,
@@ -30,6 +31,7 @@ from pyvz.daemon.api_backup import Backup
 from pyvz.daemon.api_environment import Environment
 from pyvz.daemon.api_image import Image
 from pyvz.daemon.api_memory import Memory
+from pyvz.daemon.api_migration import Migration
 from pyvz.daemon.api_network import Network
 from pyvz.daemon.api_node import Node
 from pyvz.daemon.api_pool import Pool
@@ -56,7 +58,10 @@ from pyvz.version import VERSION
 
 PATIENCE = 2.0  # seconds that clients wait for the recovery; then they are served beside it
 DRAIN = 30.0  # seconds that running tasks get at the end
-INTERFACES = (Environment, Node, Template, Image, Pool, Storage, Backup, Traffic, Network, Memory)
+INTERFACES = (
+    *(Environment, Node, Template, Image, Pool, Storage, Backup, Traffic, Network, Memory),
+    Migration,
+)
 URL = "https://github.com/pyvz/pyvz"
 
 logger = logging.getLogger(__name__)
@@ -150,6 +155,7 @@ def _watches(
         figureswatch.watch(services, figures, start),
         ksmwatch.watch(services, samepage, start),
         memorywatch.watch(services, start),
+        migrationwatch.watch(services, start),
     )
     return [asyncio.create_task(watch) for watch in watches]
 

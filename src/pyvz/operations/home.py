@@ -188,7 +188,7 @@ def reserved(node: Node, *refs: str) -> Iterator[None]:
             except Locked as error:
                 raise AlreadyExists(f"'{ref}' is just being created by somebody else") from error
             if taken(node, ref):
-                raise AlreadyExists(f"There is a container or virtual machine '{ref}' already")
+                raise taken_error(ref)
         yield
 
 
@@ -199,6 +199,11 @@ def taken(node: Node, ref: str) -> bool:
     except EnvironmentNotFound:
         return False
     return True
+
+
+def taken_error(ref: str) -> AlreadyExists:
+    """Return the error that says that an environment answers to `ref`."""
+    return AlreadyExists(f"There is a container or virtual machine '{ref}' already")
 
 
 def take_ownership(node: Node, directory: Path) -> None:

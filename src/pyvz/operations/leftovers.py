@@ -10,7 +10,17 @@ import logging
 from collections.abc import Callable
 
 from pyvz.errors import Locked, VZError
-from pyvz.operations import capture, convertlayout, disk, home, shot, succession, transfer
+from pyvz.operations import (
+    arrival,
+    capture,
+    convertlayout,
+    departure,
+    disk,
+    home,
+    shot,
+    succession,
+    transfer,
+)
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal, Record
 
@@ -21,7 +31,7 @@ def _repairs() -> dict[str, Callable[[Node, Record], None]]:
     """Return who repairs which verb."""
     makers = (home, shot, disk)
     found = {verb: module.repair for module in makers for verb in module.VERBS}
-    single = (transfer, convertlayout, capture, succession)
+    single = (transfer, convertlayout, capture, succession, arrival, departure)
     return found | {module.VERB: module.repair for module in single}
 
 

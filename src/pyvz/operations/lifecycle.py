@@ -47,6 +47,7 @@ STOP_TIMEOUT = 60.0  # seconds that the original waits for a clean stop before i
 KILL_TIMEOUT = 30.0
 BOOT_TIMEOUT = 300.0  # --wait
 EXIT_LEASE_TIMEOUT = 120.0
+_UNMOUNTED = frozenset({"delete", "clone", "move", "migrate", "unregister", "restore"})
 
 
 class StartOptions(NamedTuple):
@@ -185,7 +186,7 @@ def require(node: Node, env: Environment, verb: str) -> Status:
         raise NotMounted(f"{env.name} is not mounted")
     if verb in {"pause", "exec", "stop"} or (verb == "resume" and status != Status.MOUNTED):
         raise NotRunning(f"{env.name} is not running")
-    if verb in {"delete", "clone", "move", "unregister", "restore"} and status == Status.MOUNTED:
+    if verb in _UNMOUNTED and status == Status.MOUNTED:
         raise AlreadyMounted(f"{env.name} is mounted", hint="Unmount it first.")
     raise InvalidState(f"{env.name} is {status}")
 

@@ -130,6 +130,13 @@ def repair(node: Node, env: Environment) -> None:
         lifecycle.repair(node, env)
 
 
+def repair_leftover(node: Node, env: Environment) -> None:
+    """Finish or undo what a killed verb left of one that is not registered (yet); lease held."""
+    record = Journal.leftover(node.paths, env.uuid)
+    if record is not None:
+        leftovers.repair(node, record)
+
+
 def recover(node: Node) -> None:
     """Finish or undo what verbs left that died in the middle of homes (start of vzd).
 
@@ -243,8 +250,13 @@ def apply_options(conf: ConfFile, request: CreateRequest, *, source: str) -> Non
 def furnish(node: Node, directory: Path) -> None:
     """Make what every home has beside its disk."""
     home.take_ownership(node, directory)
+    furnish_missing(directory)
+
+
+def furnish_missing(directory: Path) -> None:
+    """Make the directories that every home has, where they are not there."""
     for name in ("scripts", "dump"):
-        (directory / name).mkdir(mode=0o700)
+        (directory / name).mkdir(mode=0o700, exist_ok=True)
 
 
 def _disk_size(

@@ -1,0 +1,172 @@
+"""Connecting to another node's dispatcher by ssh, and one call after the other on the wire."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+from pyvz.errors import (
+    CommandFailed,
+    ConnectionFailed,
+    MigrationError,
+    ProtocolError,
+    VZError,
+)
+from pyvz.linux import run
+from pyvz.migration import address as addresses
+from pyvz.migration import messages, wire
+from pyvz.migration.address import Address
+from pyvz.migration.messages import Message
+from pyvz.migration.wire import Wire
+from pyvz.model.task import NoProgress, Progress
+from pyvz.version import VERSION
+
+HELLO_TIMEOUT = 60.0  # ssh's own time to connect, and vzd's to start over there
+CALL_TIMEOUT = 600.0
+
+
+class Peer:
+    """The other node: its wire, who it is, and calls to it."""
+
+    def __init__(self, link: Wire, address: Address, hello: Message) -> None:
+        self.wire = link
+        self.address = address
+        self.host = str(hello["host"])
+        self.node = str(hello["node"])
+        self._channels = 0
+
+    def call(
+        self,
+        kind: str,
+        *,
+        timeout: float = CALL_TIMEOUT,
+        progress: Progress | None = None,
+        **fields: Any,  # noqa: ANN401
+    ) -> dict[str, Any]:
+        """Ask the other node for something and return its result.
+
+        Raises the error that it answers with, ConnectionBroken, Timeout, Cancelled.
+        """
+        self.wire.send(messages.make(kind, **fields))
+        return self.answer(timeout=timeout, progress=progress)
+
+    def answer(
+        self, *, timeout: float = CALL_TIMEOUT, progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """Wait for the answer of what was asked."""
+        progress = progress or NoProgress()
+        while True:
+            message = self.wire.receive(timeout, poll=progress.check)
+            if message["is"] == "progress":
+                progress.stage(f"{self.host}: {message['stage']}")
+            elif message["is"] == "failed":
+                raise messages.error_of(message, self.host)
+            elif message["is"] == "done":
+                result: dict[str, Any] = message["result"]
+                return result
+            else:
+                raise ProtocolError(f"{self.host} answered with '{message['is']}'")
+
+    def new_channel(self) -> wire.Channel:
+        """Return a channel that was not used before."""
+        self._channels += 1
+        return self.wire.channel(self._channels)
+
+
+@contextlib.contextmanager
+def dial(
+    address: Address,
+    me: str,
+    *,
+    options: Sequence[str] = (),
+    silence: float = wire.SILENCE,
+    compress: bool = True,
+) -> Iterator[Peer]:
+    """Connect to the node at ADDRESS for the block.  me: the id of this node.
+
+    Raises ConnectionFailed with ssh's own words.
+    """
+    ours, theirs = socket.socketpair()
+    with contextlib.ExitStack() as stack:
+        stack.callback(ours.close)
+        errors = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+        fds: run.SpawnOptions = {
+            "stdin_fd": theirs.fileno(),
+            "stdout_fd": theirs.fileno(),
+            "stderr_fd": errors.fileno(),
+        }
+        try:
+            stack.enter_context(run.spawn(addresses.ssh(address, options), **fds))
+        except CommandFailed as error:
+            raise ConnectionFailed("ssh cannot be started", details=error.message) from error
+        finally:
+            theirs.close()
+        fd = ours.detach()
+        link = Wire(fd, fd, silence=silence, compress=compress, last_words=lambda: _tail(errors))
+        stack.enter_context(link)
+        yield Peer(link, address, greet(link, address, me, errors))
+
+
+def hello(me: str) -> Message:
+    """Return the message with which both sides begin."""
+    return messages.make(
+        "hello",
+        version=messages.VERSION,
+        program=VERSION,
+        node=me,
+        host=socket.gethostname(),
+    )
+
+
+def greet(link: Wire, address: Address, me: str, errors: IO[bytes]) -> Message:
+    """Exchange greetings; raises ConnectionFailed, ProtocolError."""
+    try:
+        link.send(hello(me))
+        answer = link.receive(HELLO_TIMEOUT)
+    except ProtocolError:
+        raise
+    except VZError as error:
+        raise _not_connected(address, error, _tail(errors)) from error
+    if answer["is"] == "failed":
+        raise messages.error_of(answer, str(address))
+    return expect_hello(answer)
+
+
+def expect_hello(message: Message) -> Message:
+    """Return MESSAGE when it is a greeting that we understand; raises ProtocolError."""
+    if message["is"] != "hello":
+        raise ProtocolError(f"The other node begins with '{message['is']}'")
+    if message["version"] != messages.VERSION:
+        raise ProtocolError(
+            f"{message['host']} speaks version {message['version']} of the migration protocol, "
+            f"this node version {messages.VERSION}",
+            hint="Install the same version of pyvz on both nodes.",
+        )
+    return message
+
+
+def _not_connected(address: Address, error: VZError, words: str) -> MigrationError:
+    if "not found" in words or "No such file" in words:
+        return ConnectionFailed(
+            f"{address} has no {addresses.COMMAND}",
+            details=words,
+            hint="Is pyvz installed there, for the user that logs in?",
+        )
+    return ConnectionFailed(
+        f"Cannot connect to {address}",
+        details=words or error.message,
+        hint=f"Try: ssh {address.host} true. It has to work without a question.",
+    )
+
+
+def _tail(errors: IO[bytes]) -> str:
+    """Return ssh's last words; may be asked by any thread, and after the file was closed."""
+    try:
+        size = os.fstat(errors.fileno()).st_size
+        return os.pread(errors.fileno(), 2000, max(0, size - 2000)).decode("utf-8", "replace")
+    except (OSError, ValueError):
+        return ""

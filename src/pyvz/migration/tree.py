@@ -1,0 +1,184 @@
+"""A disk that is a tree of files, over a channel: GNU tar's incremental archives, round by round.
+
+    DATA  length(4)   then so many bytes of the round's archive
+    ROUND number(4)   the archive is complete
+    END               all rounds were sent
+
+tar keeps a list of what it has seen.  A later round holds the files whose change time (ctime, which
+no guest can set) is not before the round before began, and for each directory what is in it, so
+that what is gone, goes.  The last round is read while nothing runs that could write.
+Both programs see nothing but the tree (confined.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import struct
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Final
+
+from pyvz.errors import MigrationError, NoSpace, ProtocolError, Timeout
+from pyvz.linux import run
+from pyvz.linux.archive import TAR_OPTIONS
+from pyvz.migration.wire import CHUNK, Channel, Reader
+from pyvz.model.task import Progress
+
+DATA, ROUND, END = 1, 2, 3
+STALL_TIMEOUT: Final = 300.0
+_SEEN: Final = "seen"
+_TAR: Final = "/bin/tar"
+# Kernels before 6.13 stamp files with the time of the last tick, which may lie before our start.
+_MARGIN: Final = 1
+_CHANGED: Final = 1  # exit status of tar: a file changed, or went, while it was read
+_UNITS = struct.Struct("!BI")
+
+
+class Sender:
+    """Sends one tree; a context manager."""
+
+    def __init__(self, channel: Channel, progress: Progress) -> None:
+        self._channel = channel
+        self._progress = progress
+        self._state = tempfile.TemporaryDirectory(prefix="pyvz-migrate-")
+        self.rounds = 0
+        self.total = 0
+        self.last = 0
+
+    def __enter__(self) -> Sender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._state.cleanup()
+
+    def send(self, root: Path, *, still: bool, names: tuple[str, ...] = (".",)) -> None:
+        """Send a round; still: nothing may change now, so what changes is an error."""
+        argv = [
+            *(_TAR, "--create", *TAR_OPTIONS, "--sparse", "--format=posix", "--no-check-device"),
+            *(f"--listed-incremental=/state/{_SEEN}", "--warning=no-file-ignored"),
+            *("--warning=no-file-changed", "--warning=no-file-removed", "--directory=/tree"),
+            *("--", *names),
+        ]
+        before = self.total
+        with _spawned(root, Path(self._state.name), argv) as (process, errors):
+            assert process.stdout is not None  # noqa: S101  (asked for pipes)
+            while chunk := _read(process.stdout, self._progress.check):
+                self._write(_UNITS.pack(DATA, len(chunk)))
+                self._write(chunk)
+                self.total += len(chunk)
+                self._progress.advance(self.total)
+            code = process.wait(STALL_TIMEOUT)
+            if code not in ({0} if still else {0, _CHANGED}):
+                raise _failed(code, errors)
+        self._earlier()
+        self._write(_UNITS.pack(ROUND, self.rounds))
+        self.rounds += 1
+        self.last = self.total - before
+
+    def _write(self, data: bytes) -> None:
+        self._channel.write(data, poll=self._progress.check)
+
+    def _earlier(self) -> None:
+        """Let the next round begin a little before this one did (GNU tar manual, D.2)."""
+        path = Path(self._state.name) / _SEEN
+        version, _, rest = path.read_bytes().partition(b"\n")
+        seconds, _, rest = rest.partition(b"\0")
+        start = str(int(seconds) - _MARGIN).encode()
+        path.write_bytes(b"\n".join((version, b"\0".join((start, rest)))))
+
+    def finish(self) -> None:
+        """Say that all was sent."""
+        self._write(bytes([END]))
+        self._channel.end()
+
+
+def receive(channel: Channel, root: Path, timeout: float) -> Iterator[int]:
+    """Write what a Sender sends below the directory ROOT; yields each round's number at its end.
+
+    Raises NoSpace, MigrationError, ProtocolError.
+    """
+    argv = [
+        *(_TAR, "--extract", *TAR_OPTIONS, "--incremental", "--preserve-permissions"),
+        *("--same-owner", "--numeric-owner", "--delay-directory-restore"),
+        *("--warning=no-timestamp", "--directory=/tree"),
+    ]
+    reader = Reader(channel, timeout)
+    number = None
+    while True:
+        kind = reader.exactly(1)[0]
+        if kind == END:
+            return
+        with _spawned(root, None, argv, feed=True) as (process, errors):
+            assert process.stdin is not None  # noqa: S101
+            with contextlib.suppress(BrokenPipeError):
+                number = _round(reader, kind, process.stdin)
+            process.stdin.close()
+            code = process.wait(STALL_TIMEOUT)
+            if code or number is None:
+                raise _failed(code, errors)
+        yield number
+
+
+def _round(reader: Reader, kind: int, sink: IO[bytes]) -> int:
+    """Feed one archive; returns the round's number."""
+    os.set_blocking(sink.fileno(), False)
+    while kind == DATA:
+        (length,) = struct.unpack("!I", reader.exactly(4))
+        if length > CHUNK:
+            raise ProtocolError("The other node sent too much at once")
+        _feed(sink.fileno(), reader.exactly(length))
+        kind = reader.exactly(1)[0]
+    if kind != ROUND:
+        raise ProtocolError(f"The other node sent a tree with a record of kind {kind}")
+    return int(struct.unpack("!I", reader.exactly(4))[0])
+
+
+def _feed(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        poller = select.poll()
+        poller.register(fd, select.POLLOUT)
+        if not poller.poll(STALL_TIMEOUT * 1000):
+            raise Timeout("tar takes no more data")
+        with contextlib.suppress(BlockingIOError):
+            view = view[os.write(fd, view) :]
+
+
+def _read(source: IO[bytes], check: Callable[[], None]) -> bytes:
+    poller = select.poll()
+    poller.register(source, select.POLLIN)
+    for _ in range(int(STALL_TIMEOUT / run.TICK)):
+        check()
+        if poller.poll(run.TICK * 1000):
+            return os.read(source.fileno(), CHUNK)
+    raise Timeout(f"tar has sent nothing for {STALL_TIMEOUT:g} s")
+
+
+@contextlib.contextmanager
+def _spawned(
+    root: Path, state: Path | None, argv: list[str], *, feed: bool = False
+) -> Iterator[tuple[run.Process, IO[bytes]]]:
+    """Run tar on a tree that it sees nothing beside."""
+    place = os.fspath(state) if state is not None else "-"
+    words = [sys.executable, "-P", "-m", "pyvz.migration.confined", os.fspath(root), place, *argv]
+    with tempfile.TemporaryFile(buffering=0) as errors:
+        options: run.SpawnOptions = {"stderr_fd": errors.fileno(), "env": _environment()}
+        with run.spawn(words, input_pipe=feed, **options) as process:
+            yield process, errors
+
+
+def _environment() -> dict[str, str]:
+    """The program finds this package where we have found it."""
+    return {"PYTHONPATH": os.fspath(Path(__file__).resolve().parents[2])}
+
+
+def _failed(code: int, errors: IO[bytes]) -> MigrationError | NoSpace:
+    size = os.fstat(errors.fileno()).st_size
+    words = os.pread(errors.fileno(), 4000, max(0, size - 4000)).decode("utf-8", "replace")
+    if "No space left on device" in words or "Disk quota exceeded" in words:
+        return NoSpace("There is no space left for the files", details=words)
+    return MigrationError(f"The files could not be copied: tar ended with {code}", details=words)

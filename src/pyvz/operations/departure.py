@@ -1,0 +1,193 @@
+"""An environment that goes to another node: its journal, and what is left behind here.
+
+    begun      nothing has changed here yet
+    halted     it was stopped for the move: it is started again when the move fails
+    deciding   the other node is asked to take over: it alone knows from here on whether it did
+    given      it did: only forward
+    kept       it did not: only back
+
+`repair` does what a death has left to do.  Between `deciding` and an answer the environment can be
+started nowhere but where the other node says; while that node cannot be asked, the answer is
+InDoubt.  The caller holds the lease.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+from pyvz.errors import InDoubt, MigrationError, VZError
+from pyvz.linux import file, mount
+from pyvz.migration import address, decision
+from pyvz.migration.dial import Peer, dial
+from pyvz.model.environment import Environment
+from pyvz.model.task import NoProgress
+from pyvz.operations import home
+from pyvz.operations.node import Node
+from pyvz.operations.suitable import TOKEN
+from pyvz.storage import base as storage
+from pyvz.store.journal import Journal, Record
+
+log = logging.getLogger(__name__)
+
+VERB: Final = "migrate"  # of the journal records that `repair` understands
+HALTED, DECIDING, GIVEN, KEPT = "halted", "deciding", "given", "kept"
+COPIES: Final = ".migrate"
+SUFFIX: Final = ".migrated"
+_CONF: Final = "ve.conf"
+_ASK_TIMEOUT: Final = 60.0
+
+
+def begin(node: Node, env: Environment, data: dict[str, object]) -> Journal:
+    """Announce the departure.  data: id, to, ssh, silence, clone, remove, shared."""
+    return Journal.begin(node.paths, env.uuid, VERB, home.to_data(env) | data)
+
+
+def copies_of(env: Environment) -> Path:
+    """Return the directory of copies of images."""
+    return env.home / COPIES
+
+
+def shown_at(node: Node, env: Environment) -> Path:
+    """Return where the root of one that is not mounted is mounted to be read."""
+    return node.paths.run / "migrate" / f"{env.uuid}.out"
+
+
+def tidy(node: Node, env: Environment) -> None:
+    """Take away what only the migration needs.  Idempotent."""
+    place = shown_at(node, env)
+    if mount.is_mount_point(place):
+        storage.find(env.home).umount(env.home, place)
+    with contextlib.suppress(OSError):
+        place.rmdir()
+    file.remove_tree(copies_of(env))
+    (env.home / TOKEN).unlink(missing_ok=True)
+
+
+def settle(node: Node, env: Environment, record: Record, outcome: str) -> None:
+    """Do what the decision means for this node; may be repeated."""
+    if outcome == decision.TAKEN and not record.data.get("clone"):
+        give_away(node, env, record)
+    elif env.home.exists():
+        tidy(node, env)
+
+
+def give_away(node: Node, env: Environment, record: Record) -> None:
+    """Forget an environment that another node has; its files stay as *.migrated, or go."""
+    shared = bool(record.data.get("shared"))
+    link = node.registry.config_path(env)
+    if env.home.exists() and not shared:
+        tidy(node, env)
+    node.registry.remove(env, keep_files=False)
+    home.forget(node, env)
+    if shared:
+        return
+    kept = env.home.with_name(env.home.name + SUFFIX)
+    if not record.data.get("remove"):
+        if env.home.exists():
+            home.dismantle(kept, NoProgress())  # of an earlier migration
+            env.home.rename(kept)
+            file.fsync_directory(kept.parent)
+        _keep_conf(link, kept)
+        return
+    grave = home.grave_of(env)
+    if env.home.exists():
+        env.home.rename(grave)
+        file.fsync_directory(grave.parent)
+    home.dismantle(grave, NoProgress())
+
+
+def _keep_conf(link: Path, kept: Path) -> None:
+    """Leave <id>.conf.migrated behind, as the original does."""
+    aside = link.with_name(link.name + SUFFIX)
+    aside.unlink(missing_ok=True)
+    if (kept / _CONF).exists():
+        aside.symlink_to(kept / _CONF)
+
+
+def ask(node: Node, record: Record) -> str:
+    """Ask the other node what was decided; raises InDoubt when it cannot be asked."""
+    to = str(record.data.get("to") or "")
+    ident = str(record.data["id"])
+    if not to:
+        raise _in_doubt(record, "the node that fetched it")
+    options = [str(word) for word in record.data.get("ssh") or ()]  # type: ignore[attr-defined]
+    try:
+        with dial(address.parse(to), home.owner_id(node), options=options) as peer:
+            return str(_answer(peer, ident, record))
+    except VZError as error:
+        if isinstance(error, InDoubt):
+            raise
+        raise _in_doubt(record, to, error) from error
+
+
+def _answer(peer: Peer, ident: str, record: Record) -> object:
+    expected = str(record.data.get("node") or "")
+    if expected and peer.node != expected:
+        raise MigrationError(f"{peer.address} is another node than before")
+    return peer.call("outcome", id=ident, timeout=_ASK_TIMEOUT)["outcome"]
+
+
+def _in_doubt(record: Record, to: str, error: VZError | None = None) -> InDoubt:
+    name = record.data.get("name")
+    return InDoubt(
+        f"{name} was being taken over by {to} when the connection broke: that node has to be asked",
+        details=str(error or ""),
+        hint="It is asked again by every command, and every minute. Should that node be gone for "
+        f"ever: vzmigrate --settle here {record.uuid}",
+    )
+
+
+def repair(node: Node, record: Record) -> None:
+    """Finish or undo a departure that was killed, and close its record; repeatable."""
+    env = home.from_data(record.uuid, record.data)
+    log.warning("%s: cleaning up an unfinished migration", env.name)
+    outcome = known_outcome(record)
+    if outcome is None:
+        outcome = ask(node, record)
+        log.warning("%s: the other node says: %s", env.name, outcome)
+    end(node, env, record, outcome)
+
+
+def known_outcome(record: Record) -> str | None:
+    """Return what is known of the decision; None: the other node has to be asked."""
+    if record.step(GIVEN):
+        return decision.TAKEN
+    if record.step(KEPT) or not record.step(DECIDING):
+        return decision.REFUSED
+    return None
+
+
+def end(node: Node, env: Environment, record: Record, outcome: str) -> None:
+    """Do what is left to do, and close the record."""
+    settle(node, env, record, outcome)
+    if outcome != decision.TAKEN and record.step(HALTED):
+        _mark(node, env).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file.write_atomic(_mark(node, env), env.uuid)
+    Journal.forget(node.paths, record.uuid)
+
+
+def force(node: Node, env: Environment, *, here: bool) -> None:
+    """The administrator decides in place of the other node; raises MigrationError."""
+    record = Journal.leftover(node.paths, env.uuid)
+    if record is None or record.verb != VERB or known_outcome(record) is not None:
+        raise MigrationError(f"{env.name} is not between two nodes")
+    end(node, env, record, decision.REFUSED if here else decision.TAKEN)
+
+
+def _mark(node: Node, env: Environment) -> Path:
+    return node.paths.lib / "migration" / f"{env.uuid}.restart"
+
+
+def marked(node: Node) -> list[str]:
+    """Return the UUIDs of those that were stopped for a move that failed."""
+    return [path.stem for path in (node.paths.lib / "migration").glob("*.restart")]
+
+
+def unmark(node: Node, uuid: str) -> None:
+    """It was started again, or is not to be."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(node.paths.lib / "migration" / f"{uuid}.restart")  # noqa: PTH108

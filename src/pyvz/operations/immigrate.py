@@ -1,0 +1,409 @@
+"""The side of a migration that takes over: answers what the giving node asks, phase by phase.
+
+    check        can it live here?  nothing is changed
+    reserve      its id, name and addresses; a journal record; an empty home
+    disk         one for each disk: rounds arrive on a channel, each in a thread of its own
+    disks-done   all rounds are here and on the disk
+    commit       the decision, then its place, registration, and start
+    outcome      what was decided about a migration whose connection broke
+    settled      the other node knows
+
+When the connection ends before the decision, everything is taken away again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+from pyvz.errors import (
+    BadValue,
+    ConnectionBroken,
+    InternalError,
+    InvalidState,
+    MigrationError,
+    ProtocolError,
+    VZError,
+)
+from pyvz.linux import mount, syscall
+from pyvz.linux.guestroot import GuestRoot
+from pyvz.migration import address as addresses
+from pyvz.migration import blocks, decision, messages, offer, tree
+from pyvz.migration.address import Address
+from pyvz.migration.dial import Peer, dial
+from pyvz.migration.messages import Message
+from pyvz.migration.offer import HOME, IMAGE, DiskOffer, Offer
+from pyvz.migration.wire import Channel, Wire
+from pyvz.model.config import Config
+from pyvz.model.environment import Environment
+from pyvz.model.task import NoProgress, Progress
+from pyvz.operations import arrival, clone, home, lifecycle, migrate, pool, provision, suitable
+from pyvz.operations.node import Node
+from pyvz.storage import base as storage
+
+log = logging.getLogger(__name__)
+
+SESSION_TIMEOUT: Final = 7 * 86400.0  # for the next question; a dead connection is seen at once
+DATA_TIMEOUT: Final = 7 * 86400.0  # the same between rounds
+JOIN_TIMEOUT: Final = 3600.0  # for the last round to be written
+
+
+class Arriving:
+    """One environment on its way in.  A context manager: what is not committed is undone."""
+
+    def __init__(self, node: Node, wire: Wire) -> None:
+        self._node = node
+        self._wire = wire
+        self._held = ExitStack()
+        self._disks: list[_Incoming] = []
+        self._ident = ""
+        self._offer: Offer | None = None
+        self._env: Environment | None = None
+        self._journal: Any = None
+        self._shared = False
+
+    def __enter__(self) -> Arriving:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abort()
+
+    def check(self, message: Message) -> dict[str, Any]:
+        """Look whether it can live here; remember what was offered."""
+        if self._journal is not None:
+            raise ProtocolError("An environment is arriving on this connection already")
+        node, made = self._node, offer.parse(message["offer"])
+        place = suitable.is_shared(node, made)
+        self._shared = place is not None
+        if place is None:
+            private = made.private or pool.private_for(node, made.driver)
+            place = suitable.new_home(node, made, private)
+        suitable.check(node, made, place, shared=self._shared)
+        for ref in {made.uuid, made.envid, made.name}:
+            if home.taken(node, ref):
+                raise home.taken_error(ref)
+        self._ident, self._offer = message["id"], made
+        self._env = offer.environment(made, place)
+        return {"shared": self._shared, "home": home.spelled(node, place)}
+
+    def reserve(self, _: Message) -> dict[str, Any]:
+        """Keep id, name, addresses; make the home."""
+        made, env = self._known()
+        node = self._node
+        if self._journal is not None:
+            raise ProtocolError("It is reserved already")
+        self._held.enter_context(home.reserved(node, env.uuid, env.envid, env.name))
+        self._held.enter_context(node.lease(env, "migrate"))
+        provision.repair_leftover(node, env)
+        if not self._shared:
+            home.check_place(node, env.home)
+        conf = arrival.configuration(node, env, made)
+        self._journal = arrival.begin(node, env, self._ident, shared=self._shared)
+        config = Config.parse(conf.values(), lenient=True)
+        arrival.reserve_addresses(node, env, config)
+        return {}
+
+    def disk(self, message: Message) -> dict[str, Any]:
+        """Begin to receive a disk."""
+        made, env = self._begun()
+        name = message["name"]
+        disk = next((each for each in made.disks if each.name == name), None)
+        if disk is None or any(each.disk.name == name for each in self._disks):
+            raise ProtocolError("The other node sends a disk that it has not offered")
+        channel = self._wire.channel(message["channel"])
+        disk = disk._replace(size=message["size"])
+        incoming = _Incoming(self._node, env, disk, channel)
+        self._disks.append(incoming)
+        incoming.start()
+        return {}
+
+    def disks_done(self, _: Message) -> dict[str, Any]:
+        """Wait until every disk is whole and durable; raises what went wrong with one."""
+        made, _env = self._begun()
+        for each in self._disks:
+            each.finish()
+        if not self._shared and {each.disk.name for each in self._disks} != {
+            each.name for each in made.disks
+        }:
+            raise ProtocolError("The other node has not sent every disk")
+        return {}
+
+    def commit(self, message: Message) -> dict[str, Any]:
+        """Take the environment over, and start it when it is to run."""
+        made, env = self._begun()
+        self.disks_done(message)
+        node = self._node
+        conf = arrival.configuration(node, env, made)
+        if not self._shared:
+            provision.furnish_missing(home.staging_of(env))
+        if made.copy and made.driver:
+            self._give_identity(env, storage.load(made.driver))
+        try:
+            arrival.commit(node, env, conf, self._journal, self._ident)
+        except (VZError, OSError) as error:
+            if decision.known(node.paths, self._ident) != decision.TAKEN:
+                raise
+            log.exception("%s was taken over, and its arrival is not finished", env.name)
+            self._journal.leave()
+            self._forget()
+            return {"taken": True, "started": False, "problem": str(error)}
+        self._forget()
+        node.publish("ve-migrate", env)
+        log.info("%s has come from another node", env.name)
+        return {"taken": True, **self._started(env, start=message["start"])}
+
+    def _give_identity(self, env: Environment, driver: storage.StorageDriver) -> None:
+        """Make the guest another one than its original."""
+        root = arrival.place_of(self._node, env.uuid)
+        driver.mount(home.staging_of(env), root)
+        try:
+            with GuestRoot.open(root) as guest:
+                clone.give_identity(guest, env.name)
+        finally:
+            driver.umount(home.staging_of(env), root)
+            root.rmdir()
+
+    def _started(self, env: Environment, *, start: bool) -> dict[str, Any]:
+        if not start:
+            return {"started": False, "problem": ""}
+        try:
+            lifecycle.start(self._node, env.uuid)
+        except (VZError, OSError) as error:
+            log.exception("%s has come from another node and does not start", env.name)
+            return {"started": False, "problem": str(error)}
+        return {"started": True, "problem": ""}
+
+    def abort(self, _: Message | None = None) -> dict[str, Any]:
+        """Take everything away again that is not committed."""
+        for each in self._disks:
+            each.stop()
+        try:
+            if self._journal is not None:
+                env = self._known()[1]
+                arrival.give_up(self._node, env, self._journal, shared=self._shared)
+        finally:
+            self._forget()
+        return {}
+
+    def _forget(self) -> None:
+        self._journal = None
+        self._disks = []
+        self._offer = None
+        self._env = None
+        held, self._held = self._held, ExitStack()
+        held.close()
+
+    def _known(self) -> tuple[Offer, Environment]:
+        if self._offer is None or self._env is None:
+            raise ProtocolError("The other node has not told what it is about")
+        return self._offer, self._env
+
+    def _begun(self) -> tuple[Offer, Environment]:
+        if self._journal is None:
+            raise ProtocolError("Nothing was reserved for the environment")
+        return self._known()
+
+
+class _Incoming:
+    """A disk that arrives in a thread of its own."""
+
+    def __init__(self, node: Node, env: Environment, disk: DiskOffer, channel: Channel) -> None:
+        self._node = node
+        self._env = env
+        self.disk = disk
+        self._channel = channel
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"disk-{disk.name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait for the end; raises what went wrong."""
+        self._thread.join(JOIN_TIMEOUT)
+        if self._thread.is_alive():
+            raise MigrationError(f"The disk {self.disk.name} was not written in time")
+        if isinstance(self._error, OSError):
+            with home.storage_errors(f"The disk {self.disk.name} could not be written"):
+                raise self._error
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        """End it, whole or not."""
+        if self._thread.is_alive():
+            self._channel.abandon()
+            self._thread.join(JOIN_TIMEOUT)
+
+    def _run(self) -> None:
+        try:
+            self._receive(home.staging_of(self._env))
+        except Exception as error:  # noqa: BLE001  told by finish()
+            self._error = error
+            self._channel.refuse()
+
+    def _receive(self, staging: Path) -> None:
+        if self.disk.form == IMAGE:
+            self._image(staging)
+        elif self.disk.form == HOME:
+            for _ in tree.receive(self._channel, staging, DATA_TIMEOUT):
+                pass
+        else:
+            self._tree(staging)
+
+    def _image(self, staging: Path) -> None:
+        size = self.disk.size
+        if size is None:
+            raise ProtocolError("An image has no size")
+
+        def fill(fd: int, offset: int) -> None:
+            for _ in blocks.receive(self._channel, fd, offset, size, DATA_TIMEOUT):
+                os.fdatasync(fd)  # so that the last flush has little to do
+
+        driver = storage.load(self.disk.driver)
+        driver.restore_image(staging, size, fill, disk=self.disk.name)
+
+    def _tree(self, staging: Path) -> None:
+        driver = storage.load(self.disk.driver)
+        driver.create(staging, size=self.disk.size, source=None, progress=NoProgress())
+        root = arrival.place_of(self._node, self._env.uuid)
+        driver.mount(staging, root)
+        try:
+            for _ in tree.receive(self._channel, root, DATA_TIMEOUT):
+                fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    syscall.syncfs(fd)
+                finally:
+                    os.close(fd)
+        finally:
+            driver.umount(staging, root)
+            mount.umount(root)
+            root.rmdir()
+
+
+def serve(node: Node, wire: Wire) -> None:
+    """Answer the other node's questions until the connection ends."""
+    with Arriving(node, wire) as arriving:
+        answers = answers_of(node, arriving)
+        while True:
+            try:
+                message = wire.receive(SESSION_TIMEOUT)
+            except ConnectionBroken as error:
+                log.info("a migration's connection has ended: %s", error)
+                return
+            if message["is"] == "bye":
+                return
+            if message["is"] == "pull":
+                wire.send(answer({"pull": lambda asked: _give(node, wire, asked)}, message))
+            else:
+                wire.send(answer(answers, message))
+
+
+def answers_of(node: Node, arriving: Arriving) -> dict[str, Callable[[Message], dict[str, Any]]]:
+    """Return what answers each kind of question."""
+    return {
+        "check": arriving.check,
+        "reserve": arriving.reserve,
+        "disk": arriving.disk,
+        "disks-done": arriving.disks_done,
+        "commit": arriving.commit,
+        "abort": arriving.abort,
+        "outcome": lambda message: {"outcome": decision.ask(node.paths, message["id"])},
+        "settled": lambda message: _settled(node, message),
+    }
+
+
+def _give(node: Node, wire: Wire, message: Message) -> dict[str, Any]:
+    """Be the giving side, because the other one has asked for it."""
+    env = node.registry.resolve(message["ref"])
+    request = migrate.Request.from_json(message["options"])
+    peer = Peer(wire, Address(""), {"host": "the other node", "node": ""})
+    with node.lease(env, "migrate"):
+        return migrate.prepare_and_give(node, env, peer, request, Telling(wire)).to_json()
+
+
+class Telling:
+    """A Progress that the other node is shown."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def stage(self, text: str) -> None:
+        """Tell of a part."""
+        self._wire.send(messages.make("progress", stage=text, done=None, total=None, unit=""))
+
+    def advance(self, done: int, total: int | None = None, *, unit: str = "B") -> None:
+        """Amounts are not told."""
+        del done, total, unit
+        self.check()
+
+    def check(self) -> None:
+        """Raise when the other node is gone."""
+        self._wire.check()
+
+
+def answer(answers: dict[str, Callable[[Message], dict[str, Any]]], message: Message) -> Message:
+    """Return the answer to a question; every error becomes one."""
+    ask = answers.get(message["is"])
+    try:
+        if ask is None:
+            raise InvalidState(f"Nobody asked for '{message['is']}'")  # noqa: TRY301
+        return messages.make("done", result=ask(message))
+    except VZError as error:
+        log.warning("migration: %s: %s", message["is"], error)
+        return messages.failed(error)
+    except OSError as error:
+        log.exception("migration: %s", message["is"])
+        return messages.failed(MigrationError(f"{message['is']}: {error}"))
+    except Exception as error:
+        log.exception("migration: a defect in %s", message["is"])
+        return messages.failed(InternalError(f"{message['is']}: {error!r}"))
+
+
+def _settled(node: Node, message: Message) -> dict[str, Any]:
+    decision.forget(node.paths, message["id"])
+    return {}
+
+
+def fetch(
+    node: Node, source: str, ref: str, request: migrate.Request, progress: Progress
+) -> migrate.Report:
+    """Have another node give us an environment: it asks, we answer, on the connection we made."""
+    where = addresses.parse(source)
+    progress.stage(f"Connecting to {where}")
+    with dial(
+        where,
+        home.owner_id(node),
+        options=request.ssh,
+        silence=request.silence,
+        compress=request.compress,
+    ) as peer:
+        if peer.node == home.owner_id(node):
+            raise BadValue(f"{where} is this node")
+        peer.wire.send(messages.make("pull", ref=ref, options=request.to_json()))
+        with Arriving(node, peer.wire) as arriving:
+            result = _answering(answers_of(node, arriving), peer, progress)
+        return migrate.Report.from_json(result)
+
+
+def _answering(
+    answers: dict[str, Callable[[Message], dict[str, Any]]], peer: Peer, progress: Progress
+) -> dict[str, Any]:
+    """Answer the giving node's questions until it says what has become of it all."""
+    while True:
+        message = peer.wire.receive(SESSION_TIMEOUT, poll=progress.check)
+        if message["is"] == "done":
+            found: dict[str, Any] = message["result"]
+            return found
+        if message["is"] == "failed":
+            raise messages.error_of(message, peer.host)
+        if message["is"] == "progress":
+            progress.stage(f"{peer.host}: {message['stage']}")
+        else:
+            peer.wire.send(answer(answers, message))

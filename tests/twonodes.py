@@ -1,0 +1,230 @@
+"""Two nodes and a client on one cable, each in a network namespace, with a real sshd at each node.
+
+    lan <p>l: bridge br0 --- node a <p>a  br0 10.99.0.101   vzd, keeper, sshd
+                         --- node b <p>b  br0 10.99.0.102   vzd, keeper, sshd
+                         --- client <p>c  up0 10.99.0.2
+
+Containers are plugged into br0 of their node (virtual network "lan"), or routed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from images import busybox_root, busybox_tar
+from leaks import close_node
+from networld import LAUNCH, TEMPLATE, end, run, wait_for
+from pyvz.container.client import KeeperClient
+from pyvz.store.paths import Paths
+
+__all__ = ["TwoNodes", "busybox_root", "busybox_tar", "two_nodes", "wait_for"]
+
+CLIENT = "10.99.0.2"
+SSHD = "/usr/sbin/sshd"
+
+
+class Side:
+    """One node."""
+
+    def __init__(self, world: TwoNodes, name: str, address: str) -> None:
+        self.world, self.name, self.address = world, name, address
+        self.root = world.root / name
+        self.namespace = f"{world.root.name}{name}"
+        self.env = {**os.environ, "PYVZ_ROOT": os.fspath(self.root), "PYVZ_PYTHON": sys.executable}
+        self.sshd: subprocess.Popen[bytes] | None = None
+
+    def at(self, *argv: str, code: int | None = 0) -> str:
+        """Run a program in the node's network namespace."""
+        return run("nsenter", f"--net=/run/netns/{self.namespace}", *argv, code=code)
+
+    def argv(self, program: str, *words: str) -> list[str]:
+        where = f"--net=/run/netns/{self.namespace}"
+        return ["nsenter", where, sys.executable, "-IS", "-c", LAUNCH.format(program), *words]
+
+    def cli(self, program: str, *words: str, code: int | None = 0) -> str:
+        """Run a command line of ours at the node."""
+        return run(*self.argv(program, *words), code=code, env=self.env)
+
+    def popen(self, program: str, *words: str) -> subprocess.Popen[str]:
+        """Start a command line of ours and do not wait."""
+        return subprocess.Popen(
+            self.argv(program, *words),
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def prlctl(self, *words: str, code: int | None = 0) -> str:
+        return self.cli("prlctl", *words, code=code)
+
+    def vzmigrate(self, *words: str, code: int | None = 0) -> str:
+        """Run vzmigrate with this world's ssh configuration."""
+        return self.cli("vzmigrate", f"--ssh=-F {self.world.ssh_config}", *words, code=code)
+
+    def create(self, name: str, *options: str, start: bool = True, layout: str = "simfs") -> str:
+        """Make a container of busybox; returns its uuid."""
+        self.cli("vzctl", "create", name, "--ostemplate", TEMPLATE, "--layout", layout)
+        if options:
+            self.prlctl("set", name, *options)
+        if start:
+            self.prlctl("start", name)
+        return str(self.rows(name)[0]["uuid"])
+
+    def rows(self, *names: str) -> list[dict[str, str]]:
+        found: list[dict[str, str]] = json.loads(self.prlctl("list", "-a", "-j", *names))
+        return found
+
+    def state(self, name: str) -> str:
+        """The state of a container, "" when the node has none of that name."""
+        return next((row["status"] for row in self.rows() if row["name"] == name), "")
+
+    def inside(self, name: str, *argv: str, code: int | None = 0) -> str:
+        return self.prlctl("exec", name, *argv, code=code)
+
+    def vzd(self) -> int:
+        return int((self.root / "run/pyvz/vzd.lock").read_text())
+
+    def keeper(self) -> int:
+        client = KeeperClient(self.root / "run/pyvz/keeper.sock")
+        try:
+            return int(client.call("ping").data["pid"])
+        finally:
+            client.close()
+
+    def ready(self, tar: Path) -> None:
+        """Make the root, the template and the running sshd."""
+        cache = self.root / "vz/template/cache"
+        cache.mkdir(parents=True)
+        shutil.copy(tar, cache / f"{TEMPLATE}.plain.tar.zst")
+        (self.root / "etc/vz").mkdir(parents=True)
+        (self.root / "etc/vz/vz.conf").write_text('VELAYOUT="simfs"\nSKIP_ARPDETECT="yes"\n')
+        ssh = self.root / "ssh"
+        ssh.mkdir()
+        program = self.root / "bin/vzmdest"
+        program.parent.mkdir()
+        body = LAUNCH.format("vzmdest").replace("'", '"')
+        program.write_text(f"#!/bin/sh\nexec {sys.executable} -IS -c '{body}' \"$@\"\n")
+        program.chmod(0o755)
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{ssh}/host")
+        path = f"{self.root}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        (ssh / "sshd_config").write_text(
+            f"ListenAddress {self.address}:22\nHostKey {ssh}/host\nPidFile none\nUsePAM no\n"
+            f"AuthorizedKeysFile {self.world.root}/key.pub\nStrictModes no\n"
+            "PermitRootLogin prohibit-password\nPasswordAuthentication no\nMaxStartups 100\n"
+            f"SetEnv PYVZ_ROOT={self.root} PYVZ_PYTHON={sys.executable} PATH={path}\n"
+        )
+        self.start_sshd()
+
+    def start_sshd(self) -> None:
+        where = f"--net=/run/netns/{self.namespace}"
+        argv = ["nsenter", where, SSHD, "-D", "-e", "-f", f"{self.root}/ssh/sshd_config"]
+        log = (self.root / "ssh/log").open("ab")
+        self.sshd = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        log.close()
+
+    def stop(self) -> None:
+        """Delete the environments, end vzd, keeper and sshd."""
+        try:
+            for row in json.loads(self.prlctl("list", "-a", "-j")):
+                self.prlctl("delete", row["uuid"], "--force")
+            keeper = self.keeper()
+            end(self.vzd(), signal.SIGTERM)
+            end(keeper, signal.SIGKILL)
+        finally:
+            if self.sshd is not None:
+                self.sshd.terminate()
+                self.sshd.wait(30)
+            for path in Path("/sys/fs/cgroup").rglob(f"{Paths(self.root).instance}.slice"):
+                path.rmdir()
+            close_node(self.root)
+
+
+class TwoNodes:
+    """Nodes a and b, the client, and the cable between them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.lan, self.client = f"{root.name}l", f"{root.name}c"
+        self.a = Side(self, "a", "10.99.0.101")
+        self.b = Side(self, "b", "10.99.0.102")
+        self.ssh_config = root / "ssh_config"
+
+    def wire(self) -> None:
+        """Make the namespaces, the bridges and the cables."""
+        spaces = {"a": self.a.namespace, "b": self.b.namespace, "c": self.client}
+        for name in (self.lan, *spaces.values()):
+            run("ip", "netns", "add", name)
+            run("ip", "-n", name, "link", "set", "lo", "up")
+        ip("-n", self.lan, "link", "add", "br0", "type", "bridge")
+        ip("-n", self.lan, "link", "set", "br0", "up")
+        for name, space in spaces.items():
+            ip("-n", self.lan, "link", "add", f"v{name}", "type", "veth", "peer", "up0", "netns",
+               space)  # fmt: skip
+            ip("-n", self.lan, "link", "set", f"v{name}", "master", "br0", "up")
+            ip("-n", space, "link", "set", "up0", "up")
+        ip("-n", self.client, "addr", "add", f"{CLIENT}/24", "dev", "up0")
+        for number, side in enumerate((self.a, self.b)):
+            mac = f"02:00:00:00:00:0{number + 1}"
+            ip("-n", side.namespace, "link", "add", "br0", "address", mac, "type", "bridge")
+            ip("-n", side.namespace, "link", "set", "br0", "up")
+            ip("-n", side.namespace, "link", "set", "up0", "master", "br0")
+            ip("-n", side.namespace, "addr", "add", f"{side.address}/24", "dev", "br0")
+            side.at("sysctl", "-qw", "net.ipv4.ip_forward=1")
+
+    def keys(self) -> None:
+        """Make the key, and the configuration of ssh with both hosts in it."""
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{self.root}/key")
+        known = ""
+        for side in (self.a, self.b):
+            words = (side.root / "ssh/host.pub").read_text().split()
+            known += f"{side.address} {words[0]} {words[1]}\n"
+        (self.root / "known_hosts").write_text(known)
+        self.ssh_config.write_text(
+            f"IdentityFile {self.root}/key\nIdentitiesOnly yes\nUser root\n"
+            f"UserKnownHostsFile {self.root}/known_hosts\nGlobalKnownHostsFile /dev/null\n"
+            "StrictHostKeyChecking yes\nServerAliveInterval 1\nServerAliveCountMax 3\n"
+            f"Host a\n  HostName {self.a.address}\nHost b\n  HostName {self.b.address}\n"
+        )
+
+    def cut(self, *, cut: bool = True) -> None:
+        """Pull the cable between the nodes out, or put it back."""
+        ip("-n", self.lan, "link", "set", "vb", "down" if cut else "up")
+
+    def end(self) -> None:
+        with contextlib.ExitStack() as stack:
+            for name in (self.lan, self.a.namespace, self.b.namespace, self.client):
+                stack.callback(run, "ip", "netns", "del", name, code=None)
+            stack.callback(self.b.stop)
+            stack.callback(self.a.stop)
+            self.cut(cut=False)
+
+
+def ip(*words: str) -> None:
+    run("ip", *words)
+
+
+@pytest.fixture
+def two_nodes(short_root: Path, busybox_tar: Path) -> Iterator[TwoNodes]:
+    made = TwoNodes(short_root)
+    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    try:
+        made.wire()
+        for side in (made.a, made.b):
+            side.root.mkdir()
+            side.ready(busybox_tar)
+        made.keys()
+        yield made
+    finally:
+        made.end()
