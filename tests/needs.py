@@ -9,12 +9,16 @@ Tests below tests/kernel, tests/system and tests/nodes always need root.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from pyvz.container import criu
 
 ROOT_DIRECTORIES = ("kernel", "system", "nodes")
 
@@ -58,6 +62,12 @@ def _systemd() -> str:
     return "" if Path("/run/systemd/system").exists() else "PID 1 is not systemd"
 
 
+def _criu() -> str:
+    with tempfile.TemporaryDirectory() as directory:
+        verdict = criu.find(Path(directory))
+    return "" if verdict.chosen is not None else f"CRIU: {verdict.words()}"
+
+
 def _ksm() -> str:
     return "" if Path("/proc/self/ksm_stat").exists() else "the kernel merges no pages (Linux 6.4)"
 
@@ -72,6 +82,7 @@ NEEDS: dict[str, Callable[[], str]] = {
     "userns": _userns,
     "sshd": lambda: "" if Path("/usr/sbin/sshd").exists() else "no openssh-server",
     "systemd": _systemd,
+    "criu": functools.cache(_criu),
     "ksm": _ksm,
 }
 

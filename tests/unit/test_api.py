@@ -28,7 +28,8 @@ ROOT_QUERIES = {f"io.pyvz.Image.{name}" for name in ("Snapshots", "Info", "Usage
 ROOT_QUERIES.add("io.pyvz.Pool.List")
 STREAMS = {
     "Image": "Init Resize Check FsCheck Convert Copy Discard",
-    "Environment": "Create Start Stop Restart Reset Delete Clone Move Exec",
+    "Environment": "Create Start Stop Restart Reset Resume Delete Clone Move Exec",
+    "Checkpoint": "Suspend Restore",
     "Migration": "Migrate",
     "Node": "Events Autostop",
     "Storage": "Snapshot SnapshotSwitch SnapshotDelete Compact Convert",

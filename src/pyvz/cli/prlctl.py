@@ -39,7 +39,8 @@ VERBS: tuple[VerbRow, ...] = (
     ("restart", ID, "shut down and start again", "prlctl_lifecycle"),
     ("reset", ID, "stop by force and start again", "prlctl_lifecycle"),
     ("pause", ID, "freeze in memory", "prlctl_lifecycle"),
-    ("resume", ID, "continue a paused one", "prlctl_lifecycle"),
+    ("suspend", ID, "write the memory to disk and end it", "prlctl_lifecycle"),
+    ("resume", ID, "continue a paused or suspended one", "prlctl_lifecycle"),
     ("mount", ID, "mount the root of a stopped container", "prlctl_lifecycle"),
     ("umount", ID, "unmount the root", "prlctl_lifecycle"),
     ("snapshot", ID, "keep disks and configuration as they are now", "prlctl_snapshot"),
@@ -67,7 +68,6 @@ VERBS: tuple[VerbRow, ...] = (
 
 # Verbs of the original that this version does not have yet: they answer clearly and do nothing.
 LATER = (
-    *("suspend",),
     *("reinstall", "capture", "screenshot"),
     *("installtools", "reset-uptime", "ct2vm", "change-sid", "update-qemu", "auth", "internal"),
 )

@@ -37,10 +37,10 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
 def start_(args: Arguments, server: Server) -> int:
     """Start; a paused environment goes on."""
     subject = find(server, args.word("The ID or name"))
-    if subject.status == "paused":
-        _short(server, subject, ("Starting", "start", "successfully started."), "Resume")
-        return 0
     words = ("Starting", "start", "successfully started.")
+    if subject.status == "paused":
+        act(server, subject, words, "Environment.Resume")
+        return 0
     act(
         server,
         subject,
@@ -101,10 +101,19 @@ def pause_(args: Arguments, server: Server) -> int:
     return 0
 
 
-def resume_(args: Arguments, server: Server) -> int:
-    """Continue a paused environment."""
+def suspend_(args: Arguments, server: Server) -> int:
+    """Write the memory to disk and end it."""
     subject = find(server, args.word("The ID or name"))
-    _short(server, subject, ("Resuming", "resume", "successfully resumed."), "Resume")
+    words = ("Suspending", "suspend", "successfully suspended.")
+    act(server, subject, words, "Checkpoint.Suspend")
+    return 0
+
+
+def resume_(args: Arguments, server: Server) -> int:
+    """Continue a paused or suspended environment."""
+    subject = find(server, args.word("The ID or name"))
+    words = ("Resuming", "resume", "successfully resumed.")
+    act(server, subject, words, "Environment.Resume")
     return 0
 
 

@@ -34,7 +34,8 @@ VERBS: tuple[VerbRow, ...] = (
     ("stop", ID, "stop", "vzctl_lifecycle"),
     ("restart", ID, "stop and start again", "vzctl_lifecycle"),
     ("pause", ID, "freeze in memory", "vzctl_lifecycle"),
-    ("resume,restore", ID, "continue a paused container", "vzctl_lifecycle"),
+    ("suspend,chkpnt", ID, "write the memory to disk and end it", "vzctl_suspend"),
+    ("resume,restore", ID, "continue a suspended or paused container", "vzctl_suspend"),
     ("mount", ID, "mount the root of a stopped container", "vzctl_lifecycle"),
     ("umount", ID, "unmount the root", "vzctl_lifecycle"),
     ("snapshot", ID, "keep disks and configuration as they are now", "vzctl_snapshot"),
@@ -57,7 +58,7 @@ VERBS: tuple[VerbRow, ...] = (
 )
 
 LATER = (
-    *("suspend", "chkpnt", "tsnapshot", "tsnapshot-delete", "reinstall"),
+    *("tsnapshot", "tsnapshot-delete", "reinstall"),
     *("execaction", "setrate", "unset", "cleanup-stail-registration"),
 )
 DEPRECATED = ("quotaon", "quotaoff", "quotainit")

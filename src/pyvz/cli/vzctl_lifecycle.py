@@ -32,7 +32,6 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
     "stop": _STOP,
     "restart": (*_START, *(row for row in _STOP if row[0] != "--force")),
     "mount": (("--skip-fsck", "", "do not check the file system first"),),
-    "resume": (("--dumpfile", "FILE", "accepted, no effect for a paused container"),),
 }
 
 
@@ -67,7 +66,7 @@ def _start(args: Arguments, server: Server, found: Container) -> None:
 def stop_(args: Arguments, server: Server) -> int:
     """Stop; one that does not run is told and no failure (libvzctl: vzctl_env_stop)."""
     found = _named(args, server)
-    if found.status not in {"running", "paused", "starting", "stopping"}:
+    if found.status not in {"running", "paused", "starting", "stopping", "suspended"}:
         sys.stderr.write("Container is not running\n")
         return 0
     tell(args, "Stopping the Container ...")
@@ -112,15 +111,6 @@ def pause_(args: Arguments, server: Server) -> int:
     tell(args, "Pause the Container ...")
     server.change("Environment.Pause", ref=found.uuid)
     tell(args, "The Container has been successfully paused")
-    return 0
-
-
-def resume_(args: Arguments, server: Server) -> int:
-    """Continue a paused container."""
-    found = _named(args, server)
-    tell(args, "Unpause the Container")
-    server.change("Environment.Resume", ref=found.uuid)
-    tell(args, "The Container has been successfully unpaused")
     return 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -106,6 +107,14 @@ class Checkpoint:
         """Return the CRIU to use; raises Unsupported with the reasons and what to do."""
         return programs.find(self._paths.run).require()
 
+    def row(self) -> tuple[str, str, str]:
+        """Return the verdict of the test of CRIU as `prlsrvctl info` prints it."""
+        verdict = programs.find(self._paths.run)
+        if verdict.chosen is not None:
+            found = verdict.chosen
+            return "Suspend and resume (CRIU)", found.release, f"tested: {found.path}"
+        return "Suspend and resume (CRIU)", "no", verdict.words()
+
     def features(self) -> CriuFeatures:
         """Ask CRIU what this kernel lets it do."""
         with self.worker("features", self._paths.run) as worker:
@@ -127,7 +136,7 @@ class Checkpoint:
             if row["uuid"] == uuid:
                 connection = process.Pidfd(row["pid"], row["started"])
                 with suppress(ProcessLookupError), connection as handle:
-                    handle.signal(9)
+                    handle.signal(signal.SIGKILL)
                     handle.wait(10.0)
 
     @contextmanager
@@ -161,6 +170,22 @@ class Checkpoint:
             yield Worker(criu, images, connection, root)
         finally:
             connection.close()
+
+    def sessions(self, uuid: str) -> list[str]:
+        """Return the ids of the programs of exec and enter that run in a container."""
+        rows = self._keeper.call("list").data["sessions"]
+        return [row["id"] for row in rows if row["uuid"] == uuid]
+
+    def hang_up(self, uuid: str, timeout: float = 5.0) -> None:
+        """End the programs of exec and enter: SIGHUP, and SIGKILL to what has not ended in time."""
+        deadline = time.monotonic() + timeout
+        for number in (signal.SIGHUP, signal.SIGKILL):
+            for name in self.sessions(uuid):
+                with suppress(KeeperFailure):
+                    self._keeper.call("signal_session", session=name, number=int(number))
+            while self.sessions(uuid) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            deadline += timeout
 
     # -- dump -----------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ def mend_timers(directory: Path) -> int:
             made = entry.SerializeToString()
         parts += [_LENGTH.pack(len(made)), made]
     if changed:
-        write_atomic(path, b"".join(parts), 0o600)
+        write_atomic(path, b"".join(parts), 0o644)
     return changed
 
 
@@ -77,7 +77,7 @@ def map_ids(directory: Path, first: int, count: int) -> None:
                 extent.lower_first = first
             made = entry.SerializeToString()
             parts += [_LENGTH.pack(len(made)), made]
-        write_atomic(path, b"".join(parts), 0o600)
+        write_atomic(path, b"".join(parts), 0o644)
 
 
 def dump_stats(directory: Path) -> Stats | None:

@@ -45,6 +45,7 @@ _KNOWN = (
     _Known(r"FS mnt .* (\S+) unsupported|Can't find fs type|fstype .* (is )?unsupported",
            "a file system that cannot be saved is mounted in it (FUSE, NFS or the like)",
            "Unmount it in the container."),
+    _Known(r"image\.c.*Unable to open", "an image of its memory cannot be opened"),
     _Known(r"fuse", "a FUSE file system is mounted in it", "Unmount it in the container."),
     _Known(r"doesn't have a proper root mount|Mount .* is not (reachable|unsupported)",
            "something of the node is mounted in it that pyvz has not mounted",

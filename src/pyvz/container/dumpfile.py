@@ -97,7 +97,10 @@ def unpack(source: Path, images: Path, progress: Progress) -> Index:
     try:
         for name, size in index.files:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            sinks.append(os.open(images / name, flags, 0o600))
+            # CRIU opens them as the container's root, too: who may not see them is kept out by the
+            # directory above.
+            sinks.append(os.open(images / name, flags, 0o644))
+            os.fchmod(sinks[-1], 0o644)
             os.ftruncate(sinks[-1], size)
 
         def put(piece: Piece, data: bytes) -> None:

@@ -227,10 +227,10 @@ class Environment(Api, VarlinkInterface, name="io.pyvz.Environment"):
         """Freeze it in memory."""
         return Work("pause", ref, lambda _: lifecycle.pause(node, ref))
 
-    @acting(Empty)
+    @streaming(Empty)
     def Resume(self, node: Node, *, ref: str) -> Work:
-        """Let a paused one go on."""
-        return Work("resume", ref, lambda _: lifecycle.resume(node, ref))
+        """Let a paused one go on, or bring a suspended one back."""
+        return Work("resume", ref, lambda task: lifecycle.resume(node, ref, progress=task))
 
     @acting(Place)
     def Mount(self, node: Node, *, ref: str, readonly: bool = False) -> Work:

@@ -6,8 +6,7 @@ VE_PARALLEL at a time.  One that fails is logged and told as the event `ve-autos
 others go on.
 
 When the machine goes down, the running ones are stopped in parallel, each in its own way
-(AUTOSTOP, else VE_STOP_MODE).  Suspending is not possible yet: they are stopped,
-and the log says so.
+(AUTOSTOP, else VE_STOP_MODE).  One that cannot be suspended is stopped, and the log says why.
 """
 
 from __future__ import annotations
@@ -27,8 +26,9 @@ from pyvz.errors import AlreadyRunning, CommandFailed, Timeout, VZError
 from pyvz.linux.process import boot_id
 from pyvz.linux.run import run
 from pyvz.model.environment import Environment
-from pyvz.operations import lifecycle
+from pyvz.operations import lifecycle, suspend
 from pyvz.operations.lifecycle import StopOptions
+from pyvz.operations.suspend import SuspendOptions
 
 if TYPE_CHECKING:
     from pyvz.daemon.services import Services
@@ -108,8 +108,9 @@ def _stop(node: Node, deadline: float, env: Environment) -> VZError | None:
     """Stop one environment in its own way; return why it could not be stopped."""
     try:
         mode = node.registry.config(env).boot.autostop or node.config().ve_stop_mode
-        if mode == "suspend":
-            logger.warning("%s: it is stopped, as it cannot be suspended yet", env.name)
+        if mode == "suspend" and _suspended(node, env):
+            (env.home / ".running").touch()
+            return None
         left = max(1.0, deadline - time.monotonic())
         options = StopOptions(timeout=min(StopOptions().timeout, left))
         lifecycle.stop(node, env.uuid, options=options)
@@ -119,6 +120,16 @@ def _stop(node: Node, deadline: float, env: Environment) -> VZError | None:
         node.publish("ve-autostop-failed", env, message=error.message)
         return error
     return None
+
+
+def _suspended(node: Node, env: Environment) -> bool:
+    """Suspend one, ending what people run in it by exec and enter; whether that went well."""
+    try:
+        suspend.suspend(node, env.uuid, options=SuspendOptions(hang_up=True))
+    except VZError as error:
+        logger.warning("%s: it is stopped, as it cannot be suspended: %s", env.name, error)
+        return False
+    return True
 
 
 def machine_goes_down() -> bool:

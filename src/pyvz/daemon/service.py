@@ -28,6 +28,7 @@ from pyvz.daemon import (
 )
 from pyvz.daemon.access import Caller
 from pyvz.daemon.api_backup import Backup
+from pyvz.daemon.api_checkpoint import Checkpoint
 from pyvz.daemon.api_environment import Environment
 from pyvz.daemon.api_image import Image
 from pyvz.daemon.api_memory import Memory
@@ -60,7 +61,7 @@ PATIENCE = 2.0  # seconds that clients wait for the recovery; then they are serv
 DRAIN = 30.0  # seconds that running tasks get at the end
 INTERFACES = (
     *(Environment, Node, Template, Image, Pool, Storage, Backup, Traffic, Network, Memory),
-    Migration,
+    *(Migration, Checkpoint),
 )
 URL = "https://github.com/pyvz/pyvz"
 

@@ -127,6 +127,7 @@ _SYS_FSMOUNT = 432
 _SYS_CLONE3 = 435
 _SYS_CLOSE_RANGE = 436
 _SYS_OPENAT2 = 437
+_SYS_PIDFD_GETFD = 438
 _SYS_MOUNT_SETATTR = 442
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -389,6 +390,12 @@ def pidfd_open(pid: int) -> int:
 def pidfd_send_signal(pidfd: int, number: int) -> None:
     """pidfd_send_signal(2); ProcessLookupError once the process has been reaped."""
     signal.pidfd_send_signal(pidfd, number)
+
+
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """pidfd_getfd(2): a copy of another process's descriptor, which closes at exec."""
+    result = _libc.syscall(_SYS_PIDFD_GETFD, pidfd, number, ctypes.c_uint(0))
+    return _check(result, "pidfd_getfd")
 
 
 def pidfd_info(pidfd: int) -> PidfdInfo:

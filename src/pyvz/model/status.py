@@ -22,11 +22,11 @@ class Status(StrEnum):
 
 # verb -> the states from which it may begin.  A verb that is missing may begin anywhere.
 LEGAL_FROM: dict[str, frozenset[Status]] = {
-    "start": frozenset({Status.STOPPED, Status.MOUNTED}),
+    "start": frozenset({Status.STOPPED, Status.MOUNTED, Status.SUSPENDED}),
     "stop": frozenset({Status.RUNNING, Status.PAUSED}),
     "pause": frozenset({Status.RUNNING}),
     "resume": frozenset({Status.PAUSED, Status.SUSPENDED}),
-    "suspend": frozenset({Status.RUNNING}),
+    "suspend": frozenset({Status.RUNNING, Status.PAUSED}),
     "exec": frozenset({Status.RUNNING}),
     "mount": frozenset({Status.STOPPED, Status.SUSPENDED}),
     "umount": frozenset({Status.MOUNTED}),

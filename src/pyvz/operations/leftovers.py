@@ -16,6 +16,7 @@ from pyvz.operations import (
     convertlayout,
     departure,
     disk,
+    dump,
     home,
     shot,
     succession,
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 def _repairs() -> dict[str, Callable[[Node, Record], None]]:
     """Return who repairs which verb."""
-    makers = (home, shot, disk)
+    makers = (home, shot, disk, dump)
     found = {verb: module.repair for module in makers for verb in module.VERBS}
     single = (transfer, convertlayout, capture, succession, arrival, departure)
     return found | {module.VERB: module.repair for module in single}

@@ -31,6 +31,7 @@ from pyvz.model.status import LEGAL_FROM, Status
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import (
     actionscript,
+    dump,
     ground,
     guestsettings,
     leftovers,
@@ -98,6 +99,9 @@ def stop(
     env = node.registry.resolve(ref)
     with node.lease(env, "stop"):
         repair(node, env)
+        if node.status(env) == Status.SUSPENDED and dump.drop(env):
+            node.publish("ve-stop", env, reason="dropped")
+            return "stopped"
         if node.status(env) in {Status.STOPPED, Status.MOUNTED, Status.SUSPENDED, Status.INVALID}:
             return "already"
         return _stop_locked(node, env, options or StopOptions(), progress or NoProgress())
@@ -134,16 +138,25 @@ def pause(node: Node, ref: str) -> Environment:
     return env
 
 
-def resume(node: Node, ref: str) -> Environment:
-    """Let a paused container go on; a suspended one is not supported yet."""
+def resume(node: Node, ref: str, *, progress: Progress | None = None) -> Environment:
+    """Let a paused container go on, or bring a suspended one back from disk.
+
+    Raises NotRunning, RestoreError (it stays suspended).
+    """
     env = node.registry.resolve(ref)
     with node.lease(env, "resume"):
-        status = require(node, env, "resume")
-        if status == Status.SUSPENDED:
-            raise Unsupported("Resuming a suspended container is not supported by this version")
-        node.runtime.unpause(env.uuid)
+        repair(node, env)
+        if require(node, env, "resume") == Status.SUSPENDED:
+            _resume_locked(node, env, progress or NoProgress())
+        else:
+            dump.drop(env)  # vzctl chkpnt --dump; what runs on is no longer what was written
+            node.runtime.unpause(env.uuid)
         node.publish("ve-resume", env)
     return env
+
+
+def _resume_locked(node: Node, env: Environment, progress: Progress) -> None:
+    dump.resume(node, env, dump.ResumeOptions(dump.default(env)), progress)
 
 
 def mount(node: Node, ref: str, *, readonly: bool = False) -> Environment:
@@ -184,7 +197,9 @@ def require(node: Node, env: Environment, verb: str) -> Status:
         raise AlreadyMounted(f"{env.name} is already mounted")
     if verb == "umount":
         raise NotMounted(f"{env.name} is not mounted")
-    if verb in {"pause", "exec", "stop"} or (verb == "resume" and status != Status.MOUNTED):
+    if verb in {"pause", "exec", "stop", "suspend"} or (
+        verb == "resume" and status != Status.MOUNTED
+    ):
         raise NotRunning(f"{env.name} is not running")
     if verb in _UNMOUNTED and status == Status.MOUNTED:
         raise AlreadyMounted(f"{env.name} is mounted", hint="Unmount it first.")
@@ -281,6 +296,10 @@ def start_locked(node: Node, env: Environment, options: StartOptions, progress: 
     config = node.registry.config(env)
     if config.boot.disabled and not options.force:
         raise Disabled(f"{env.name} is disabled", hint="Use --force, or set --disabled no.")
+    if dump.pending(env) and not options.repair:
+        _resume_locked(node, env, progress)
+        node.publish("ve-resume", env)
+        return
     if config.identity.type == "template":
         raise InvalidState(f"{env.name} is a template", hint="Clone it, or set --template no.")
     memory.admit(node, env, config, force=options.force)
@@ -350,6 +369,7 @@ def _stop_orderly(
 ) -> bool:
     """Ask init to power off; False when it has to be killed.  Raises StopError with noforce."""
     if node.cgroups.frozen(env.uuid):
+        dump.drop(env)
         node.runtime.unpause(env.uuid)
     try:
         actionscript.run_inside(node, env, "stop")

@@ -32,6 +32,9 @@ from pyvz.store.state import RunState
 CONTAINERS_UNIT = "machine.slice/pyvz-containers.service"
 
 
+_PASSING = frozenset({Status.STARTING, Status.STOPPING, Status.SUSPENDING})
+
+
 class EventSink(Protocol):
     """Where operations tell what happened; the daemon's bus, or a list in a test."""
 
@@ -115,16 +118,14 @@ class StatusReader:
         return Status.STOPPED
 
     def _of_running(self, env: Environment) -> Status:
-        if self._node.cgroups.frozen(env.uuid):
-            return Status.PAUSED
         state = RunState.load(self._node.paths, env.uuid)
         if (
             state is not None
-            and state.status in {Status.STARTING, Status.STOPPING}
+            and state.status in _PASSING
             and holder(self._node.paths, env.uuid) is not None
         ):
             return state.status
-        return Status.RUNNING
+        return Status.PAUSED if self._node.cgroups.frozen(env.uuid) else Status.RUNNING
 
 
 def open_node(

@@ -166,7 +166,7 @@ def node_info(node: Node, *, full: bool = False) -> Row:
             "memory": {"name": f"{memory // MIB} MiB", "type": "memory"},
             "kernel": {"name": uname.release, "type": "kernel"},
         },
-        "Features": [list(row) for row in node.features.as_rows()],
+        "Features": [list(row) for row in (*node.features.as_rows(), node.checkpoint.row())],
     }
 
 
