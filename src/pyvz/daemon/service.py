@@ -18,6 +18,7 @@ from pyvz.daemon import (
     autostart,
     figureswatch,
     ksmwatch,
+    limitwatch,
     log,
     memorywatch,
     migrationwatch,
@@ -155,6 +156,7 @@ def _watches(
         netwatch.watch(services, start),
         figureswatch.watch(services, figures, start),
         ksmwatch.watch(services, samepage, start),
+        limitwatch.watch(services, start),
         memorywatch.watch(services, start),
         migrationwatch.watch(services, start),
     )

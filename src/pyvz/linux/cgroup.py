@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pyvz.errors import Unsupported
+from pyvz.linux.cgroup_counters import Counters
 from pyvz.linux.cgroup_entry import CgroupEntry
 from pyvz.linux.cgroup_limits import Unapplied
 from pyvz.linux.cgroup_memory import Memory
@@ -63,6 +64,9 @@ class Cgroups(Protocol):
 
     def usage(self, name: str) -> Usage:
         """Return what it uses now; all None when it has no cgroup."""
+
+    def counters(self, name: str) -> Counters:
+        """Return what else is counted for it; all None when it has no cgroup."""
 
     def freeze(self, name: str) -> None:
         """Stop every process; raises Timeout, then nothing is frozen."""

@@ -17,6 +17,7 @@ from pyvz.errors import BadValue, Busy, NotEnoughResources, SetError, Unsupporte
 from pyvz.linux import cgroup_limits as plan
 from pyvz.linux import cgroup_shrink as shrink
 from pyvz.linux import cgroupfs
+from pyvz.linux.cgroup_counters import Counters, of_v1
 from pyvz.linux.cgroup_entry import CgroupEntry
 from pyvz.linux.cgroup_memory import MemoryV1
 from pyvz.linux.cgroup_tree import Tree, despite_removals, is_own
@@ -251,6 +252,7 @@ class CgroupsV1:
             pids_failures=pids_events.get("max"),
             io_read=read,
             io_written=written,
+            pids_peak=self._int("pids", name, "pids.peak"),
         )
 
     def _memory_failures(self, name: str) -> int | None:
@@ -285,6 +287,11 @@ class CgroupsV1:
         if controller not in self.places:
             return {}
         return cgroupfs.read_keyed(self._file(controller, name, file))
+
+    def counters(self, name: str) -> Counters:
+        """Return what else is counted."""
+        places = self.places.items()
+        return of_v1({kind: f"{mount}/{self.parent}/{name}" for kind, mount in places})
 
     def _file(self, controller: str, name: str, file: str) -> str:
         place = self.places.get(controller)

@@ -18,6 +18,7 @@ from pyvz.errors import Busy, Unsupported
 from pyvz.linux import cgroup_limits as plan
 from pyvz.linux import cgroup_shrink as shrink
 from pyvz.linux import cgroupfs, deviceprogram
+from pyvz.linux.cgroup_counters import Counters, of_v2
 from pyvz.linux.cgroup_entry import CgroupEntry
 from pyvz.linux.cgroup_memory import MemoryV2
 from pyvz.linux.cgroup_tree import Tree, despite_removals, is_own
@@ -209,7 +210,12 @@ class CgroupsV2:
             pids_failures=cgroupfs.read_keyed(f"{path}/pids.events").get("max"),
             io_read=read,
             io_written=written,
+            pids_peak=cgroupfs.read_int(f"{path}/pids.peak"),
         )
+
+    def counters(self, name: str) -> Counters:
+        """Return what else is counted."""
+        return of_v2(self.tree.path(name))
 
     def freeze(self, name: str) -> None:
         """Stop every process; raises Timeout."""

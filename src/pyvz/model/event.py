@@ -8,7 +8,8 @@ from typing import NamedTuple
 START = "ve-start"
 STOP = "ve-stop"
 REBOOT = "ve-reboot"
-OOM = "ve-oom"
+OOM = "ve-oom"  # the kernel killed processes of it for want of memory
+LIMIT = "ve-limit"  # it was refused more of a resource than its limit
 CONFIG = "ve-config"
 CREATE = "ve-create"
 DELETE = "ve-delete"

@@ -12,6 +12,7 @@ class Usage(NamedTuple):
     memory_failures: how often the limit was hit.  swap, swap_limit: bytes of swap.
     cpu_ns: CPU time used, in nanoseconds.  oom_kills: processes killed for want of memory.
     pids, pids_limit, pids_failures: processes and threads, their limit, refused forks.
+    pids_peak: most of them at once (Linux 6.12).
     io_read, io_written: bytes moved from and to disks.
     """
 
@@ -28,3 +29,4 @@ class Usage(NamedTuple):
     pids_failures: int | None = None
     io_read: int | None = None
     io_written: int | None = None
+    pids_peak: int | None = None

@@ -12,15 +12,18 @@ from functools import cached_property
 from typing import Any
 
 from pyvz.errors import VZError
+from pyvz.linux import socketcount
+from pyvz.linux.cgroup_counters import Counters
+from pyvz.model.beancounter import NAMES
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_net import NetIf
 from pyvz.model.status import Status
 from pyvz.model.usage import Usage
+from pyvz.operations import beancounters
 from pyvz.operations.node import Node, StatusReader
 from pyvz.storage import base as storage
 from pyvz.store.state import RunState
-from pyvz.units import PAGE_SIZE, UNLIMITED
 
 ALIVE = frozenset({Status.RUNNING, Status.PAUSED, Status.STARTING, Status.STOPPING})
 
@@ -55,6 +58,29 @@ class Source:
             return self.node.cgroups.usage(self.env.uuid)
         except OSError:  # it ended between our two looks
             return Usage()
+
+    @cached_property
+    def counters(self) -> Counters:
+        """What else its cgroups count; all unknown while it does not run."""
+        if self.status not in ALIVE:
+            return Counters()
+        try:
+            return self.node.cgroups.counters(self.env.uuid)
+        except OSError:
+            return Counters()
+
+    @cached_property
+    def sockets(self) -> socketcount.Sockets | None:
+        """Its sockets."""
+        alive = self.state is not None and self.status in ALIVE
+        return socketcount.of(self.state.pid) if alive and self.state else None
+
+    @cached_property
+    def files(self) -> int | None:
+        """Descriptors that its processes have open."""
+        if self.status not in ALIVE:
+            return None
+        return beancounters.count_files(self.node.cgroups.pids(self.env.uuid))
 
     @cached_property
     def state(self) -> RunState | None:
@@ -133,34 +159,12 @@ def beancounter(name: str) -> Callable[[Source], dict[str, int | None] | None]:
     """Return the function of one bean counter's field."""
 
     def read(source: Source) -> dict[str, int | None] | None:
-        held, peak, failures = _held(name, source.usage)
-        pair = getattr(source.config.memory, name, None)
-        if held is None and pair is None:
+        found = beancounters.of(source, name)
+        if found is None:
             return None
-        return {
-            "held": held,
-            "maxheld": peak if peak is not None else held,
-            "barrier": pair.barrier if pair else UNLIMITED,
-            "limit": pair.limit if pair else UNLIMITED,
-            "failcnt": failures,
-        }
+        return {key: value for key, value in found._asdict().items() if key != "name"}
 
     return read
-
-
-def _held(name: str, usage: Usage) -> tuple[int | None, int | None, int | None]:
-    """Return held, maxheld and failcnt where the cgroup counts them."""
-    if name == "numproc":
-        return usage.pids, None, usage.pids_failures
-    if name == "physpages":
-        return _pages(usage.memory), _pages(usage.memory_peak), usage.memory_failures
-    if name == "swappages":
-        return _pages(usage.swap), None, None
-    return None, None, None
-
-
-def _pages(size: int | None) -> int | None:
-    return None if size is None else size // PAGE_SIZE
 
 
 def _flag(value: bool | None) -> bool | None:  # noqa: FBT001
@@ -183,13 +187,6 @@ def _or_none(value: object) -> object:
 
 
 Field = Callable[[Source], Any]
-_UBC = (
-    "kmemsize", "lockedpages", "privvmpages", "shmpages", "numproc", "physpages", "vmguarpages",
-    "oomguarpages", "numtcpsock", "numflock", "numpty", "numsiginfo", "tcpsndbuf", "tcprcvbuf",
-    "othersockbuf", "dgramrcvbuf", "numothersock", "dcachesize", "numfile", "numiptent",
-    "swappages",
-)  # fmt: skip
-
 FIELDS: dict[str, Field] = {
     "uuid": lambda s: s.env.uuid,
     "envid": lambda s: s.env.envid,
@@ -240,4 +237,4 @@ FIELDS: dict[str, Field] = {
     "laverage": load_average,
     "diskspace": disk_space,
     "diskinodes": disk_inodes,
-} | {name: beancounter(name) for name in _UBC}
+} | {name: beancounter(name) for name in NAMES}
