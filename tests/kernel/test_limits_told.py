@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from engine import Engine, engine
+from engine import Engine, engine, wait_for
 from fakenode import Listener, engine_environment, engine_node
 from pyvz.linux import socketcount
 from pyvz.model.limits import Limits
@@ -14,6 +14,7 @@ from pyvz.operations.limitwatch import LimitWatch
 
 __all__ = ["engine"]
 MIB = 1 << 20
+FORKS = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13; do sleep 0.5 >/dev/null 2>&1 & done; true"
 EATER = "x=0123456789abcdef; while :; do x=$x$x; done"
 
 
@@ -33,7 +34,8 @@ def test_killed_processes_and_refused_forks_are_told(
 
     assert engine.shell(spec.uuid, EATER).code != 0
     engine.shell(
-        spec.uuid, "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13; do sleep 9 >/dev/null 2>&1 & done; true"
+        spec.uuid,
+        "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13; do sleep 0.5 >/dev/null 2>&1 & done; sleep 0.6; true",
     )
     watch.look()
     told = {(event.name, event.data.get("resource")) for event in events}
@@ -44,8 +46,10 @@ def test_killed_processes_and_refused_forks_are_told(
     assert killed.data["limit"] == str(48 * MIB)
 
     count = len(events)
+    wait_for(lambda: (engine.cgroups.usage(spec.uuid).pids or 0) < 4)
     engine.shell(
-        spec.uuid, "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13; do sleep 9 >/dev/null 2>&1 & done; true"
+        spec.uuid,
+        "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13; do sleep 0.5 >/dev/null 2>&1 & done; sleep 0.6; true",
     )
     watch.look()
     assert len([e for e in events[count:] if e.name == "ve-limit"]) == 0  # told a moment ago
