@@ -33,10 +33,7 @@ def test_killed_processes_and_refused_forks_are_told(
     assert events == []
 
     assert engine.shell(spec.uuid, EATER).code != 0
-    engine.shell(
-        spec.uuid,
-        "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13; do sleep 0.5 >/dev/null 2>&1 & done; sleep 0.6; true",
-    )
+    engine.shell(spec.uuid, FORKS)
     watch.look()
     told = {(event.name, event.data.get("resource")) for event in events}
     assert ("ve-oom", None) in told
@@ -47,10 +44,7 @@ def test_killed_processes_and_refused_forks_are_told(
 
     count = len(events)
     wait_for(lambda: (engine.cgroups.usage(spec.uuid).pids or 0) < 4)
-    engine.shell(
-        spec.uuid,
-        "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13; do sleep 0.5 >/dev/null 2>&1 & done; sleep 0.6; true",
-    )
+    engine.shell(spec.uuid, FORKS)
     watch.look()
     assert len([e for e in events[count:] if e.name == "ve-limit"]) == 0  # told a moment ago
 
