@@ -64,3 +64,35 @@ def test_life_snapshots_and_deaths(world: World) -> None:
     assert "success" in made
     world.run("prlctl", "stop", "ct1", "--kill")
     world.run("prlctl", "clone", "ct1", "--name", "ct2")
+
+
+def test_a_thin_disk_runs_where_it_lies_and_comes_back(world: World) -> None:
+    words = ("--ostemplate", "busybox-1", "--layout", "ploop", "--diskspace", "512M")
+    world.run("vzctl", "create", "ct1", *words)
+    world.run("prlctl", "start", "ct1")
+    sh(world, "echo one > /file; sync")
+    world.run("prlctl", "stop", "ct1", "--kill")
+    home = Path(world.run("prlctl", "list", "-H", "-o", "home", "ct1").strip())
+    disk = os.fspath(home / "root.hdd/DiskDescriptor.xml")
+    world.run("ploop", "convert", "-f", "expanded", disk)
+    refused = world.run("prlctl", "start", "ct1", code=255)
+    assert "prlctl convert" in refused
+    world.run("prlctl", "convert", "ct1", "--layout", "qcow2")
+    assert not list((home / "root.hdd").glob("*.qcow2"))
+    world.run("prlctl", "start", "ct1")
+    assert sh(world, "cat /file") == "one\n"
+    sh(world, "echo two > /file; sync")
+    world.run("prlctl", "snapshot", "ct1", "-n", "later")
+    sh(world, "echo three > /file; sync")
+    world.run("prlctl", "stop", "ct1", "--kill")
+    assert "must not be touched" in world.run(
+        "ploop", "mount", "-m", os.fspath(world.root / "m"), disk, code=12
+    )
+    world.run("prlctl", "convert", "ct1", "--layout", "ploop")
+    world.run("prlctl", "start", "ct1")
+    assert sh(world, "cat /file") == "three\n"
+    world.run("prlctl", "stop", "ct1", "--kill")
+    first = GUID.search(world.run("prlctl", "snapshot-list", "ct1", "-H"))[0]  # type: ignore[index]
+    world.run("prlctl", "snapshot-switch", "ct1", "-i", first)
+    world.run("prlctl", "start", "ct1")
+    assert sh(world, "cat /file") == "two\n"

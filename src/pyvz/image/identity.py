@@ -213,7 +213,8 @@ def require(fd: int, path: str | Path) -> Header:
         raise StorageError(
             f"{path} is not in the identity form",
             details=wrong,
-            hint="Thin images are imported by: ploop convert -f preallocated DiskDescriptor.xml",
+            hint="Import a thin image: ploop convert -f preallocated DiskDescriptor.xml. "
+            "To run a container's where it lies: prlctl convert CT --layout qcow2.",
         )
     missing = header.data + header.clusters * header.cluster - os.fstat(fd).st_size
     if missing > 0:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pyvz.model.environment import Environment
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import convertlayout, lifecycle, provision
+from pyvz.operations import convertlayout, home, image, lifecycle, provision
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
+from pyvz.storage.base import StorageDriver
 
 
 class Converted(NamedTuple):
@@ -33,8 +35,23 @@ def convert(node: Node, ref: str, layout: str, *, progress: Progress | None = No
         source = storage.find(env.home)
         if source.name == target.name:
             return Converted(source.name, 0)
-        convertlayout.check(env, source)
         storage.check_unmounted(env.home)
-        files = convertlayout.change(node, env, (source, target), progress)
+        files = 0
+        if not _handed_over(env, source, target, progress):
+            convertlayout.check(env, source)
+            files = convertlayout.change(node, env, (source, target), progress)
     node.publish("ve-config", env, fields="disk.layout")
     return Converted(source.name, files)
+
+
+def _handed_over(
+    env: Environment, source: StorageDriver, target: StorageDriver, progress: Progress
+) -> bool:
+    """Let one driver take the other's disk as it is, with its snapshots, where they can."""
+    with home.storage_errors(f"The disk of {env.name} could not be converted"):
+        if target.adopt(env.home):
+            return True
+        if not source.hand_over(env.home, target.name, progress):
+            return False
+        image.complete(env.home / storage.ROOT_DISK, progress)
+    return True

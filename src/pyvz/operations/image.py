@@ -40,8 +40,10 @@ from pyvz.model.task import Progress
 from pyvz.operations import imagedevice
 from pyvz.operations.imagedevice import Part
 from pyvz.operations.node import Node
+from pyvz.storage import qcow2adopt
 from pyvz.storage.ploop import Driver
 
+_LOCK_TIMEOUT = 30.0
 FORMATS = {"raw": RAW, "ploop1": EXPANDED, "expanded": EXPANDED, "preallocated": PREALLOCATED}
 
 
@@ -101,6 +103,7 @@ def leased(node: Node, directory: Path, action: str, *, stopped: bool = False) -
     stopped: the container must not run.  Raises Locked, InvalidState.
     """
     env = owner(node, directory)
+    qcow2adopt.refuse_below(directory)
     if env is None:
         yield
         return
@@ -306,6 +309,12 @@ def convert(
     """
     with held(node, path, "convert") as disk:
         return _convert(disk, progress, mode or EXPANDED, version)
+
+
+def complete(directory: Path, progress: Progress) -> None:
+    """Bring the images that are still thin into the form that runs; the caller holds the lease."""
+    with flock(directory / f"{NAME}.lck", timeout=_LOCK_TIMEOUT):
+        _convert(load(os.fspath(directory)), progress, PREALLOCATED)
 
 
 def _convert(

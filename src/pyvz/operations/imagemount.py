@@ -18,7 +18,7 @@ from pyvz.linux import loopdevice, mount
 from pyvz.operations import imagedevice
 from pyvz.operations.image import Disk, held, leased, load
 from pyvz.operations.node import Node
-from pyvz.storage import ploopdisk
+from pyvz.storage import ploopdisk, qcow2adopt
 from pyvz.storage.base import DiskUsage
 from pyvz.storage.ploop import Driver
 
@@ -42,6 +42,7 @@ class Shown(NamedTuple):
 
 def _usable(disk: Disk) -> None:
     """Raise Unsupported unless all images can be used where they stand."""
+    qcow2adopt.refuse_below(disk.directory)
     thin = disk.descriptor.mode == RAW or not all(
         identity.is_identity(disk.directory / image.file) for image in disk.descriptor.images
     )

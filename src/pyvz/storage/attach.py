@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from pyvz.image import gpt
+from pyvz.image.file import opened
 from pyvz.linux import loopdevice, mount
 from pyvz.linux.loopdevice import LOOP_MAJOR, Loop
 from pyvz.storage import daemontest
@@ -36,8 +38,10 @@ def shown(
     daemon.stop()
     daemon.start(nodes, readonly=readonly)
     try:
-        size = daemon.device.stat().st_size
-        with loopdevice.attached(daemon.device, 0, size, readonly=readonly, direct=direct) as loop:
+        start, size = part(daemon.device)
+        with loopdevice.attached(
+            daemon.device, start, size, readonly=readonly, direct=direct
+        ) as loop:
             yield loop
             held = mounted(daemon)
     except BaseException:
@@ -47,6 +51,14 @@ def shown(
         raise
     if not held:
         finish(daemon)
+
+
+def part(device: Path) -> tuple[int, int]:
+    """Return (offset, size) of the file system: in a partition (disks of OpenVZ), or everywhere."""
+    with opened(device) as fd:
+        size = os.fstat(fd).st_size
+        found = gpt.find(fd, 0, size)
+    return (0, size) if found is None else (found.offset, found.size)
 
 
 def loops(daemon: Daemon) -> list[Loop]:

@@ -122,6 +122,22 @@ class Extras(Protocol):
         """Remove what the driver keeps in the pool `place` beside homes and nobody uses."""
         del place
 
+    def adopt(self, home: Path) -> bool:
+        """Make another driver's disk in `home` one of its own without copying; False: it cannot.
+
+        Nobody uses it.  Raises StorageError (damaged), Unsupported.
+        """
+        del home
+        return False
+
+    def hand_over(self, home: Path, driver: str, progress: Progress) -> bool:
+        """Make its disk one of another driver, with all snapshots; False: it cannot.
+
+        Nobody uses it.  Raises StorageError, NoSpace, Cancelled: nothing has changed then.
+        """
+        del home, driver, progress
+        return False
+
     def failed(self, home: Path) -> str:
         """Return why a mounted disk does not work any more; empty when it does.
 

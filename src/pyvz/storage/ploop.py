@@ -43,7 +43,7 @@ from pyvz.image.disk import Descriptor
 from pyvz.image.report import Report
 from pyvz.linux import file, filesystem, loopdevice, mount
 from pyvz.model.task import NoProgress, Progress
-from pyvz.storage import base, golden, newfilesystem, ploopcopy, ploopdisk, ploopsize
+from pyvz.storage import base, golden, newfilesystem, ploopcopy, ploopdisk, ploopsize, qcow2stack
 from pyvz.storage.base import ROOT_DISK
 from pyvz.storage.ploopdisk import Disk
 
@@ -88,8 +88,8 @@ class Driver(base.Extras):
             golden.forget(place / golden.FOLDER)
 
     def present(self, home: Path) -> bool:
-        """Whether root.hdd/ is there with its descriptor."""
-        return Disk(home / ROOT_DISK).exists
+        """Whether root.hdd/ is there with its descriptor, and no qcow2 image stands on it."""
+        return Disk(home / ROOT_DISK).exists and not (home / "qcow2" / qcow2stack.FILE).exists()
 
     def disks(self, home: Path) -> list[str]:
         """Return the directories in the home that are disks, the root disk first."""

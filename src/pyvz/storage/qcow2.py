@@ -34,15 +34,25 @@ from pyvz.errors import (
 from pyvz.image import qcow2
 from pyvz.image.disk import normal_guid
 from pyvz.image.report import Report
-from pyvz.linux import archive, file, filesystem, loopdevice, mount
+from pyvz.linux import file, filesystem, mount, syscall
 from pyvz.model.task import Progress
-from pyvz.storage import attach, base, daemontest, golden, ploopdisk, ploopsize, tree
+from pyvz.storage import (
+    attach,
+    base,
+    daemontest,
+    golden,
+    ploopdisk,
+    ploopsize,
+    qcow2adopt,
+    qcow2size,
+    qcow2stack,
+    tree,
+)
 from pyvz.storage.base import ROOT_DISK
 from pyvz.storage.daemon import NODE, why_not
-from pyvz.storage.qcow2disk import OPTIONS, Disk, spaceless
+from pyvz.storage.qcow2disk import Disk, spaceless
 
 DEFAULT_SIZE: Final = 10 << 30
-_GRAIN: Final = 1 << 20  # sizes are whole MiB
 
 
 class Driver(base.Extras):
@@ -89,11 +99,11 @@ class Driver(base.Extras):
             return
         if why := why_not():
             raise Unsupported(f"A container cannot have the layout qcow2 on this node: {why}")
-        wanted = (size or DEFAULT_SIZE) // _GRAIN * _GRAIN
+        wanted = (size or DEFAULT_SIZE) // qcow2size.GRAIN * qcow2size.GRAIN
         new = _empty(home / "qcow2.new")
         try:
             with spaceless(home), new.locked():
-                _build(new, wanted, source, progress)
+                qcow2size.build(new, wanted, source, progress)
             progress.check()
             self._name(home, new)
         except BaseException:
@@ -131,21 +141,22 @@ class Driver(base.Extras):
         if places:
             space = filesystem.space_of(places[0].target)
         else:
-            with qcow2.image(disk.image) as found:
-                space = filesystem.space_in(found.read(found.now, 0, filesystem.HEAD), disk.image)
+            with disk.locked():
+                space = disk.space()
         return base.DiskUsage(space.total, space.used, space.free, space.inodes, space.inodes_used)
 
     def resize(self, home: Path, size: int) -> None:
         """Grow (also while mounted), or shrink an ext4 that is not mounted and has no snapshots."""
         disk = self._existing(home)
-        size = size // _GRAIN * _GRAIN
+        size = size // qcow2size.GRAIN * qcow2size.GRAIN
         if size <= 0:
             raise BadValue(f"A disk cannot have {size} bytes")
+        qcow2size.check_whole(disk, "resized")
         with spaceless(home), disk.locked():
             if size >= qcow2.require(disk.image).now.size:
-                _grow(disk, size)
+                qcow2size.grow(disk, size)
             else:
-                _shrink(disk, size)
+                qcow2size.shrink(disk, size)
 
     def clone(self, home: Path, new_home: Path, progress: Progress) -> None:
         """Copy the image with its snapshots; blocks are shared where the file system can."""
@@ -161,6 +172,9 @@ class Driver(base.Extras):
                 progress.stage(f"Copying {home}")
                 progress.check()
                 ploopdisk.copy(disk.image, new.image, progress)
+                if stack := disk.stack:
+                    stack.write(new.path)
+                    qcow2adopt.clone_below(stack, new_home, progress)
             progress.check()
             self._name(new_home, new)
         except BaseException:
@@ -178,10 +192,14 @@ class Driver(base.Extras):
                     view.finish()
             base.check_unmounted(home)
             progress.check()
-            _discard(Disk(home / "qcow2.gone"))
-            disk.path.rename(home / "qcow2.gone")
+            if stack := disk.stack:  # first, so that what is left is no ploop disk of old
+                stack.directory.rename(home / f"{ROOT_DISK}.gone")
+                (home / "templates").unlink(missing_ok=True)
+            self._put_away(home, disk)
         for name in ("qcow2.gone", "qcow2.new"):
             _clear(Disk(home / name))
+        for name in (f"{ROOT_DISK}.gone", f"{ROOT_DISK}.new"):
+            file.remove_tree(home / name)
         tree.unmark(home, self.layout)
 
     def devices(self, home: Path) -> tuple[tuple[int, int], ...]:
@@ -189,6 +207,39 @@ class Driver(base.Extras):
         return tuple((loop.major, loop.minor) for loop in attach.loops(_disk(home).daemon))
 
     # -- Extras
+
+    def adopt(self, home: Path) -> bool:
+        """Take a thin ploop disk as it is, and write beside it from now on."""
+        stack = qcow2stack.thin(home / ROOT_DISK)
+        if stack is None or self.present(home):
+            return False
+        if why := why_not():
+            raise Unsupported(f"A disk cannot be run where it lies on this node: {why}")
+        new = _empty(home / "qcow2.new")
+        try:
+            with new.locked():
+                qcow2adopt.put_above(new, stack)
+            self._name(home, new)
+        except BaseException:
+            _discard(new)
+            raise
+        return True
+
+    def hand_over(self, home: Path, driver: str, progress: Progress) -> bool:
+        """Bring what was written back into the ploop disk on which it stands."""
+        disk = self._existing(home)
+        stack = disk.stack
+        if stack is None or driver != "ploop":
+            return False
+        with disk.locked():
+            disk.check_idle()
+            disk.make_whole()
+            qcow2adopt.write_down(disk, stack, progress)
+        self._put_away(home, disk)
+        tree.unmark(home, self.layout)
+        tree.mark(home, 5)
+        _clear(Disk(home / "qcow2.gone"))
+        return True
 
     def failed(self, home: Path) -> str:
         """Say when the daemon below a mounted disk is dead."""
@@ -199,7 +250,7 @@ class Driver(base.Extras):
         found = self._existing(home, disk)
         guid = normal_guid(guid)
         with spaceless(home), found.locked():
-            if any(each.name == guid for each in found.snapshots()):
+            if any(each.name == guid for each in found.snapshots()) or found.shot(guid):
                 raise AlreadyExists(f"there is a snapshot {guid} already")
             places = found.mounted()
             if not places:
@@ -218,17 +269,26 @@ class Driver(base.Extras):
         guid = normal_guid(guid)
         with spaceless(home), found.locked():
             found.check_idle()
+            if shot := found.shot(guid):
+                self._stand_on(home, found, shot)
+                return
             size = qcow2.require(found.image).now.size
             _known(found, guid)
             found.make_whole()
             found.tool("snapshot", "-q", "-a", guid, found.image)
-            _grow(found, size)
+            if qcow2.require(found.image).now.size < size:
+                qcow2size.grow(found, size)
 
     def delete_snapshot(self, home: Path, guid: str, *, disk: str = ROOT_DISK) -> None:
         """Take it out of the image; what only it had becomes free."""
         found = self._existing(home, disk)
         guid = normal_guid(guid)
         with found.locked():
+            if found.shot(guid):
+                raise InvalidState(
+                    f"The snapshot {guid} is in the ploop disk below and cannot be deleted there",
+                    hint="Bring it back first: prlctl convert CT --layout ploop.",
+                )
             _known(found, guid)
             view = found.view(guid)
             if view.mounted():
@@ -329,6 +389,26 @@ class Driver(base.Extras):
             raise PrivateMissing(f"There is no container disk in {home}")
         return found
 
+    def _stand_on(self, home: Path, disk: Disk, stack: qcow2stack.Stack) -> None:
+        """Begin anew above a snapshot of the ploop disk below; what was written since is lost."""
+        if disk.snapshots():
+            raise InvalidState(
+                f"{disk.path} has snapshots that were made later, which would be lost",
+                hint="Delete them, or bring the disk back: prlctl convert CT --layout ploop.",
+            )
+        new = _empty(home / "qcow2.new")
+        try:
+            with new.locked():
+                qcow2adopt.put_above(new, stack)
+            syscall.exchange(new.path, disk.path)
+            file.fsync_directory(home)
+        finally:
+            _discard(new)
+
+    def _put_away(self, home: Path, disk: Disk) -> None:
+        _clear(Disk(home / "qcow2.gone"))
+        disk.path.rename(home / "qcow2.gone")
+
     def _name(self, home: Path, new: Disk) -> None:
         """Make `new` the disk: the last act of create and clone."""
         tree.mark(home, self.layout)
@@ -341,72 +421,8 @@ def _disk(home: Path) -> Disk:
 
 
 def _known(disk: Disk, guid: str) -> None:
-    if not any(each.name == guid for each in disk.snapshots()):
+    if not any(each.name == guid for each in disk.snapshots()) and not disk.shot(guid):
         raise NotFound(f"there is no snapshot {guid}")
-
-
-def _build(disk: Disk, size: int, source: Path | None, progress: Progress) -> None:
-    small = size < filesystem.MINIMUM["xfs"]
-    kind = "ext4" if small or filesystem.can_grow_ext4_online() else "xfs"
-    disk.tool("create", "-q", "-f", "qcow2", "-o", OPTIONS, disk.image, str(size))
-    with disk.shown() as (loop, _):
-        filesystem.make(loop.device, kind)
-        mounted = filesystem.mount_detached(loop.device, kind)
-        try:
-            root = Path(f"/proc/{os.getpid()}/fd/{mounted}")
-            root.chmod(0o755)
-            if source is not None:
-                archive.unpack(source, root, progress)
-            filesystem.sync(mounted)
-        finally:
-            os.close(mounted)
-
-
-def _grow(disk: Disk, size: int) -> None:
-    """Make the image larger first: a file system that is smaller than its disk is whole."""
-    places = disk.mounted()
-    if places:
-        _grow_mounted(disk, places[0].target, size)
-        return
-    disk.check_idle()
-    disk.make_whole()
-    if size > qcow2.require(disk.image).now.size:
-        disk.tool("resize", "-q", "-f", "qcow2", disk.image, str(size))
-    with disk.device() as (loop, kind):
-        if size > filesystem.space_at(loop.device).spanned + _GRAIN:
-            filesystem.resize_offline(loop.device, kind, size)
-
-
-def _grow_mounted(disk: Disk, target: str, size: int) -> None:
-    (loop, *_) = attach.loops(disk.daemon)
-    kind = filesystem.kind_at(loop.device) or ""
-    if kind == "ext4" and not filesystem.can_grow_ext4_online():
-        raise Unsupported(
-            "ext4 cannot be grown while it is mounted on this node (no CAP_SYS_RESOURCE)",
-            hint="Stop the container and try again.",
-        )
-    disk.daemon.resize(size)
-    loopdevice.resize(loop.device, size)
-    with ploopdisk.directory(target) as mounted:
-        filesystem.grow_online(mounted, kind, size)
-
-
-def _shrink(disk: Disk, size: int) -> None:
-    """Make the file system smaller first, then cut the image."""
-    if disk.mounted():
-        raise InvalidState(
-            "A disk cannot be made smaller while it is mounted", hint="Stop the container."
-        )
-    disk.check_idle()
-    if disk.snapshots():
-        raise InvalidState(
-            "A disk with snapshots cannot be made smaller", hint="Delete the snapshots."
-        )
-    with disk.device() as (loop, kind):
-        if kind != "ext4":
-            raise Unsupported(f"A disk with {kind} in it cannot be made smaller")
-        filesystem.resize_offline(loop.device, kind, size)
-    disk.tool("resize", "-q", "--shrink", "-f", "qcow2", disk.image, str(size))
 
 
 @contextlib.contextmanager

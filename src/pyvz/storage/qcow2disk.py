@@ -20,12 +20,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from pyvz.errors import AlreadyMounted, Busy, CommandFailed, NoSpace, StorageError
+from pyvz.errors import AlreadyMounted, Busy, CommandFailed, NoSpace, NotFound, StorageError
 from pyvz.image import qcow2
 from pyvz.image.report import Report
 from pyvz.linux import file, filesystem, mount, run
 from pyvz.linux.loopdevice import Loop
-from pyvz.storage import attach, ploopdisk
+from pyvz.storage import attach, ploopdisk, qcow2stack
 from pyvz.storage.daemon import NODE, Daemon, Node
 from pyvz.storage.daemontest import file_node
 
@@ -48,8 +48,16 @@ class Disk:
 
     @property
     def exists(self) -> bool:
-        """Whether the image is there, and the directory is no link."""
-        return self.image.is_file() and not self.path.is_symlink() and not self.image.is_symlink()
+        """Whether the image is there, no link, and what lies below it."""
+        if not self.image.is_file() or self.path.is_symlink() or self.image.is_symlink():
+            return False
+        below = self.stack
+        return below is None or below.exists
+
+    @property
+    def stack(self) -> qcow2stack.Stack | None:
+        """The ploop disk on which it stands, if it does."""
+        return qcow2stack.read(self.path)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -91,7 +99,9 @@ class Disk:
 
         Yields it and the kind of file system.  Raises StorageError when there is none that we know.
         """
-        nodes = [file_node(self.image, readonly=readonly), format_node(readonly=readonly)]
+        nodes, below = self.below()
+        nodes.append(file_node(self.image, readonly=readonly))
+        nodes.append({**format_node(readonly=readonly), "backing": below})
         place = pool_of(self.path)
         if not readonly:
             self._mark.touch(mode=0o600)
@@ -110,6 +120,45 @@ class Disk:
             if not kind:
                 raise StorageError(f"There is no file system of a known kind in {self.image}")
             yield loop, kind
+
+    def below(self, directory: Path | None = None) -> tuple[list[Node], str | None]:
+        """Return the block nodes of the ploop disk on which it stands, and the name of the last.
+
+        directory: where files may be made for that.
+        """
+        stack = self.stack
+        return (stack.nodes(directory or self.path, self.tool), "stack") if stack else ([], None)
+
+    def shot(self, guid: str) -> qcow2stack.Stack | None:
+        """Return a snapshot of the ploop disk on which it stands."""
+        with contextlib.suppress(NotFound):
+            return self.stack.at(guid) if self.stack else None
+        return None
+
+    def space(self) -> filesystem.Space:
+        """Return what the superblock of the disk, which is not mounted, says."""
+        if self.stack:
+            with self.served() as raw:
+                return filesystem.space_at(raw, attach.part(raw)[0])
+        with qcow2.image(self.image) as found:
+            return filesystem.space_in(found.read(found.now, 0, filesystem.HEAD), self.image)
+
+    @contextlib.contextmanager
+    def served(self) -> Iterator[Path]:
+        """Show the disk, which nobody has open, read-only as a raw file for the block."""
+        self.check_idle()
+        nodes, below = self.below()
+        nodes.append(file_node(self.image, readonly=True))
+        nodes.append({**format_node(readonly=True), "backing": below})
+        self.daemon.start(nodes, readonly=True)
+        try:
+            yield self.daemon.device
+        finally:
+            attach.finish(self.daemon)
+
+    def begin_unclean(self) -> None:
+        """Note that the file system may not have been unmounted."""
+        self._mark.touch(mode=0o600)
 
     def closed(self) -> None:
         """Note that everything is written and nobody has the image open."""
@@ -212,13 +261,20 @@ class View:
             self.finish()
 
     def _nodes(self) -> list[Node]:
+        if shot := self._disk.shot(self._guid):
+            self._forget()
+            self._files.mkdir(mode=0o700)
+            nodes = shot.nodes(self._files, self._disk.tool)
+            return [*nodes, {"driver": "raw", "node-name": NODE, "file": "stack"}]
         overlay = self._overlay()
+        nodes, below = self._disk.below(self._files)
         base = file_node(self._disk.image, readonly=True, locking=False)
         return [
+            *nodes,
             {**base, "node-name": "base"},
             file_node(overlay, readonly=True),
             {**format_node(readonly=True), "node-name": "image", "backing": "base"},
-            {**format_node(readonly=True), "file": "image"},
+            {**format_node(readonly=True), "file": "image", "backing": below},
         ]
 
     def finish(self) -> None:

@@ -1,0 +1,92 @@
+"""A qcow2 disk gets its size: made, grown, mounted or not, and made smaller.
+
+Growing goes from the outside in, shrinking from the inside out, so that a crash between two steps
+leaves a file system that is smaller than its disk.  Asked again, a step that is done does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from pyvz.errors import InvalidState, Unsupported
+from pyvz.image import qcow2
+from pyvz.linux import archive, filesystem, loopdevice
+from pyvz.model.task import Progress
+from pyvz.storage import attach, ploopdisk
+from pyvz.storage.qcow2disk import OPTIONS, Disk
+
+GRAIN: Final = 1 << 20  # sizes are whole MiB
+
+
+def build(disk: Disk, size: int, source: Path | None, progress: Progress) -> None:
+    small = size < filesystem.MINIMUM["xfs"]
+    kind = "ext4" if small or filesystem.can_grow_ext4_online() else "xfs"
+    disk.tool("create", "-q", "-f", "qcow2", "-o", OPTIONS, disk.image, str(size))
+    with disk.shown() as (loop, _):
+        filesystem.make(loop.device, kind)
+        mounted = filesystem.mount_detached(loop.device, kind)
+        try:
+            root = Path(f"/proc/{os.getpid()}/fd/{mounted}")
+            root.chmod(0o755)
+            if source is not None:
+                archive.unpack(source, root, progress)
+            filesystem.sync(mounted)
+        finally:
+            os.close(mounted)
+
+
+def grow(disk: Disk, size: int) -> None:
+    """Make the image larger first: a file system that is smaller than its disk is whole."""
+    places = disk.mounted()
+    if places:
+        _grow_mounted(disk, places[0].target, size)
+        return
+    disk.check_idle()
+    disk.make_whole()
+    if size > qcow2.require(disk.image).now.size:
+        disk.tool("resize", "-q", "-f", "qcow2", disk.image, str(size))
+    with disk.device() as (loop, kind):
+        if size > filesystem.space_at(loop.device).spanned + GRAIN:
+            filesystem.resize_offline(loop.device, kind, size)
+
+
+def _grow_mounted(disk: Disk, target: str, size: int) -> None:
+    (loop, *_) = attach.loops(disk.daemon)
+    kind = filesystem.kind_at(loop.device) or ""
+    if kind == "ext4" and not filesystem.can_grow_ext4_online():
+        raise Unsupported(
+            "ext4 cannot be grown while it is mounted on this node (no CAP_SYS_RESOURCE)",
+            hint="Stop the container and try again.",
+        )
+    disk.daemon.resize(size)
+    loopdevice.resize(loop.device, size)
+    with ploopdisk.directory(target) as mounted:
+        filesystem.grow_online(mounted, kind, size)
+
+
+def shrink(disk: Disk, size: int) -> None:
+    """Make the file system smaller first, then cut the image."""
+    if disk.mounted():
+        raise InvalidState(
+            "A disk cannot be made smaller while it is mounted", hint="Stop the container."
+        )
+    disk.check_idle()
+    if disk.snapshots():
+        raise InvalidState(
+            "A disk with snapshots cannot be made smaller", hint="Delete the snapshots."
+        )
+    with disk.device() as (loop, kind):
+        if kind != "ext4":
+            raise Unsupported(f"A disk with {kind} in it cannot be made smaller")
+        filesystem.resize_offline(loop.device, kind, size)
+    disk.tool("resize", "-q", "--shrink", "-f", "qcow2", disk.image, str(size))
+
+
+def check_whole(disk: Disk, what: str) -> None:
+    if disk.stack:
+        raise Unsupported(
+            f"A disk that stands on a thin ploop disk cannot be {what}",
+            hint="Bring it back first: prlctl convert CT --layout ploop.",
+        )
