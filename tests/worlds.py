@@ -12,6 +12,7 @@ from pyvz.operations.node import Node
 from pyvz.store.idrange import IdRanges
 from pyvz.store.paths import Paths
 from pyvz.store.registry import Registry
+from pyvz.vm.runtime import Machines
 
 SAMPLE = """\
 # a sample, as OpenVZ ships it
@@ -73,6 +74,7 @@ def make_node(root: Path, layout: str = "simfs") -> Node:
         features=cast("Any", None),
         id_ranges=IdRanges(paths),
         events=Events(),
+        machines=Machines(runtime, paths),
     )
 
 

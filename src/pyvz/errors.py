@@ -218,6 +218,18 @@ class ExecError(VZError):
     """The program could not be started inside the environment."""
 
 
+class MonitorError(SetError):
+    """QEMU refused a command (the message says what it said)."""
+
+
+class AgentError(VZError):
+    """The guest agent refused a command (the message is the agent's)."""
+
+
+class NoAgent(NotRunning):
+    """The guest of a virtual machine has no agent that answers."""
+
+
 class CheckpointError(VZError):
     """The container could not be frozen to disk; it goes on running."""
 

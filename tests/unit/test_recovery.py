@@ -14,6 +14,7 @@ import pytest
 from pyvz.container.runtime import Exit, ExitReason
 from pyvz.daemon import recovery
 from pyvz.linux.process import boot_id
+from pyvz.model.environment import Kind
 from pyvz.model.status import Status
 from pyvz.operations import lifecycle
 from pyvz.store.lease import Lease
@@ -33,7 +34,9 @@ class World:
         node: Any = SimpleNamespace(
             paths=self.paths,
             runtime=SimpleNamespace(running=lambda _uuid=None: {}, on_exit=self.callbacks.append),
-            registry=SimpleNamespace(environments=lambda: [SimpleNamespace(uuid=UUID)]),
+            registry=SimpleNamespace(
+                environments=lambda: [SimpleNamespace(uuid=UUID, kind=Kind.CT)]
+            ),
         )
         monkeypatch.setattr(lifecycle, "exited", lambda _, end: self.exited.append(end.uuid))
         self.exits = recovery.Exits(node)

@@ -64,11 +64,13 @@ VERBS: tuple[VerbRow, ...] = (
     ("exec", f"{ID} COMMAND...", "run a command inside", "prlctl_session"),
     ("enter", ID, "open a root shell inside", "prlctl_session"),
     ("console", ID, "attach to the console", "prlctl_session"),
+    ("capture,screenshot", ID, "take a picture of a VM's screen", "prlctl_machine"),
+    ("send-key-event", ID, "press keys of a VM", "prlctl_machine"),
 )
 
 # Verbs of the original that this version does not have yet: they answer clearly and do nothing.
 LATER = (
-    *("reinstall", "capture", "screenshot"),
+    "reinstall",
     *("installtools", "reset-uptime", "ct2vm", "change-sid", "update-qemu", "auth", "internal"),
 )
 

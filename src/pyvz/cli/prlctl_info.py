@@ -125,10 +125,10 @@ def _object(key: str, value: Info) -> list[str]:
         sign = "(+)" if value["enabled"] else "(-)"
         rest = (f"  {name}: {_word(item)}" for name, item in value.items() if name != "enabled")
         return [f"{key}: {sign}", *rest]
-    return [f"{key}:{_inline(value)}"]
+    return [f"{key}:{_inline(value, _NAMELESS - {'port'})}"]
 
 
-def _inline(value: Any) -> str:
+def _inline(value: Any, nameless: frozenset[str] = _NAMELESS) -> str:
     if not isinstance(value, dict):
         return " " + _word(value)
     text = ""
@@ -137,7 +137,7 @@ def _inline(value: Any) -> str:
             text += " (+)" if item else " (-)"
         elif isinstance(item, bool):
             text += f" {name}" if item else ""
-        elif name in _NAMELESS:
+        elif name in nameless:
             text += f" {item}"
         elif name in _QUOTED:
             text += f" {name}='{item}'"

@@ -69,6 +69,7 @@ def stop_(args: Arguments, server: Server) -> int:
             noforce=args.has("noforce"),
             force=args.has("force"),
             skip_umount=False,
+            acpi=args.has("acpi"),
         )
     except VZError as error:
         raise failed(f"stop the {subject.kind}", error) from error

@@ -22,8 +22,8 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("--pool", "NAME", "storage pool to make it in; see prlsrvctl pool"),
         ("--uuid", "UUID", "use this UUID"),
         ("--no-hdd", "", "make no root disk"),
-        ("-o,--ostype", "NAME", "for VMs; ignored for containers"),
-        ("-d,--distribution", "NAME", "for VMs; ignored for containers"),
+        ("-o,--ostype", "NAME|list", "family of the guest of a VM; ignored for containers"),
+        ("-d,--distribution", "NAME|list", "guest of a VM; ignored for containers"),
         ("-s,--changesid", "", "for VMs; ignored for containers"),
         ("--hdd-block-size", "SIZE", "accepted, no effect with this storage"),
     ),
@@ -54,7 +54,7 @@ _KINDS = {"ct": "ct", "c": "ct", "vm": "vm", "v": "vm"}
 
 
 def create_(args: Arguments, server: Server) -> int:
-    """Create a container."""
+    """Create a container or a virtual machine."""
     name = args.word("The name")
     kind = _KINDS.get(args.value("vmtype", "vm") or "")
     if kind is None:
@@ -63,10 +63,7 @@ def create_(args: Arguments, server: Server) -> int:
     if args.has("config") and args.has("ostype"):
         raise UsageError("Unable to simultaneously use --config and --ostype")
     if kind == "vm":
-        raise Unsupported(
-            "Failed to create the virtual machine: virtual machines are not supported yet",
-            hint=f"For a container: prlctl create {name} --vmtype ct",
-        )
+        return _create_machine(args, server, name)
     if args.has("distribution") or args.has("ostype"):
         say("The --distribution and --ostype options are ignored for containers.")
     if args.has("encryption-keyid"):
@@ -89,6 +86,43 @@ def create_(args: Arguments, server: Server) -> int:
     except VZError as error:
         raise failed("create the Container", error) from error
     say("The Container has been successfully created.")
+    return 0
+
+
+def _create_machine(args: Arguments, server: Server, name: str) -> int:
+    """Create a virtual machine."""
+    from pyvz.cli import distributions  # noqa: PLC0415  a container has no use for it
+
+    sources = ("config", "ostemplate", "distribution", "ostype")
+    given = [name for name in sources if args.has(name)]
+    if len(given) > 1:
+        raise UsageError(f"Unable to simultaneously use --{given[0]} and --{given[1]}")
+    options: list[dict[str, str | None]] = []
+    if given and given[0] in {"distribution", "ostype"}:
+        text = args.value(given[0]) or ""
+        if text == "list":
+            say(distributions.listing(families=given[0] == "ostype"))
+            return 0
+        found = distributions.find(text, family=given[0] == "ostype")
+        options.append({"name": "distribution", "value": found})
+    say("Creating the virtual machine...")
+    try:
+        server.run(
+            "Environment.Create",
+            name=name,
+            kind="vm",
+            ostemplate=args.value("ostemplate"),
+            config=args.value("config"),
+            private=_destination(args, name=args.value("uuid") or "$VEID"),
+            pool=args.value("pool"),
+            uuid=args.value("uuid"),
+            options=options,
+            dialect="prlctl",
+            no_disk=args.has("no-hdd"),
+        )
+    except VZError as error:
+        raise failed("create the virtual machine", error) from error
+    say("The VM has been successfully created.")
     return 0
 
 

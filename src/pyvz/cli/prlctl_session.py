@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyvz.cli import session, terminal
 from pyvz.cli.program import failed
 from pyvz.cli.subject import find, say
-from pyvz.errors import Unsupported, UsageError, VZError
+from pyvz.errors import UsageError, VZError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,10 +53,8 @@ def open_shell(server: Server, uuid: str, shown: str) -> int:
 def console_(args: Arguments, server: Server) -> int:
     """Attach to the console."""
     subject = find(server, args.word("The ID or name"))
-    if subject.kind == "VM":
-        raise Unsupported("The console of a virtual machine is not implemented")
     try:
-        return open_console(server, subject.uuid, subject.uuid, 1)
+        return open_console(server, subject.uuid, f"{subject.kind} {subject.uuid}", 1)
     except VZError as error:
         raise failed(f"attach to the console of the {subject.kind}", error) from error
 
@@ -66,8 +64,8 @@ def open_console(server: Server, uuid: str, shown: str, number: int) -> int:
     from os import isatty  # noqa: PLC0415
 
     if isatty(0):
-        say(f"Attached to CT {shown} tty{number} (type Enter ESC . to detach)")
+        say(f"Attached to {shown} tty{number} (type Enter ESC . to detach)")
     code = session.console(server, uuid)
     if isatty(0):
-        say(f"\r\nDetached from CT {shown}")
+        say(f"\r\nDetached from {shown}")
     return code

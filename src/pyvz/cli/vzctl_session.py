@@ -83,7 +83,7 @@ def console_(args: Arguments, server: Server) -> int:
     if int(text) > 2:
         raise Unsupported(f"There is no tty{text}: a container has its system console only")
     found = container(server, ref)
-    return open_console(server, found.uuid, found.shown, 1)
+    return open_console(server, found.uuid, f"CT {found.shown}", 1)
 
 
 def runscript_(args: Arguments, server: Server) -> int:

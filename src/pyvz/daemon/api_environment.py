@@ -181,7 +181,7 @@ class Environment(Api, VarlinkInterface, name="io.pyvz.Environment"):
         )
 
     @streaming(How)
-    def Stop(
+    def Stop(  # noqa: PLR0913  the fields of StopOptions
         self,
         node: Node,
         *,
@@ -190,11 +190,15 @@ class Environment(Api, VarlinkInterface, name="io.pyvz.Environment"):
         noforce: bool = False,
         force: bool = False,
         skip_umount: bool = False,
+        acpi: bool = False,
     ) -> Work:
         """Stop it.  kill: at once; noforce: fail rather than kill when the guest does not end in
         time; force: the opposite of noforce, and the default; skip_umount: leave it mounted.
+        acpi: by the power button, without asking the guest agent of a virtual machine.
         """
-        options = StopOptions(kill=kill, noforce=noforce and not force, skip_umount=skip_umount)
+        options = StopOptions(
+            kill=kill, noforce=noforce and not force, skip_umount=skip_umount, acpi=acpi
+        )
         return Work(
             "stop",
             ref,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pyvz.errors import VZError
 from pyvz.linux.process import boot_id
+from pyvz.model.environment import Kind
 from pyvz.operations import lifecycle, migrate, privatenet, provision, virtualnet
 from pyvz.store import lease
 from pyvz.store.state import RunState
@@ -54,6 +55,8 @@ class Exits:
         now = boot_id()
         missing = set()
         for env in self._node.registry.environments():
+            if env.kind == Kind.VM:  # those are heard of by their monitors
+                continue
             state = None if env.uuid in running else RunState.load(self._node.paths, env.uuid)
             if state is not None and state.boot_id == now:
                 missing.add(env.uuid)

@@ -20,6 +20,7 @@ from pyvz.daemon import (
     ksmwatch,
     limitwatch,
     log,
+    machinewatch,
     memorywatch,
     migrationwatch,
     netwatch,
@@ -32,6 +33,7 @@ from pyvz.daemon.api_backup import Backup
 from pyvz.daemon.api_checkpoint import Checkpoint
 from pyvz.daemon.api_environment import Environment
 from pyvz.daemon.api_image import Image
+from pyvz.daemon.api_machine import Machine
 from pyvz.daemon.api_memory import Memory
 from pyvz.daemon.api_migration import Migration
 from pyvz.daemon.api_network import Network
@@ -62,7 +64,7 @@ PATIENCE = 2.0  # seconds that clients wait for the recovery; then they are serv
 DRAIN = 30.0  # seconds that running tasks get at the end
 INTERFACES = (
     *(Environment, Node, Template, Image, Pool, Storage, Backup, Traffic, Network, Memory),
-    *(Migration, Checkpoint),
+    *(Migration, Checkpoint, Machine),
 )
 URL = "https://github.com/pyvz/pyvz"
 
@@ -143,6 +145,7 @@ async def _daemon(
     await asyncio.to_thread(samepage.close)
     await asyncio.to_thread(services.memory.close)
     exits.close()
+    await asyncio.to_thread(node.machines.close)
     await server.close()
 
 
@@ -159,6 +162,7 @@ def _watches(
         limitwatch.watch(services, start),
         memorywatch.watch(services, start),
         migrationwatch.watch(services, start),
+        machinewatch.watch(services, start),
     )
     return [asyncio.create_task(watch) for watch in watches]
 
@@ -170,6 +174,7 @@ async def _bring_up(services: Services, exits: recovery.Exits) -> None:
         first = autostart.due(node.paths.run)
         order = await asyncio.to_thread(lifecycle.autostart_order, node) if first else []
         await asyncio.to_thread(recovery.networks, node)
+        await asyncio.to_thread(machinewatch.listen, node)
         await asyncio.to_thread(exits.watch)
         await asyncio.to_thread(exits.settle)
         await asyncio.to_thread(recovery.recover, node)

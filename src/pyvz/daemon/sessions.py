@@ -23,6 +23,7 @@ from pyvz.errors import NotFound, VZError
 from pyvz.model.environment import Environment
 from pyvz.model.status import Status
 from pyvz.operations import execute
+from pyvz.operations.machineguest import GuestSession
 from pyvz.operations.node import Node
 
 GRACE = 5.0  # seconds between SIGHUP and SIGKILL
@@ -39,7 +40,7 @@ class Program:
         self._request = request
         self._offline = offline
         self._minimal: Environment | None = None
-        self.session: Session | None = None
+        self.session: Session | GuestSession | None = None
 
     def open(self) -> None:
         """Start it (in a thread); remembers whether the environment was started only for it."""
@@ -57,7 +58,7 @@ class Program:
             execute.end_minimal(self._node, self._minimal)
 
     @property
-    def running(self) -> Session:
+    def running(self) -> Session | GuestSession:
         """The session; only after `open`."""
         if self.session is None:
             raise RuntimeError("the session is not open")
@@ -78,7 +79,7 @@ class Sessions:
     """The sessions of this daemon; used in the event loop only."""
 
     def __init__(self) -> None:
-        self._open: dict[str, Session] = {}
+        self._open: dict[str, Session | GuestSession] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -116,7 +117,7 @@ class Sessions:
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
-    async def _end(self, program: Program, session: Session) -> None:
+    async def _end(self, program: Program, session: Session | GuestSession) -> None:
         for number in (signal.SIGHUP, signal.SIGKILL):
             if session.exit.done():
                 break

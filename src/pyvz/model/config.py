@@ -15,6 +15,7 @@ from pyvz.errors import BadValue, ConfigError
 from pyvz.model import params_base as base
 from pyvz.model import params_cpu as cpu
 from pyvz.model import params_disk as disk
+from pyvz.model import params_machine as machine
 from pyvz.model import params_memory as memory
 from pyvz.model import params_net as net
 from pyvz.model import params_security as security
@@ -223,6 +224,32 @@ class Security(_Section):
     privileged = _Value(security.PRIVILEGED)
 
 
+class Machine(_Section):
+    """What only a virtual machine has."""
+
+    __slots__ = ()
+    drives = _Value(machine.DRIVES)
+    serials = _Value(machine.SERIALS)
+    usb = _Value(machine.USB)
+    boot = _Value(machine.BOOT)
+    sockets = _Value(machine.SOCKETS)
+    cpu_hotplug = _Value(machine.CPU_HOTPLUG)
+    mem_hotplug = _Value(machine.MEM_HOTPLUG)
+    video = _Value(machine.VIDEO)
+    efi = _Value(machine.EFI)
+    boot_menu = _Value(machine.BOOT_MENU)
+    chipset = _Value(machine.CHIPSET)
+    type = _Value(machine.MACHINE_TYPE)
+    on_crash = _Value(machine.ON_CRASH)
+    nested = _Value(machine.NESTED)
+    vnc_mode = _Value(machine.VNC_MODE)
+    vnc_port = _Value(machine.VNC_PORT)
+    vnc_address = _Value(machine.VNC_ADDRESS)
+    vnc_open = _Value(machine.VNC_OPEN)
+    autostart_delay = _Value(machine.AUTOSTART_DELAY)
+    tools_update = _Value(machine.TOOLS_UPDATE)
+
+
 class Config:
     """The configuration of one container; immutable."""
 
@@ -395,6 +422,11 @@ class Config:
     def security(self) -> Security:
         """Privileges."""
         return Security(self)
+
+    @property
+    def machine(self) -> Machine:
+        """What only a virtual machine has."""
+        return Machine(self)
 
 
 def inheritable(values: Mapping[str, str], source: str = "vz.conf") -> dict[str, Any]:

@@ -20,6 +20,11 @@ class Kind(StrEnum):
     CT = "ct"
     VM = "vm"
 
+    @property
+    def conf_name(self) -> str:
+        """The name of the configuration file in the home; it also tells the kind (registry.py)."""
+        return "vm.conf" if self is Kind.VM else "ve.conf"
+
 
 class Environment(NamedTuple):
     """One registered environment (a NamedTuple: `list` makes hundreds of them).
@@ -35,6 +40,11 @@ class Environment(NamedTuple):
     name: str
     kind: Kind
     home: Path
+
+    @property
+    def conf(self) -> Path:
+        """The configuration file in its home."""
+        return self.home / self.kind.conf_name
 
 
 def canonical_uuid(text: str) -> str | None:

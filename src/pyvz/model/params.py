@@ -1,6 +1,7 @@
 """PARAMS: the one table of parameters of a container, and how to find a row in it.
 
-Rows stand in params_base, params_cpu, params_memory, params_disk, params_net and params_security;
+Rows stand in params_base, params_cpu, params_memory, params_disk, params_net, params_security and
+params_machine;
 options without a parameter stand in params_actions.
 """
 
@@ -14,6 +15,7 @@ from pyvz.model import (
     params_base,
     params_cpu,
     params_disk,
+    params_machine,
     params_memory,
     params_net,
     params_security,
@@ -41,6 +43,7 @@ PARAMS: tuple[Param[Any], ...] = tuple(
         params_disk,
         params_net,
         params_security,
+        params_machine,
     )
     for row in _rows(module)
 )

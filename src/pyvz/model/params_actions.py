@@ -6,7 +6,7 @@ The desktop-product leftovers of prlctl(8) are accepted with a warning, because 
 from __future__ import annotations
 
 from pyvz.errors import BadValue
-from pyvz.model import params_disk, params_memory, params_net
+from pyvz.model import params_disk, params_net
 from pyvz.model.grammar import Choice
 from pyvz.model.param import CONTAINERS, MACHINES, Option
 
@@ -47,27 +47,24 @@ _DISK = (
     Option("hdd-block-size", "N", "", scope="disk", ignored=_IMAGE_KIND),
 )
 
+_PORT = (
+    Option("connect", "", "plug it in", scope="disk", short="c", kinds=MACHINES),
+    Option("disconnect", "", "unplug it", scope="disk", kinds=MACHINES),
+    Option("output", "FILE", "file that a serial port writes to", scope="disk", kinds=MACHINES),
+    Option("socket", "PATH", "socket of a serial port", scope="disk", kinds=MACHINES),
+    Option("socket-tcp", "HOST:PORT", "as TCP", scope="disk", kinds=MACHINES),
+    Option("socket-udp", "HOST:PORT", "as UDP", scope="disk", kinds=MACHINES),
+    Option("socket-mode", "server|client", "who listens", scope="disk", kinds=MACHINES),
+    Option("no-fs-resize", "", "", scope="disk", ignored="file systems are the guest's business"),
+)
 _PRLCTL_MACHINE_FLAGS = (
-    ("cpu-sockets", "N", "number of CPU sockets"),
     ("numa-nodes", "N", "number of NUMA nodes"),
-    ("cpu-hotplug", "on|off", "CPUs can be added while running"),
     ("rename-ext-disks", "", "rename images of disks with --name"),
-    ("device-bootorder", "NAMES", "order of boot devices"),
-    ("efi-boot", "on|off", "boot by EFI"),
     ("update-nvram", "", "renew the EFI variables"),
-    ("select-boot-device", "on|off", "show a boot menu"),
     ("external-boot-device", "NAME", "boot device outside"),
-    ("on-crash", "pause|restart", "what happens when the guest crashes"),
-    ("nested-virt", "on|off", "virtualization inside"),
     ("pmu-virt", "on|off", "performance counters inside"),
-    ("tools-autoupdate", "on|off", "keep the guest tools fresh"),
     ("system-flags", "TEXT", "flags of the virtual machine"),
-    ("autostart-delay", "SECONDS", "wait before the start with the node"),
-    ("vnc-mode", "auto|manual|off", "remote display"),
-    ("vnc-port", "N", "port of the remote display"),
-    ("vnc-address", "IP", "address of the remote display"),
     ("vnc-passwd", "TEXT|-", "password of the remote display"),
-    ("vnc-nopasswd", "", "remote display without a password"),
     ("backup-path", "PATH", "where backups are kept"),
 )
 _DESKTOP_OPTIONS = (
@@ -95,8 +92,8 @@ PRLCTL: tuple[Option, ...] = (
     Option("offline-management", "on|off", "", aliases=("offman",), ignored=_OFFLINE),
     Option("offline-service", "NAME", "", aliases=("offsrv",), repeat=True, ignored=_OFFLINE),
     *(Option(a, b, c, kinds=MACHINES) for a, b, c in _PRLCTL_MACHINE_FLAGS),
+    *_PORT,
     *params_disk.MACHINE_ONLY,
-    *params_memory.MACHINE_ONLY,
     *params_net.MACHINE_ONLY,
     *(Option(name, "VALUE", "", ignored=_DESKTOP) for name in _DESKTOP_OPTIONS.split()),
 )

@@ -17,7 +17,7 @@ from pyvz.model.grammar import (
     YesNo,
 )
 from pyvz.model.grammar_list import MemInfo
-from pyvz.model.param import MACHINES, Option, Param, both, tools
+from pyvz.model.param import Option, Param, both, tools
 from pyvz.units import MIB, bytes_to_pages, parse_size
 
 _DEAD = "user beancounters need the kernel of OpenVZ; use --memory, --swap and --numproc"
@@ -263,8 +263,4 @@ SLM_LIMIT = Param(
     BYTES,
     help="dead: service level management",
     ignored=_DEPRECATED,
-)
-MACHINE_ONLY = (
-    Option("mem-hotplug", "on|off", "memory can be added while running", kinds=MACHINES),
-    Option("videosize", "MiB", "video memory", kinds=MACHINES),
 )

@@ -16,7 +16,7 @@ from pyvz.errors import BadValue, NotEnoughResources, SetError, UsageError, VZEr
 from pyvz.model import params
 from pyvz.model.config import Config
 from pyvz.model.config_limits import limits_of
-from pyvz.model.environment import Environment
+from pyvz.model.environment import Environment, Kind
 from pyvz.model.limits import Limits
 from pyvz.model.param import normal
 from pyvz.model.status import Status
@@ -25,6 +25,7 @@ from pyvz.operations import (
     disk,
     guestsettings,
     lifecycle,
+    machineset,
     memory,
     network,
     password,
@@ -79,6 +80,9 @@ def set_options(
     env = node.registry.resolve(ref)
     progress = progress or NoProgress()
     progress.stage("Configuring")
+    if env.kind == Kind.VM:
+        machineset.check_setmode(request.setmode, save_it=request.save)
+        return SetResult(*machineset.set_options(node, env, request.dialect, request.options))
     given, device = disk.split(request.dialect, request.options)
     if device is not None and not request.save:
         raise UsageError("A disk is added, changed or removed with --save only")

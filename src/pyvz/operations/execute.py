@@ -11,20 +11,26 @@ from contextlib import contextmanager
 
 from pyvz.container.runtime import ExecRequest, Session
 from pyvz.errors import ExecError, NotRunning, VZError
-from pyvz.model.environment import Environment
+from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
-from pyvz.operations import lifecycle
+from pyvz.operations import lifecycle, machineguest
+from pyvz.operations.machineguest import GuestSession
 from pyvz.operations.node import Node
 from pyvz.operations.program import Ended, finish
 
 
-def open_session(node: Node, ref: str, request: ExecRequest, *, offline: bool = False) -> Session:
+def open_session(
+    node: Node, ref: str, request: ExecRequest, *, offline: bool = False
+) -> Session | GuestSession:
     """Start a program inside the container and return its session, descriptors included.
 
     offline: a container that does not run is started minimally for it; `end_minimal` ends that.
     Raises NotRunning (also when paused), ExecError.
     """
     env = node.registry.resolve(ref)
+    if env.kind == Kind.VM:
+        machineguest.require_running(node, env)
+        return GuestSession(node, env, request)
     status = node.status(env)
     if offline and status in {Status.STOPPED, Status.MOUNTED}:
         start_minimal(node, env)
@@ -77,6 +83,8 @@ def end_minimal(node: Node, env: Environment) -> None:
 def console(node: Node, ref: str) -> int:
     """Return a stream socket that is the container's console; raises NotRunning."""
     env = node.registry.resolve(ref)
+    if env.kind == Kind.VM:
+        return machineguest.console(node, env)
     if env.uuid not in node.runtime.running(env.uuid):
         raise NotRunning(f"{env.name} is not running")
     return node.runtime.console(env.uuid)

@@ -18,6 +18,7 @@ from pyvz.operations import (
     disk,
     dump,
     home,
+    machinedisk,
     shot,
     succession,
     transfer,
@@ -32,7 +33,7 @@ def _repairs() -> dict[str, Callable[[Node, Record], None]]:
     """Return who repairs which verb."""
     makers = (home, shot, disk, dump)
     found = {verb: module.repair for module in makers for verb in module.VERBS}
-    single = (transfer, convertlayout, capture, succession, arrival, departure)
+    single = (transfer, convertlayout, capture, succession, arrival, departure, machinedisk)
     return found | {module.VERB: module.repair for module in single}
 
 

@@ -15,19 +15,15 @@ from typing import NamedTuple
 from pyvz.container import guestinit
 from pyvz.container.runtime import Exit
 from pyvz.errors import (
-    AlreadyMounted,
-    AlreadyRunning,
     Disabled,
     InvalidState,
     Locked,
-    NotMounted,
-    NotRunning,
     StopError,
     Unsupported,
     VZError,
 )
 from pyvz.model.environment import Environment, Kind
-from pyvz.model.status import LEGAL_FROM, Status
+from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import (
     actionscript,
@@ -35,10 +31,12 @@ from pyvz.operations import (
     ground,
     guestsettings,
     leftovers,
+    machine,
     memory,
     network,
 )
 from pyvz.operations.node import Node
+from pyvz.operations.transition import require as require  # noqa: PLC0414  also for others
 from pyvz.store.journal import Journal
 from pyvz.store.state import RunState
 
@@ -48,7 +46,6 @@ STOP_TIMEOUT = 60.0  # seconds that the original waits for a clean stop before i
 KILL_TIMEOUT = 30.0
 BOOT_TIMEOUT = 300.0  # --wait
 EXIT_LEASE_TIMEOUT = 120.0
-_UNMOUNTED = frozenset({"delete", "clone", "move", "migrate", "unregister", "restore"})
 
 
 class StartOptions(NamedTuple):
@@ -67,13 +64,14 @@ class StartOptions(NamedTuple):
 class StopOptions(NamedTuple):
     """kill: do not ask init.  noforce: fail instead of killing after the deadline.
 
-    skip_umount: leave the root mounted.
+    skip_umount: leave the root mounted.  acpi: press a virtual machine's power button at once.
     """
 
     kill: bool = False
     noforce: bool = False
     skip_umount: bool = False
     timeout: float = STOP_TIMEOUT
+    acpi: bool = False
 
 
 def start(
@@ -82,6 +80,8 @@ def start(
     """Start a container; raises AlreadyRunning, Disabled, MountError, StartError, ..."""
     options = options or StartOptions()
     env = node.registry.resolve(ref)
+    if env.kind == Kind.VM:
+        return machine.start(node, env, machine.Start(*options), progress)
     with node.lease(env, "start"):
         start_locked(node, env, options, progress or NoProgress())
     if options.wait:
@@ -97,6 +97,8 @@ def stop(
     Raises StopError when it did not stop in time and may not be killed (`noforce`).
     """
     env = node.registry.resolve(ref)
+    if env.kind == Kind.VM:
+        return machine.stop(node, env, _machine_stop(options or StopOptions()), progress)
     with node.lease(env, "stop"):
         repair(node, env)
         if node.status(env) == Status.SUSPENDED and dump.drop(env):
@@ -118,6 +120,9 @@ def restart(
     """Stop the container, if it runs, and start it again under one lease."""
     progress = progress or NoProgress()
     env = node.registry.resolve(ref)
+    if env.kind == Kind.VM:
+        wanted = _machine_stop(stop_options or StopOptions())
+        return machine.restart(node, env, wanted, progress)
     with node.lease(env, "restart"):
         repair(node, env)
         if node.status(env) in {Status.RUNNING, Status.PAUSED}:
@@ -131,6 +136,8 @@ def restart(
 def pause(node: Node, ref: str) -> Environment:
     """Freeze every process of a running container in memory; raises NotRunning."""
     env = node.registry.resolve(ref)
+    if env.kind == Kind.VM:
+        return machine.pause(node, env)
     with node.lease(env, "pause"):
         require(node, env, "pause")
         node.runtime.pause(env.uuid)
@@ -144,6 +151,8 @@ def resume(node: Node, ref: str, *, progress: Progress | None = None) -> Environ
     Raises NotRunning, RestoreError (it stays suspended).
     """
     env = node.registry.resolve(ref)
+    if env.kind == Kind.VM:
+        return machine.resume(node, env)
     with node.lease(env, "resume"):
         repair(node, env)
         if require(node, env, "resume") == Status.SUSPENDED:
@@ -162,6 +171,7 @@ def _resume_locked(node: Node, env: Environment, progress: Progress) -> None:
 def mount(node: Node, ref: str, *, readonly: bool = False) -> Environment:
     """Mount the root of a stopped container; raises AlreadyMounted, AlreadyRunning, MountError."""
     env = node.registry.resolve(ref)
+    _refuse_machine(env, "mounted")
     with node.lease(env, "mount"):
         repair(node, env)
         require(node, env, "mount")
@@ -175,6 +185,7 @@ def mount(node: Node, ref: str, *, readonly: bool = False) -> Environment:
 def umount(node: Node, ref: str) -> Environment:
     """Unmount the root of a container that does not run; raises NotMounted, Busy."""
     env = node.registry.resolve(ref)
+    _refuse_machine(env, "unmounted")
     with node.lease(env, "umount"):
         repair(node, env)
         require(node, env, "umount")
@@ -183,31 +194,11 @@ def umount(node: Node, ref: str) -> Environment:
     return env
 
 
-def require(node: Node, env: Environment, verb: str) -> Status:
-    """Return the status when `verb` may begin from it; else raise the InvalidState that fits."""
-    status = node.status(env)
-    if status in LEGAL_FROM.get(verb, frozenset(Status)):
-        return status
-    if status in {Status.RUNNING, Status.PAUSED, Status.STARTING, Status.STOPPING}:
-        if verb in {"pause", "exec", "stop"}:
-            raise InvalidState(f"{env.name} is {status}")
-        hint = "" if verb == "start" else "Stop it first."
-        raise AlreadyRunning(f"{env.name} is {status}", hint=hint)
-    if verb == "mount" and status == Status.MOUNTED:
-        raise AlreadyMounted(f"{env.name} is already mounted")
-    if verb == "umount":
-        raise NotMounted(f"{env.name} is not mounted")
-    if verb in {"pause", "exec", "stop", "suspend"} or (
-        verb == "resume" and status != Status.MOUNTED
-    ):
-        raise NotRunning(f"{env.name} is not running")
-    if verb in _UNMOUNTED and status == Status.MOUNTED:
-        raise AlreadyMounted(f"{env.name} is mounted", hint="Unmount it first.")
-    raise InvalidState(f"{env.name} is {status}")
-
-
 def repair(node: Node, env: Environment) -> None:
     """Finish or undo what a killed predecessor left behind; the caller holds the lease."""
+    if env.kind == Kind.VM:
+        machine.repair(node, env)
+        return
     record = Journal.leftover(node.paths, env.uuid)
     if record is not None and leftovers.repair(node, record):
         return
@@ -289,8 +280,6 @@ def autostart_order(node: Node) -> list[Environment]:
 
 def start_locked(node: Node, env: Environment, options: StartOptions, progress: Progress) -> None:
     """Start a container; the caller holds the lease.  Raises as `start`."""
-    if env.kind != Kind.CT:
-        raise Unsupported("Virtual machines are not supported by this version")
     repair(node, env)
     require(node, env, "start")
     config = node.registry.config(env)
@@ -323,6 +312,16 @@ def start_locked(node: Node, env: Environment, options: StartOptions, progress: 
     journal.done()
     (env.home / ".running").touch()
     node.publish("ve-start", env)
+
+
+def _machine_stop(options: StopOptions) -> machine.Stop:
+    return machine.Stop(options.kill, options.noforce, options.timeout, options.acpi)
+
+
+def _refuse_machine(env: Environment, what: str) -> None:
+    """Say that a virtual machine's disk is not mounted on the node."""
+    if env.kind == Kind.VM:
+        raise Unsupported(f"The disk of a virtual machine cannot be {what} by this version")
 
 
 def _stop_locked(node: Node, env: Environment, options: StopOptions, progress: Progress) -> str:

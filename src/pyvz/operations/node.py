@@ -17,7 +17,7 @@ from pyvz.linux.cgroup import Cgroups
 from pyvz.linux.features import Features
 from pyvz.linux.mount import is_mount_point
 from pyvz.model.config import Config
-from pyvz.model.environment import Environment
+from pyvz.model.environment import Environment, Kind
 from pyvz.model.event import Event
 from pyvz.model.status import Status
 from pyvz.model.vzconf import NodeConfig, expand_veid, under
@@ -27,12 +27,16 @@ from pyvz.store.memorybook import MemoryBook
 from pyvz.store.paths import Paths
 from pyvz.store.registry import Registry
 from pyvz.store.state import RunState
+from pyvz.vm.runtime import Machines, Process
 
 # The systemd unit whose control groups are ours (systemd/pyvz-containers.service).
 CONTAINERS_UNIT = "machine.slice/pyvz-containers.service"
 
 
 _PASSING = frozenset({Status.STARTING, Status.STOPPING, Status.SUSPENDING})
+# States of a machine that is held by a verb, and QEMU's words for one that goes on by itself.
+_UNDER_WAY = frozenset({Status.STOPPING, Status.SUSPENDING, Status.RESUMING})
+_GOING = frozenset({"", "running", "shutdown", "save-vm", "restore-vm", "finish-migrate"})
 
 
 class EventSink(Protocol):
@@ -53,6 +57,7 @@ class Node:
     features: Features
     id_ranges: IdRanges
     events: EventSink
+    machines: Machines
     default_timeout: float = field(default=0.0)
     memory: MemoryBook = field(default=None)  # type: ignore[assignment]  # made from the paths
 
@@ -97,6 +102,7 @@ class StatusReader:
     def __init__(self, node: Node, only: str | None = None) -> None:
         self._node = node
         self._running = node.runtime.running(only)
+        self._machines: dict[str, Process] | None = None
         self._problems: dict[str, str] = {}
 
     def knowing(self, env: Environment, problem: str) -> StatusReader:
@@ -106,6 +112,8 @@ class StatusReader:
 
     def of(self, env: Environment) -> Status:
         """Return the status of one environment."""
+        if env.kind == Kind.VM:
+            return self._of_machine(env)
         if env.uuid in self._running:
             return self._of_running(env)
         problem = self._problems.get(env.uuid)
@@ -116,6 +124,23 @@ class StatusReader:
         if (env.home / "dump" / "Dump").exists():
             return Status.SUSPENDED
         return Status.STOPPED
+
+    def _of_machine(self, env: Environment) -> Status:
+        if self._machines is None:
+            self._machines = self._node.machines.running()
+        if env.uuid not in self._machines:
+            if self._node.registry.problem(env):
+                return Status.INVALID
+            suspended = (env.home / "dump" / "Dump").exists()
+            return Status.SUSPENDED if suspended else Status.STOPPED
+        state = RunState.load(self._node.paths, env.uuid)
+        busy = holder(self._node.paths, env.uuid) is not None
+        if busy and state is not None and state.status in _UNDER_WAY:
+            return state.status
+        if state is None:
+            return Status.STARTING
+        word = self._node.machines.state(env.uuid)
+        return Status.RUNNING if word in _GOING else Status.PAUSED
 
     def _of_running(self, env: Environment) -> Status:
         state = RunState.load(self._node.paths, env.uuid)
@@ -148,4 +173,5 @@ def open_node(
         delegated = cgroup.delegated_unit(CONTAINERS_UNIT)
     cgroups = cgroup.detect(parent, delegated=delegated)
     runtime = Runtime(keeper, cgroups, found, paths)
-    return Node(paths, registry, runtime, cgroups, found, IdRanges(paths), events)
+    machines = Machines(cgroups, paths)
+    return Node(paths, registry, runtime, cgroups, found, IdRanges(paths), events, machines)

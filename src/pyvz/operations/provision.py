@@ -36,7 +36,16 @@ from pyvz.model.environment import (
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
 from pyvz.model.vzconf import expand_veid, under
-from pyvz.operations import home, leftovers, lifecycle, options, pool, storagepool, template
+from pyvz.operations import (
+    home,
+    leftovers,
+    lifecycle,
+    machinecreate,
+    options,
+    pool,
+    storagepool,
+    template,
+)
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store.journal import Journal
@@ -81,8 +90,8 @@ def create(node: Node, request: CreateRequest, progress: Progress | None = None)
     Unsupported, Cancelled: nothing was changed then.
     """
     progress = progress or NoProgress()
-    if request.kind != Kind.CT:
-        raise Unsupported("Virtual machines are not supported by this version")
+    if request.kind == Kind.VM:
+        return _create_machine(node, request, progress)
     driver = storage.load(_driver_name(node, request))
     env = identity(node, request, driver)
     with ExitStack() as held:
@@ -101,6 +110,25 @@ def create(node: Node, request: CreateRequest, progress: Progress | None = None)
             progress.check()
     node.publish("ve-create", env)
     return env
+
+
+def _create_machine(node: Node, request: CreateRequest, progress: Progress) -> Environment:
+    """Make a virtual machine; what is for containers only is refused."""
+    if request.ctid is not None or request.layout is not None or request.pool is not None:
+        raise UsageError("A virtual machine has no numeric id, no layout and no pool")
+    uuid = canonical_uuid(request.uuid) if request.uuid else str(uuid4())
+    if uuid is None:
+        raise BadValue(f"'{request.uuid}' is not a UUID")
+    name = check_name(request.name or uuid)
+    place_ = None if request.private is None else os.fspath(place(node, request.private, uuid))
+    env = machinecreate.identity(node, uuid, name, place_)
+    wanted = machinecreate.Machine(
+        tuple(request.options), request.dialect, request.config, disk=not request.no_disk
+    )
+    if request.ostemplate is not None:
+        raise Unsupported("Templates of virtual machines are not supported by this version")
+    with home.reserved(node, env.uuid, env.name):
+        return machinecreate.create(node, env, wanted, progress)
 
 
 def delete(
@@ -344,7 +372,9 @@ def _existing_parent(path: Path) -> Path:
 
 
 def _bring_down(node: Node, env: Environment, progress: Progress) -> None:
-    lifecycle.stop(node, env.uuid, progress=progress)
+    # A machine that goes for good is not asked: its guest need not end well.
+    options_ = lifecycle.StopOptions(kill=env.kind == Kind.VM)
+    lifecycle.stop(node, env.uuid, options=options_, progress=progress)
     if node.status(env) == Status.MOUNTED:
         lifecycle.umount(node, env.uuid)
 

@@ -16,11 +16,12 @@ from pyvz.linux.mount import is_mount_point
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.grammar_net import NetIf
 from pyvz.model.status import Status
-from pyvz.operations import clone, diskinfo, fields, memory, samepage, traffic
+from pyvz.operations import clone, diskinfo, fields, machineinfo, memory, samepage, traffic
 from pyvz.operations.fields import ALIVE, FIELDS, Source
 from pyvz.operations.node import Node, StatusReader
 from pyvz.units import MIB, PAGE_SIZE, UNLIMITED
 from pyvz.version import VERSION
+from pyvz.vm import accelerator
 
 Row = dict[str, object]
 
@@ -76,6 +77,8 @@ def info(node: Node, ref: str, *, full: bool = False) -> Row:
     """Return everything about one environment, in the form of `prlctl list -i -j`."""
     env = node.registry.resolve(ref)
     source = Source(node, env, StatusReader(node))
+    if env.kind == Kind.VM:
+        return machineinfo.info(source, full=full)
     config = source.config
     answer: Row = {
         "ID": env.uuid,
@@ -166,7 +169,10 @@ def node_info(node: Node, *, full: bool = False) -> Row:
             "memory": {"name": f"{memory // MIB} MiB", "type": "memory"},
             "kernel": {"name": uname.release, "type": "kernel"},
         },
-        "Features": [list(row) for row in (*node.features.as_rows(), node.checkpoint.row())],
+        "Features": [
+            *(list(row) for row in (*node.features.as_rows(), node.checkpoint.row())),
+            _accelerator(node),
+        ],
     }
 
 
@@ -178,6 +184,12 @@ def _memory(node: Node) -> Row:
         usable = memory.memory_of_node(node).usable
         row["Memory guarantees"] = f"{promised // MIB}Mb of {usable // MIB}Mb"
     return row
+
+
+def _accelerator(node: Node) -> list[str]:
+    """What virtual machines run on, and why."""
+    chosen = accelerator.choose(node.paths.run, node.config().values.get(accelerator.KEY, ""))
+    return ["Virtual machines", chosen.name, chosen.reason]
 
 
 def _resolve(node: Node, refs: Sequence[str]) -> tuple[list[Environment], list[tuple[str, str]]]:

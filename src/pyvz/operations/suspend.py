@@ -13,7 +13,7 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import dump, lifecycle
+from pyvz.operations import dump, lifecycle, machine
 from pyvz.operations.dump import DumpOptions, ResumeOptions
 from pyvz.operations.node import Node
 
@@ -44,6 +44,10 @@ def suspend(
     """
     options = options or SuspendOptions()
     env = node.registry.resolve(ref)
+    if env.kind == Kind.VM:
+        if options.file is not None or options.stay:
+            raise Unsupported("A virtual machine is suspended to its home, and ends")
+        return machine.suspend(node, env, progress)
     with node.lease(env, "suspend"):
         lifecycle.repair(node, env)
         status = lifecycle.require(node, env, "suspend")
@@ -67,6 +71,8 @@ def restore(
     Raises AlreadyRunning, RestoreError: the file stays.
     """
     env = node.registry.resolve(ref)
+    if env.kind == Kind.VM:
+        raise Unsupported("A virtual machine is resumed from its home only")
     with node.lease(env, "resume"):
         lifecycle.repair(node, env)
         lifecycle.require(node, env, "start")

@@ -20,8 +20,8 @@ Changes are serialised by a flock on <root>/var/lib/pyvz/registry.lock (lock ord
 environment); reading takes no lock.  Every environment that cannot be understood is listed with a
 problem, so that one bad file never hides the others.
 
-Virtual machines (<root>/vz/vmprivate/<uuid>/config.pvs) will join in environments(), beside
-_containers(), with a reader of their own: nothing else here knows where an entry comes from.
+A virtual machine is registered the same way; its file is <vmprivate>/<uuid>/vm.conf, and that name
+is what makes it one.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Registry:
         return sorted(p.name.removeprefix("ve-").removesuffix(".conf-sample") for p in found)
 
     def add(self, env: Environment, conf: ConfFile) -> Environment:
-        """Register ENV with the configuration CONF, which is written to <home>/ve.conf.
+        """Register ENV with the configuration CONF, which is written into its home.
 
         Adding what is registered at the same place again is fine (a crash came between).  Raises
         AlreadyExists for a name or id that is in use, BadValue for a bad name, ConfigError for a
@@ -172,9 +172,9 @@ class Registry:
         conf.set("VEID", env.envid)
         conf.set("UUID", env.uuid)
         conf.set("NAME", env.name)
-        Config.parse(conf.values(), str(env.home / "ve.conf"))
+        target = env.conf
+        Config.parse(conf.values(), str(target))
         link = self._paths.conf / f"{env.uuid}.conf"
-        target = env.home / "ve.conf"
         with self._lock():
             self._refuse_taken(env, env.name)
             if os.path.lexists(link) and not _leads_to(link, target):
@@ -338,7 +338,7 @@ class Registry:
             uuid=uuid,
             envid=envid,
             name=identity.name or envid,
-            kind=Kind.CT,
+            kind=_kind(path),
             home=self._home(path, identity.private, envid),
         )
 
@@ -401,6 +401,11 @@ def _read(link: Path) -> str:
         return str(link.readlink())
     except (OSError, ValueError):  # ValueError: a null byte in what somebody typed
         return ""
+
+
+def _kind(path: Path) -> Kind:
+    """Return the kind of the environment whose file in conf/ is PATH."""
+    return Kind.VM if Path(_read(path)).name == Kind.VM.conf_name else Kind.CT
 
 
 def _leads_to(link: Path, target: Path) -> bool:

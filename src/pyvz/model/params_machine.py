@@ -1,0 +1,187 @@
+"""Parameters that only virtual machines have (prlctl.md section 3, rows marked VM)."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+from pyvz.errors import BadValue
+from pyvz.model.grammar import Choice, Integer, Text, YesNo
+from pyvz.model.grammar_machine import BootDevices, Drives, SerialPorts
+from pyvz.model.param import MACHINES, Option, Param, tools
+from pyvz.units import MIB, parse_size
+
+_ON_CRASH = Choice(("pause", "restart"))
+_VNC_PORTS = Integer(5900, 65535)
+
+
+class IpAddress:
+    """One IP address."""
+
+    def parse(self, text: str) -> str:
+        """Return the address in its usual form."""
+        try:
+            return str(ip_address(text.strip()))
+        except ValueError:
+            raise BadValue(f"'{text}' is not an IP address") from None
+
+    def format(self, value: str) -> str:
+        """Return the address."""
+        return value
+
+
+def _option(name: str, metavar: str, about: str, **more: object) -> dict[str, tuple[Option, ...]]:
+    return tools(prlctl=(Option(name, metavar, about, kinds=MACHINES, **more),))  # type: ignore[arg-type]
+
+
+def _crash_action(text: str) -> str:
+    """Read pause|restart[:no-report]; reports are the vendor's."""
+    word, _, rest = text.partition(":")
+    if rest not in {"", "no-report"}:
+        raise BadValue(f"'{text}' is not one of pause, restart, restart:no-report")
+    return _ON_CRASH.parse(word)
+
+
+def _video(text: str) -> int:
+    size = parse_size(text, default_unit=MIB) // MIB
+    if not 1 <= size <= 256 or size & (size - 1):
+        raise BadValue(f"'{text}': the video memory is 1 to 256 MiB, a power of 2")
+    return size
+
+
+DRIVES = Param("machine.drives", "VM_DRIVES", Drives(), (), "disks and CD drives", local=True)
+SERIALS = Param("machine.serials", "VM_SERIALS", SerialPorts(), (), "serial ports", local=True)
+USB = Param("machine.usb", "VM_USB", YesNo(), default=False, help="a USB controller with a tablet")
+BOOT = Param(
+    "machine.boot",
+    "VM_BOOT",
+    BootDevices(),
+    (),
+    "devices to boot from, in this order; unset: disks, then CD drives, then network",
+    _option("device-bootorder", "NAMES", "order of boot devices, like 'cdrom0 hdd0'"),
+    local=True,
+)
+SOCKETS = Param(
+    "machine.sockets",
+    "VM_SOCKETS",
+    Integer(1, 64),
+    1,
+    "number of CPU sockets; the CPUs are spread over them",
+    _option("cpu-sockets", "N", "number of CPU sockets"),
+)
+CPU_HOTPLUG = Param(
+    "machine.cpu_hotplug",
+    "VM_CPU_HOTPLUG",
+    YesNo(),
+    default=True,
+    help="CPUs can be added while it runs",
+    options=_option("cpu-hotplug", "on|off", "CPUs can be added while it runs"),
+)
+MEM_HOTPLUG = Param(
+    "machine.mem_hotplug",
+    "VM_MEM_HOTPLUG",
+    YesNo(),
+    default=True,
+    help="memory can be added while it runs",
+    options=_option("mem-hotplug", "on|off", "memory can be added while it runs"),
+)
+VIDEO = Param(
+    "machine.video",
+    "VM_VIDEO",
+    Integer(1, 256),
+    16,
+    "video memory in MiB",
+    _option("videosize", "MiB", "video memory", parse=_video),
+)
+EFI = Param(
+    "machine.efi",
+    "VM_EFI",
+    YesNo(),
+    default=False,
+    help="boot by UEFI instead of the BIOS",
+    options=_option("efi-boot", "on|off", "boot by EFI"),
+)
+BOOT_MENU = Param(
+    "machine.boot_menu",
+    "VM_BOOT_MENU",
+    YesNo(),
+    default=False,
+    help="let people choose the boot device",
+    options=_option("select-boot-device", "on|off", "show a boot menu"),
+)
+CHIPSET = Param(
+    "machine.chipset", "VM_CHIPSET", Choice(("q35", "piix")), "q35", "chipset: q35 or piix"
+)
+MACHINE_TYPE = Param(
+    "machine.type",
+    "VM_MACHINE",
+    Text(),
+    "",
+    "QEMU's machine type with its version; written at the first start",
+    local=True,
+)
+ON_CRASH = Param(
+    "machine.on_crash",
+    "VM_ON_CRASH",
+    _ON_CRASH,
+    "restart",
+    "what happens when the guest's kernel crashes",
+    _option("on-crash", "pause|restart", "what happens when it crashes", parse=_crash_action),
+    live=True,
+)
+NESTED = Param(
+    "machine.nested",
+    "VM_NESTED",
+    YesNo(),
+    default=False,
+    help="virtualization inside (with KVM only)",
+    options=_option("nested-virt", "on|off", "virtualization inside"),
+)
+VNC_MODE = Param(
+    "machine.vnc_mode",
+    "VM_VNC",
+    Choice(("off", "auto", "manual")),
+    "off",
+    "remote display: off, auto (a free port) or manual (VM_VNC_PORT)",
+    _option("vnc-mode", "auto|manual|off", "remote display"),
+)
+VNC_PORT = Param(
+    "machine.vnc_port",
+    "VM_VNC_PORT",
+    _VNC_PORTS,
+    5900,
+    "TCP port of the remote display",
+    _option("vnc-port", "N", "port of the remote display"),
+    local=True,
+)
+VNC_ADDRESS = Param(
+    "machine.vnc_address",
+    "VM_VNC_ADDRESS",
+    IpAddress(),
+    "0.0.0.0",  # noqa: S104  as the original; nobody gets in without the password
+    "address of the node on which the remote display listens",
+    _option("vnc-address", "IP", "address of the remote display"),
+)
+VNC_OPEN = Param(
+    "machine.vnc_open",
+    "VM_VNC_NOPASSWD",
+    YesNo(),
+    default=False,
+    help="remote display without a password",
+    options=_option("vnc-nopasswd", "", "remote display without a password", parse=lambda _: True),
+)
+AUTOSTART_DELAY = Param(
+    "machine.autostart_delay",
+    "VM_AUTOSTART_DELAY",
+    Integer(0, 86400),
+    0,
+    "seconds to wait before the start with the node",
+    _option("autostart-delay", "SECONDS", "wait before the start with the node"),
+)
+TOOLS_UPDATE = Param(
+    "machine.tools_update",
+    "VM_TOOLS_UPDATE",
+    YesNo(),
+    default=True,
+    help="guest tools are kept fresh (by the guest's own packages)",
+    options=_option("tools-autoupdate", "on|off", "keep the guest tools fresh"),
+)

@@ -1,0 +1,482 @@
+"""The life of a virtual machine: what lifecycle.py does for a container, with QEMU in its place.
+
+The order is the same: lease, repair, check, journal, steps with their undo, run state, event.  The
+states of the inside are QEMU's own; what the run state keeps is how the machine was put together,
+which a saved state of it needs (machinestate.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from typing import NamedTuple
+
+from pyvz.errors import Disabled, InvalidState, NotRunning, StopError, Timeout, VZError
+from pyvz.linux.process import boot_id
+from pyvz.model.config import Config
+from pyvz.model.environment import Environment
+from pyvz.model.status import Status
+from pyvz.model.task import NoProgress, Progress
+from pyvz.operations import (
+    leftovers,
+    machinedrives,
+    machinelimits,
+    machinenet,
+    machineserial,
+    machinestate,
+    vncpassword,
+)
+from pyvz.operations.node import Node
+from pyvz.operations.transition import require
+from pyvz.store.journal import Journal, Record
+from pyvz.store.state import RunState
+from pyvz.vm import accelerator, channels
+from pyvz.vm.agent import Agent
+from pyvz.vm.monitor import Monitor
+from pyvz.vm.runtime import End, Launch, Process
+from pyvz.vm.spec import Layout, from_config, laid_out, layout_of
+
+log = logging.getLogger(__name__)
+
+KILL_TIMEOUT = 30.0
+QUIT = 10.0  # seconds for QEMU to write its caches and end
+BOOT_TIMEOUT = 300.0  # --wait
+EXIT_LEASE_TIMEOUT = 120.0
+SUSPEND = "machine-suspend"  # of the journal; that of a container is another (dump.py)
+
+Continue = Callable[[Monitor], None]
+
+
+class Start(NamedTuple):
+    """As StartOptions of lifecycle.py; repair has no meaning for a machine."""
+
+    wait: bool = False
+    repair: bool = False
+    force: bool = False
+    skip_fsck: bool = False
+
+
+class Stop(NamedTuple):
+    """kill: at once.  noforce: fail rather than kill.  timeout: seconds for the guest.
+
+    acpi: press the power button at once, without asking the guest agent.
+    """
+
+    kill: bool = False
+    noforce: bool = False
+    timeout: float = 60.0
+    acpi: bool = False
+
+
+def start(
+    node: Node, env: Environment, options: Start, progress: Progress | None = None
+) -> Environment:
+    """Start a machine, or let a suspended one go on; raises AlreadyRunning, Disabled, ..."""
+    with node.lease(env, "start"):
+        repair(node, env)
+        begin(node, env, options, progress or NoProgress())
+    if options.wait:
+        wait_booted(node, env)
+    return env
+
+
+def begin(node: Node, env: Environment, options: Start, progress: Progress) -> None:
+    """Start it; the lease is held and nothing is left to repair."""
+    if node.status(env) == Status.SUSPENDED:
+        wake(node, env, progress)
+        return
+    require(node, env, "start")
+    config = checked(node, env, options)
+    progress.stage("Starting")
+    bring_up(node, env, config)
+    node.publish("ve-start", env)
+
+
+def wake(node: Node, env: Environment, progress: Progress) -> None:
+    """Let a suspended machine go on from its saved state; raises RestoreError (state is kept)."""
+    progress.stage("Resuming")
+    made = machinestate.layout(env)
+    config = node.registry.config(env)
+    bring_up(
+        node, env, config, layout=made, load=lambda monitor: machinestate.put_in(env, monitor, made)
+    )
+    node.publish("ve-resume", env)
+
+
+def suspend(node: Node, env: Environment, progress: Progress | None = None) -> Environment:
+    """Write the state of a running machine to its home and end it; raises CheckpointError."""
+    progress = progress or NoProgress()
+    with node.lease(env, "suspend"):
+        repair(node, env)
+        if node.status(env) != Status.PAUSED:
+            require(node, env, "suspend")
+        progress.stage("Suspending")
+        journal = Journal.begin(node.paths, env.uuid, SUSPEND, {})
+        try:
+            monitor = node.machines.monitor(env.uuid)
+            machinestate.save(env, monitor, layout(node, env), progress)
+        except BaseException:
+            journal.done()
+            raise
+        _quit(node, env)
+        clear(node, env)
+        journal.done()
+    node.publish("ve-suspend", env)
+    return env
+
+
+def checked(node: Node, env: Environment, options: Start) -> Config:
+    """Return the configuration when it may be started; raises Disabled, InvalidState."""
+    config = node.registry.config(env)
+    if config.boot.disabled and not options.force:
+        raise Disabled(f"{env.name} is disabled", hint="Use --force, or set --disabled no.")
+    if config.identity.type == "template":
+        raise InvalidState(f"{env.name} is a template", hint="Clone it, or set --template no.")
+    return config
+
+
+def bring_up(
+    node: Node,
+    env: Environment,
+    config: Config,
+    *,
+    layout: Layout | None = None,
+    load: Continue | None = None,
+) -> None:
+    """Start QEMU and let it go; a failure undoes everything.
+
+    layout, load: of a saved state: how it must be put together, and what puts the state in.
+    """
+    journal = Journal.begin(node.paths, env.uuid, "start", {})
+    with ExitStack() as undo:
+        undo.callback(journal.done)
+        undo.callback(machinenet.clean, node, env.uuid)
+        with ExitStack() as opened:
+            launch = _launch(node, env, config, layout, opened)
+            undo.callback(node.machines.clean, env.uuid)
+            process = node.machines.start(launch)
+            undo.callback(node.machines.kill, env.uuid, timeout=KILL_TIMEOUT)
+        monitor = node.machines.monitor(env.uuid)
+        machinenet.connected(node, env, config)
+        type_ = _machine_type(monitor)
+        _remember_type(node, env, type_)
+        if launch.spec.remote is not None and launch.spec.remote.password:
+            vncpassword.put_in_force(env, monitor)
+        if load is not None:
+            load(monitor)
+        made = layout or layout_of(launch.spec._replace(type=type_))
+        running_state(process, made).save(node.paths, env.uuid)
+        undo.callback(RunState.clear, node.paths, env.uuid)
+        journal.note("going")  # from here on its disks change: a saved state is void
+        monitor.execute("cont")
+        undo.pop_all()
+    if load is not None:
+        machinestate.forget(env)
+    journal.done()
+    (env.home / ".running").touch()
+
+
+def _launch(
+    node: Node, env: Environment, config: Config, layout: Layout | None, opened: ExitStack
+) -> Launch:
+    """Open everything that QEMU gets and say how it is started."""
+    chosen = accelerator.choose(node.paths.run, node.config().values.get(accelerator.KEY, ""))
+    cpus = os.cpu_count() or 1
+    spec = from_config(env.uuid, env.name, config, cpus=cpus, accelerator=chosen.name)
+    if layout is not None:
+        spec = laid_out(spec, layout)
+    drives = machinedrives.open_all(env, config, opened)
+    files = list(drives.descriptors)
+    if config.machine.efi:
+        firmware, descriptor = machinedrives.open_firmware(env, opened)
+        spec = spec._replace(firmware=firmware)
+        files.append(descriptor)
+    nics = machinenet.open_all(node, env, config, opened)
+    serials = machineserial.open_all(env, config, opened)
+    spec = spec._replace(
+        drives=drives.drives,
+        nics=nics,
+        serials=serials.ports,
+        files=(*files, *serials.files),
+        incoming=layout is not None,
+    )
+    return Launch(
+        spec=spec,
+        descriptors=(*files, *serials.files, *serials.sockets, *(nic.tap for nic in nics)),
+        uid=node.id_ranges.allocate(env.uuid).first,
+        limits=machinelimits.of(config, spec, cpus=cpus),
+        disks=drives.disks,
+        log=node.paths.log / "vm" / f"{env.uuid}.log",
+    )
+
+
+def running_state(process: Process, layout: Layout) -> RunState:
+    """Return the run state of a machine that was just started."""
+    return RunState(
+        boot_id=boot_id(),
+        pid=process.pid,
+        start_time=process.start_time,
+        status=Status.RUNNING,
+        started_at=time.time(),
+        data={"layout": layout._asdict()},
+    )
+
+
+def layout(node: Node, env: Environment) -> Layout:
+    """Return how a running machine is put together now; raises NotRunning."""
+    state = RunState.load(node.paths, env.uuid)
+    try:
+        return Layout.from_json(state.data["layout"] if state else None)
+    except (ValueError, KeyError):
+        raise NotRunning(f"{env.name} is not running") from None
+
+
+def note_layout(node: Node, env: Environment, changed: Layout) -> None:
+    """Remember that a running machine is put together otherwise now."""
+    state = RunState.load(node.paths, env.uuid)
+    if state is not None:
+        data = dict(state.data) | {"layout": changed._asdict()}
+        state._replace(data=data).save(node.paths, env.uuid)
+
+
+def _machine_type(monitor: Monitor) -> str:
+    """Return the machine type with its version, which "q35" is short for."""
+    name = str(monitor.execute("qom-get", {"path": "/machine", "property": "type"}))
+    return name.removesuffix("-machine")
+
+
+def _remember_type(node: Node, env: Environment, type_: str) -> None:
+    """Keep the machine's type, so that a later QEMU gives the guest the same hardware."""
+    conf = node.registry.conf_file(env)
+    if conf.get("VM_MACHINE") != type_:
+        conf.set("VM_MACHINE", type_)
+        node.registry.save(env, conf)
+
+
+def stop(node: Node, env: Environment, options: Stop, progress: Progress | None = None) -> str:
+    """Stop a machine; returns "stopped", "killed" or "already".
+
+    Raises StopError when the guest does not stop in time and may not be killed.
+    """
+    with node.lease(env, "stop"):
+        repair(node, env)
+        if env.uuid not in node.machines.running():
+            return _drop(node, env)
+        return halt(node, env, options, progress or NoProgress())
+
+
+def _drop(node: Node, env: Environment) -> str:
+    """Forget the saved state of a suspended machine, as for a container."""
+    if not machinestate.path(env).exists():
+        return "already"
+    machinestate.forget(env)
+    node.publish("ve-stop", env, reason="dropped")
+    return "stopped"
+
+
+def halt(node: Node, env: Environment, options: Stop, progress: Progress) -> str:
+    """Stop it; the lease is held and it runs."""
+    progress.stage("Stopping")
+    journal = Journal.begin(node.paths, env.uuid, "stop", {})
+    state = RunState.load(node.paths, env.uuid)
+    if state is not None:
+        state._replace(status=Status.STOPPING).save(node.paths, env.uuid)
+    try:
+        killed = options.kill or not _stop_orderly(node, env, options)
+    except BaseException:
+        if state is not None:
+            state._replace(status=Status.RUNNING).save(node.paths, env.uuid)
+        journal.done()
+        raise
+    if killed:
+        _quit(node, env)
+    clear(node, env)
+    journal.done()
+    node.publish("ve-stop", env, reason="killed" if killed else "halt")
+    return "killed" if killed else "stopped"
+
+
+def _stop_orderly(node: Node, env: Environment, options: Stop) -> bool:
+    """Ask the guest by its agent, then by the power button; False when it has to be killed."""
+    deadline = time.monotonic() + options.timeout
+    monitor = node.machines.monitor(env.uuid)
+    with suppress(VZError):
+        if monitor.state in {"paused", "io-error"}:
+            monitor.execute("cont")
+    # Half of the time: an agent that took the command may still not be able to do it.
+    asked = not options.acpi and channels.has_agent(monitor) and _ask_agent(node, env)
+    if asked and node.machines.wait_end(env.uuid, options.timeout / 2):
+        return True
+    # Guests miss a press of the button while they boot: it is pressed again.
+    while (left := deadline - time.monotonic()) > 0:
+        with suppress(VZError):
+            monitor.execute("system_powerdown")
+        if node.machines.wait_end(env.uuid, min(5.0, left)):
+            return True
+    if options.noforce:
+        raise StopError(
+            f"{env.name} did not stop within {options.timeout:.0f} seconds",
+            hint="It runs on. Use --kill to stop it at once.",
+        )
+    return False
+
+
+def _ask_agent(node: Node, env: Environment) -> bool:
+    try:
+        with Agent(lambda: node.machines.connect(env.uuid, "agent")) as agent:
+            agent.tell("guest-shutdown", {"mode": "powerdown"})
+    except VZError as error:
+        log.info("%s: its agent was not able to stop it: %s", env.name, error)
+        return False
+    return True
+
+
+def _quit(node: Node, env: Environment) -> None:
+    """End QEMU: it writes its caches first, unless it does not answer."""
+    with suppress(VZError):
+        node.machines.monitor(env.uuid).execute("quit", timeout=QUIT)
+    if not node.machines.wait_end(env.uuid, QUIT):
+        log.warning("%s: QEMU did not quit and is killed", env.name)
+    node.machines.kill(env.uuid, timeout=KILL_TIMEOUT)
+
+
+def restart(
+    node: Node, env: Environment, options: Stop, progress: Progress | None = None
+) -> Environment:
+    """Stop it orderly and start it again; with kill: reset the machine, as the button does."""
+    progress = progress or NoProgress()
+    with node.lease(env, "restart"):
+        repair(node, env)
+        if env.uuid in node.machines.running():
+            if options.kill:
+                return _reset(node, env)
+            halt(node, env, options, progress)
+        begin(node, env, Start(), progress)
+    return env
+
+
+def _reset(node: Node, env: Environment) -> Environment:
+    monitor = node.machines.monitor(env.uuid)
+    monitor.execute("system_reset")
+    if monitor.state != "running":
+        monitor.execute("cont")
+    node.publish("ve-reboot", env)
+    return env
+
+
+def pause(node: Node, env: Environment) -> Environment:
+    """Stop its CPUs; raises NotRunning."""
+    with node.lease(env, "pause"):
+        repair(node, env)
+        require(node, env, "pause")
+        node.machines.monitor(env.uuid).execute("stop")
+        node.publish("ve-pause", env)
+    return env
+
+
+def resume(node: Node, env: Environment) -> Environment:
+    """Let a paused or suspended machine go on."""
+    with node.lease(env, "resume"):
+        repair(node, env)
+        if require(node, env, "resume") == Status.SUSPENDED:
+            wake(node, env, NoProgress())
+            return env
+        node.machines.monitor(env.uuid).execute("cont")
+        node.publish("ve-resume", env)
+    return env
+
+
+def wait_booted(node: Node, env: Environment, timeout: float = BOOT_TIMEOUT) -> None:
+    """Wait until the guest's agent answers; raises Timeout, NotRunning."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if env.uuid not in node.machines.running():
+            raise NotRunning(f"{env.name} has ended while it booted")
+        with suppress(VZError):
+            if channels.has_agent(node.machines.monitor(env.uuid)):
+                with Agent(lambda: node.machines.connect(env.uuid, "agent")):
+                    return
+        time.sleep(0.5)
+    raise Timeout(f"{env.name} runs, but no guest agent answered within {timeout:.0f} seconds")
+
+
+def repair(node: Node, env: Environment) -> None:
+    """Finish or undo what a killed predecessor left behind; the caller holds the lease."""
+    record = Journal.leftover(node.paths, env.uuid)
+    if record is not None and leftovers.repair(node, record):
+        record = None
+    running = env.uuid in node.machines.running()
+    if record is not None:
+        _repair_record(node, env, record, running=running)
+    elif not running and _has_left(node, env):
+        log.warning("%s: its QEMU is gone and nobody cleaned up", env.name)
+        clear(node, env)
+
+
+def _repair_record(node: Node, env: Environment, record: Record, *, running: bool) -> None:
+    log.warning("%s: repairing an unfinished %s", env.name, record.verb)
+    if record.verb == SUSPEND:
+        running = _repair_suspend(node, env, running=running)
+    # A start that got as far as letting it go has a whole machine: it lives, and a saved state
+    # that it came from is void.
+    if record.verb == "start" and record.step("going") is not None:
+        machinestate.forget(env)
+        if running:
+            node.machines.monitor(env.uuid).execute("cont")
+        else:
+            clear(node, env)
+    elif record.verb == "start" or not running:
+        node.machines.kill(env.uuid, timeout=KILL_TIMEOUT)
+        clear(node, env)
+    else:
+        _mark_running(node, env)
+    Journal.forget(node.paths, env.uuid)
+
+
+def _repair_suspend(node: Node, env: Environment, *, running: bool) -> bool:
+    """Finish a suspension whose state is whole, else let the machine go on; whether it runs."""
+    if running and not machinestate.path(env).exists():
+        machinestate.give_up(env, node.machines.monitor(env.uuid))
+        return True
+    return False
+
+
+def _mark_running(node: Node, env: Environment) -> None:
+    state = RunState.load(node.paths, env.uuid)
+    if state is not None and state.status != Status.RUNNING:
+        state._replace(status=Status.RUNNING).save(node.paths, env.uuid)
+
+
+def _has_left(node: Node, env: Environment) -> bool:
+    if env.uuid in node.machines.left():
+        return True
+    return RunState.load(node.paths, env.uuid) is not None
+
+
+def clear(node: Node, env: Environment) -> None:
+    """Undo, in reverse, what a start made; idempotent."""
+    machinenet.clean(node, env.uuid)
+    node.machines.clean(env.uuid)
+    (env.home / ".running").unlink(missing_ok=True)
+    RunState.clear(node.paths, env.uuid)
+
+
+def ended(node: Node, end: End) -> None:
+    """Take note of the end of a machine that nobody of us has stopped, and clean up."""
+    try:
+        env = node.registry.resolve(end.uuid)
+    except VZError:
+        node.machines.clean(end.uuid)
+        machinenet.clean(node, end.uuid)
+        return
+    with node.lease(env, "cleaning up after stop", timeout=EXIT_LEASE_TIMEOUT):
+        state = RunState.load(node.paths, env.uuid)
+        if state is None or state.pid != end.pid or env.uuid in node.machines.running():
+            return
+        clear(node, env)
+        reason = "halt" if end.reason.startswith("guest-") else end.reason or "killed"
+        log.info("%s: QEMU ended: %s", env.name, reason)
+        node.publish("ve-stop", env, reason=reason)

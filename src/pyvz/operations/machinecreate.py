@@ -1,0 +1,117 @@
+"""Create and clone virtual machines: homes with images and a vm.conf."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyvz.errors import UsageError
+from pyvz.model.conffile import ConfFile
+from pyvz.model.config import Config
+from pyvz.model.environment import Environment, Kind
+from pyvz.model.grammar import Pair
+from pyvz.model.grammar_machine import Drive
+from pyvz.model.task import Progress
+from pyvz.operations import home, machineoptions
+from pyvz.operations.node import Node
+from pyvz.units import KIB, MIB, PAGE_SIZE
+from pyvz.vm import image
+
+log = logging.getLogger(__name__)
+
+DISK = "harddisk.hdd"  # as the original calls it; a qcow2 image
+DISK_SIZE = 64 << 20  # KiB: the original's 64 GiB, of which only what is used is taken
+CPUS = 2
+MEMORY = 1024  # MiB
+
+Options = tuple[tuple[str, str | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What is wanted.  sample: a configuration sample.  disk: make hdd0."""
+
+    options: Options = ()
+    dialect: str = "prlctl"
+    sample: str | None = None
+    disk: bool = True
+
+
+def parent_of(node: Node) -> Path:
+    """Return where the homes of virtual machines are."""
+    return node.paths.vz / "vmprivate"
+
+
+def create(node: Node, env: Environment, wanted: Machine, progress: Progress) -> Environment:
+    """Make a virtual machine with an empty disk; the ids are reserved by the caller.
+
+    Raises BadValue, PrivateExists, NotFound (sample), NoSpace, Unsupported: nothing is left then.
+    """
+    with node.lease(env, "create"):
+        home.check_place(node, env.home)
+        conf = configuration(node, env, wanted)
+        with home.born(node, env, conf, "create") as staging:
+            furnish(node, staging)
+            if wanted.disk:
+                progress.stage("Making the disk")
+                image.create(staging / DISK, DISK_SIZE * KIB)
+            progress.check()
+    node.publish("ve-create", env)
+    return env
+
+
+def furnish(node: Node, directory: Path) -> None:
+    """Make what every home of a machine has beside its images."""
+    home.take_ownership(node, directory)
+    (directory / "dump").mkdir(mode=0o700)
+
+
+def configuration(node: Node, env: Environment, wanted: Machine) -> ConfFile:
+    """Return the vm.conf of a new machine: defaults or sample, options, devices."""
+    conf = ConfFile() if wanted.sample is None else node.registry.sample(wanted.sample).copy()
+    old = Config.parse(conf.values())
+    drives = [Drive("cdrom0", position=1, format="raw")]
+    if wanted.disk:
+        drives.insert(0, Drive("hdd0", size=DISK_SIZE, image=DISK))
+    pages = MEMORY * MIB // PAGE_SIZE
+    base = old.changed(
+        {
+            "machine.drives": tuple(drives),
+            "cpu.cpus": old.cpu.cpus or CPUS,
+            "memory.physpages": old.memory.physpages or Pair(pages, pages),
+        }
+    )
+    made = machineoptions.plan(base, wanted.dialect, wanted.options)
+    if made.password is not None or made.sample is not None:
+        raise UsageError("--userpasswd and --applyconfig cannot be given when it is created")
+    for key, value in made.config.differences(old).items():
+        conf.set(key, value)
+    conf.set("VE_PRIVATE", str(env.home))
+    return conf
+
+
+def clone(
+    node: Node,
+    source: Environment,
+    copy: Environment,
+    conf: ConfFile,
+    fill: Callable[[Path, Config], None],
+) -> Environment:
+    """Make COPY with the configuration CONF; FILL puts its images into the home."""
+    with ExitStack() as held:
+        held.enter_context(node.lease(copy, "clone"))
+        home.check_place(node, copy.home)
+        with home.born(node, copy, conf, "clone") as staging:
+            furnish(node, staging)
+            fill(staging, Config.parse(conf.values()))
+    node.publish("ve-create", copy, source=source.uuid)
+    return copy
+
+
+def identity(node: Node, uuid: str, name: str, directory: str | None) -> Environment:
+    """Return who a new machine will be."""
+    place = parent_of(node) / uuid if directory is None else Path(directory)
+    return Environment(uuid, uuid, name, Kind.VM, place)

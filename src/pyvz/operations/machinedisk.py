@@ -1,0 +1,169 @@
+"""The images of a machine in `set`: made before vm.conf names them, removed after it forgot them.
+
+The journal record lets a death between be repaired: an image that was to be made and that vm.conf
+does not name is removed, and so is one whose removal was decided.  The caller holds the lease.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from pyvz.errors import AlreadyExists, BadValue, FileMissing, UsageError
+from pyvz.model.config import Config
+from pyvz.model.environment import Environment
+from pyvz.model.grammar_machine import Drive
+from pyvz.operations import home, machinedrives
+from pyvz.operations.node import Node
+from pyvz.store.journal import Journal, Record
+from pyvz.units import KIB
+from pyvz.vm import image
+
+log = logging.getLogger(__name__)
+
+VERB = "machine-set"  # whose journal records `repair` understands
+DEFAULT_SIZE = 64 << 20  # KiB
+
+
+class Changes(NamedTuple):
+    """How the drives change, by name; grown: disks with their new size in bytes."""
+
+    added: tuple[Drive, ...] = ()
+    removed: tuple[Drive, ...] = ()
+    changed: tuple[tuple[Drive, Drive], ...] = ()
+    grown: tuple[tuple[Drive, int], ...] = ()
+
+
+@contextmanager
+def settled(
+    node: Node, env: Environment, old: Config, new: Config, flags: frozenset[str]
+) -> Iterator[tuple[Config, Changes]]:
+    """Make the images that NEW wants; the block puts it in force and saves it.
+
+    The block gets the configuration with all that is known of its images.  When it fails, images
+    that were made are removed; when it ends well, those that are given up are.
+    """
+    before = {drive.name: drive for drive in old.machine.drives}
+    after = [_named(env, drive, before) for drive in new.machine.drives]
+    removed = tuple(each for name, each in before.items() if name not in {x.name for x in after})
+    doomed = [machinedrives.source_of(env, each) for each in removed if _dies(env, each, flags)]
+    wanted = [each for each in after if each.name not in before and each.is_disk]
+    made = [each for each in wanted if _is_new(env, each, flags)]
+    paths = [os.fspath(machinedrives.source_of(env, each)) for each in made]
+    data = home.to_data(env) | {"made": paths, "doomed": [os.fspath(path) for path in doomed]}
+    with Journal.begin(node.paths, env.uuid, VERB, data) as journal, ExitStack() as undo:
+        undo.callback(journal.done)
+        for drive in made:
+            path = machinedrives.source_of(env, drive)
+            undo.callback(path.unlink, missing_ok=True)
+            image.create(path, drive.size * KIB, drive.format or "qcow2")
+        final = tuple(_known(env, drive) if drive in wanted else drive for drive in after)
+        changes = _compare(env, before, final)
+        yield new.changed({"machine.drives": final}), changes
+        undo.pop_all()
+        for path in doomed:
+            path.unlink(missing_ok=True)
+
+
+def _named(env: Environment, drive: Drive, before: dict[str, Drive]) -> Drive:
+    """Return the drive with a relative path for an image in the home, and a name for a new one."""
+    if drive.image:
+        path = Path(drive.image)
+        if path.is_absolute() and path.parent == env.home.resolve():
+            drive = drive._replace(image=path.name)
+    elif drive.is_disk and not drive.device and drive.name not in before:
+        number = drive.name.removeprefix("hdd")
+        drive = drive._replace(image="harddisk.hdd" if number == "0" else f"harddisk{number}.hdd")
+    if drive.is_disk and drive.name not in before and not drive.device and not drive.size:
+        drive = drive._replace(size=DEFAULT_SIZE)
+    return drive
+
+
+def _is_new(env: Environment, drive: Drive, flags: frozenset[str]) -> bool:
+    """Whether the image of an added disk is to be made; raises AlreadyExists, FileMissing."""
+    path = machinedrives.source_of(env, drive)
+    if drive.device:
+        if "recreate" in flags:
+            raise UsageError("--recreate is for images, not for devices of the node")
+        return False
+    if path.exists():
+        if "recreate" in flags:
+            raise AlreadyExists(
+                f"{path} exists already: it is not overwritten", hint="Remove it first."
+            )
+        return False
+    if not path.parent.is_dir():
+        raise FileMissing(f"There is no directory {path.parent}")
+    return True
+
+
+def _dies(env: Environment, drive: Drive, flags: frozenset[str]) -> bool:
+    if not {"destroy-image", "destroy-image-force"} & flags:
+        return False
+    if not drive.image or not drive.is_disk:
+        raise UsageError(f"{drive.name} has no image that could be destroyed")
+    if machinedrives.source_of(env, drive).parent != env.home:
+        raise UsageError(
+            f"The image of {drive.name} is not in the home of {env.name}",
+            hint="Remove it by hand when nobody else uses it.",
+        )
+    return True
+
+
+def _known(env: Environment, drive: Drive) -> Drive:
+    """Return an added disk with the format and size that its image has; it is checked here."""
+    path = machinedrives.source_of(env, drive)
+    found = image.look(path)
+    kind = drive.format or found.format
+    if kind not in {"qcow2", "raw"}:
+        raise BadValue(
+            f"{path} is a {kind} image, which is not used as it is",
+            hint=f"Convert it: qemu-img convert -f {kind} -O qcow2 {path} NEW",
+        )
+    image.check(found, path, kind)
+    return drive._replace(format=kind, size=max(1, found.size // KIB))
+
+
+def _compare(env: Environment, before: dict[str, Drive], final: tuple[Drive, ...]) -> Changes:
+    names = {drive.name for drive in final}
+    pairs = [(before[drive.name], drive) for drive in final if drive.name in before]
+    grown = []
+    for old, new in pairs:
+        if new.is_disk and new.size != old.size:
+            if new.size < old.size:
+                raise BadValue(f"{new.name}: a disk cannot be made smaller than {old.size} KiB")
+            if new.device:
+                raise BadValue(f"{new.name} is a device of the node and keeps its size")
+            image.check(_look(env, new), machinedrives.source_of(env, new), new.format,
+                        base=bool(new.base))  # fmt: skip
+            grown.append((new, new.size * KIB))
+    return Changes(
+        added=tuple(drive for drive in final if drive.name not in before),
+        removed=tuple(drive for name, drive in before.items() if name not in names),
+        changed=tuple((old, new) for old, new in pairs if old != new),
+        grown=tuple(grown),
+    )
+
+
+def _look(env: Environment, drive: Drive) -> image.Image:
+    return image.look(machinedrives.source_of(env, drive))
+
+
+def repair(node: Node, record: Record) -> None:
+    """Remove images that a killed change left and that vm.conf does not name; repeatable."""
+    env = home.from_data(record.uuid, record.data)
+    log.warning("%s: repairing an unfinished change of disks", env.name)
+    named = {
+        os.fspath(machinedrives.source_of(env, drive))
+        for drive in node.registry.config(env).machine.drives
+    }
+    for key in ("made", "doomed"):
+        paths = record.data.get(key)
+        for path in paths if isinstance(paths, list) else []:
+            if path not in named:
+                Path(path).unlink(missing_ok=True)
+    Journal.forget(node.paths, record.uuid)

@@ -1,0 +1,90 @@
+"""What happens to a virtual machine by itself: a crash of its guest, a full disk, a reboot."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from contextlib import suppress
+
+from pyvz.errors import VZError
+from pyvz.model.environment import Environment
+from pyvz.operations import machinedrives
+from pyvz.operations.node import Node
+from pyvz.vm.monitor import Event
+
+log = logging.getLogger(__name__)
+
+ONE_RESET = 5.0  # seconds within which resets are one
+ENOUGH = 256 << 20  # bytes of free space with which a machine that ran out of it goes on
+
+
+class Listener:
+    """Takes note of events; a guest that resets its machine does so several times in a row."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._reset: dict[str, float] = {}
+
+    def __call__(self, uuid: str, event: Event) -> None:
+        """Take note of one event of QEMU."""
+        try:
+            env = self._node.registry.resolve(uuid)
+        except VZError:
+            return
+        if event["event"] == "RESET":
+            last, self._reset[uuid] = self._reset.get(uuid, -math.inf), time.monotonic()
+            if event.get("data", {}).get("guest") and time.monotonic() - last > ONE_RESET:
+                self._node.publish("ve-reboot", env)
+            return
+        _happened(self._node, env, event)
+
+
+def _happened(node: Node, env: Environment, event: Event) -> None:
+    name, data = event["event"], event.get("data", {})
+    if name == "BLOCK_IO_ERROR" and data.get("action") == "stop":
+        reason = "no-space" if data.get("nospace") else "error"
+        log.warning(
+            "%s: stopped by an I/O error of %s: %s", env.name, data.get("node-name"), reason
+        )
+        node.publish("vm-io-error", env, device=str(data.get("node-name", "")), reason=reason)
+    elif name == "GUEST_PANICKED":
+        log.warning("%s: its guest has crashed", env.name)
+        node.publish("vm-crash", env)
+        _crashed(node, env)
+
+
+def look(node: Node) -> None:
+    """Look after every machine that has stopped by itself."""
+    for uuid in node.machines.running():
+        with suppress(VZError):
+            state = node.machines.state(uuid)
+            if state in {"io-error", "guest-panicked"}:
+                env = node.registry.resolve(uuid)
+                _go_on(node, env) if state == "io-error" else _crashed(node, env)
+
+
+def _go_on(node: Node, env: Environment) -> None:
+    """Let a machine go on whose disk had no space, once there is some."""
+    drives = node.registry.config(env).machine.drives
+    for drive in drives:
+        if drive.is_disk and drive.image:
+            free = os.statvfs(machinedrives.source_of(env, drive).parent)
+            if free.f_bavail * free.f_frsize < ENOUGH:
+                return
+    log.info("%s: there is space again: it goes on", env.name)
+    node.machines.monitor(env.uuid).execute("cont")
+    node.publish("ve-resume", env)
+
+
+def _crashed(node: Node, env: Environment) -> None:
+    """Do what --on-crash says: restart, or leave it stopped for someone to look at."""
+    if node.registry.config(env).machine.on_crash != "restart":
+        return
+    monitor = node.machines.monitor(env.uuid)
+    if monitor.state != "guest-panicked":
+        return
+    monitor.execute("system_reset")
+    monitor.execute("cont")
+    node.publish("ve-reboot", env)

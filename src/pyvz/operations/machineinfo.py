@@ -1,0 +1,192 @@
+"""Everything about one virtual machine, in the form of `prlctl list -i -j`."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from pyvz.errors import VZError
+from pyvz.model.config import Config
+from pyvz.model.grammar_machine import Drive, SerialPort
+from pyvz.model.grammar_net import NetIf
+from pyvz.operations import fields, machinedrives
+from pyvz.operations.fields import ALIVE, Source
+from pyvz.units import KIB
+from pyvz.vm import channels
+from pyvz.vm.spec import boot_places, cpus_of, memory_of
+
+Row = dict[str, object]
+_CHIPSETS = {"q35": "q35", "piix": "piix"}
+
+
+def info(source: Source, *, full: bool) -> Row:
+    """Return the lines of one machine, in their order."""
+    env, config = source.env, source.config
+    settings = config.machine
+    answer: Row = {
+        "ID": env.uuid,
+        "EnvID": env.envid,
+        "Name": env.name,
+        "Description": config.identity.description or "",
+        "Type": "VM",
+        "Chipset": _CHIPSETS[settings.chipset],
+        "State": str(source.status),
+        "OS": fields.distribution(config) or "",
+        "Template": "yes" if config.identity.type == "template" else "no",
+        "Uptime": str(int(fields.uptime(source))),
+        "Home": os.fspath(env.home),
+        "Owner": "root",
+        "GuestTools": {"state": _tools(source)},
+        "GuestTools autoupdate": _on(settings.tools_update),
+        "Autostart": {"yes": "on", "auto": "auto"}.get(str(config.boot.onboot), "off"),
+        "Autostop": str(config.boot.autostop or source.node.config().ve_stop_mode),
+        "Autocompact": _on(config.disk.autocompact),
+        "Boot order": "".join(f"{name} " for name in boot_places(config)),
+        "EFI boot": _on(settings.efi),
+        "Allow select boot device": _on(settings.boot_menu),
+        "External boot device": "",
+        "On guest crash": settings.on_crash,
+        "Remote display": _display(source),
+        "Remote display state": "running" if _displayed(source) else "stopped",
+        "Hardware": _hardware(source, full=full),
+        "Disabled Windows logo": "on",
+        "Nested virtualization": _on(settings.nested),
+        "Offline management": {"enabled": False},
+        "Hostname": config.network.hostname or "",
+        "DNS Servers": " ".join(config.network.nameservers or ()),
+        "Search Domains": " ".join(config.network.searchdomains or ()),
+    }
+    if full:
+        enabled = "yes" if config.boot.ha_enable is not False else "no"
+        answer["High Availability"] = {"enabled": enabled, "prio": config.boot.ha_prio or 0}
+    return answer
+
+
+def _on(value: bool) -> str:  # noqa: FBT001
+    return "on" if value else "off"
+
+
+def _tools(source: Source) -> str:
+    """The guest tools are the guest's own agent: whether it has the port open just now."""
+    if source.status in ALIVE:
+        with suppress(VZError):
+            monitor = source.node.machines.monitor(source.env.uuid)
+            return "installed" if channels.has_agent(monitor) else "not_installed"
+    return "not_installed"
+
+
+def _displayed(source: Source) -> bool:
+    return source.status in ALIVE and source.config.machine.vnc_mode != "off"
+
+
+def _display(source: Source) -> Row:
+    settings = source.config.machine
+    shown: Row = {"mode": settings.vnc_mode}
+    port = settings.vnc_port if settings.vnc_mode == "manual" else 0
+    if _displayed(source):
+        with suppress(VZError, LookupError, ValueError):
+            monitor = source.node.machines.monitor(source.env.uuid)
+            port = int(monitor.execute("query-vnc")["service"])
+    if port:
+        shown["port"] = port
+    return shown | {"address": settings.vnc_address}
+
+
+def _hardware(source: Source, *, full: bool) -> Row:
+    config = source.config
+    settings = config.machine
+    hardware: Row = {
+        "cpu": _cpu(config),
+        "memory": {"size": f"{memory_of(config)}Mb", "hotplug": settings.mem_hotplug},
+        "video": {
+            "size": f"{settings.video}Mb", "3d acceleration": "off", "vertical sync": "yes",
+        },
+        "memory_guarantee": {
+            "value": "auto" if config.memory.guarantee is None else f"{config.memory.guarantee}%"
+        },
+    }  # fmt: skip
+    for drive in settings.drives:
+        hardware[drive.name] = _drive(source, drive, full=full)
+    cards = [nic for nic in config.network.interfaces if nic.ifname != "venet0"]
+    for index, nic in enumerate(cards):
+        hardware[f"net{index}"] = _nic(nic, full=full)
+    for port in settings.serials:
+        hardware[port.name] = _port(port)
+    if settings.usb:
+        hardware["usb0"] = {"enabled": True}
+    return hardware
+
+
+def _cpu(config: Config) -> Row:
+    count = cpus_of(config)
+    cpu: Row = {
+        "sockets": config.machine.sockets, "cpus": count,
+        "cores": max(1, count // config.machine.sockets), "hotplug": config.machine.cpu_hotplug,
+        "accl": "high", "mode": 64, "cpuunits": config.cpu.units or 1000,
+    }  # fmt: skip
+    if config.cpu.limit:
+        cpu["cpulimit"] = f"{config.cpu.limit}%"
+    elif config.cpu.limit_mhz:
+        cpu["cpulimit"] = f"{config.cpu.limit_mhz}Mhz"
+    cpu["ioprio"] = 4 if config.io.priority is None else config.io.priority
+    cpu["iolimit"] = str(config.io.limit or 0)
+    optional = (
+        ("iopslimit", config.io.operations), ("mask", config.cpu.mask),
+        ("nodemask", config.cpu.nodemask),
+    )  # fmt: skip
+    return cpu | {name: str(value) for name, value in optional if value}
+
+
+def _drive(source: Source, drive: Drive, *, full: bool) -> Row:
+    shown: Row = {"enabled": drive.enabled, "port": f"{drive.iface}:{drive.position}"}
+    if drive.device:
+        shown["real"] = drive.device
+    else:
+        path = machinedrives.source_of(source.env, drive) if drive.image else ""
+        shown["image"] = os.fspath(path)
+    if drive.is_disk:
+        shown |= {"type": "expanded" if drive.format == "qcow2" else "plain"}
+        shown["size"] = f"{drive.size * KIB >> 20}Mb"
+    shown["state"] = "connected" if drive.is_disk or _has_disc(drive) else "disconnected"
+    if drive.iface == "scsi":
+        shown["subtype"] = drive.subtype or "virtio-scsi"
+    if drive.is_disk and not drive.autocompact:
+        shown["autocompact"] = "off"
+    if drive.serial and full:
+        shown["serial"] = drive.serial
+    return shown
+
+
+def _has_disc(drive: Drive) -> bool:
+    return drive.connected and bool(drive.image or drive.device)
+
+
+def _nic(nic: NetIf, *, full: bool) -> Row:
+    other = dict(nic.other)
+    device: Row = {
+        "enabled": True,
+        "dev": nic.host_ifname,
+        "network": nic.network,
+        "mac": nic.mac.replace(":", "").upper(),
+        "card": other.get("card", "virtio"),
+    }
+    if nic.ip or nic.ip6:
+        device["ips"] = "".join(f"{address} " for address in (*nic.ip, *nic.ip6))
+    for name, value in (("dhcp", nic.dhcp), ("dhcp6", nic.dhcp6)):
+        if value:
+            device[name] = "yes"
+    device |= {name: value for name, value in (("gw", nic.gw), ("gw6", nic.gw6)) if value}
+    if full:
+        device |= {
+            "preventpromisc": "on" if nic.mac_filter else "off",
+            "mac_filter": "on" if nic.mac_filter else "off",
+            "ip_filter": "on" if nic.ip_filter else "off",
+        }
+    return device | {"state": "connected" if nic.connected else "disconnected"}
+
+
+def _port(port: SerialPort) -> Row:
+    shown: Row = {"enabled": port.enabled}
+    if port.kind:
+        shown[port.kind if port.kind in {"socket", "device"} else "output"] = port.target
+    return shown | {"state": "connected"}

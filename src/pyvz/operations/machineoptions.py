@@ -1,0 +1,259 @@
+"""What the options of `create` and `set` mean for a virtual machine, as values.
+
+An option that names a drive or port begins to speak of it; what follows and belongs to such a
+device changes that one.  Cards are read by netdevice.py, the rest by options.py.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from pyvz.errors import BadValue, DiskNotFound, NotEnoughResources, NotFound, UsageError
+from pyvz.model.config import Config
+from pyvz.model.environment import Kind
+from pyvz.model.grammar import YesNo
+from pyvz.model.grammar_machine import INTERFACES, Drive, SerialPort, change_drive
+from pyvz.model.param import normal
+from pyvz.model.secret import Secret
+from pyvz.operations import netdevice, options, vncpassword
+from pyvz.operations.options import GivenOptions, NewPassword
+from pyvz.units import KIB, MIB, UNLIMITED, parse_size
+
+_VERBS = ("device-add", "device-set", "device-del", "device-connect", "device-disconnect")
+_DEVICE = re.compile(r"(hdd|cdrom|serial)(\d{1,2})")
+_TYPES = frozenset({"hdd", "cdrom", "serial", "usb"})
+_GONE = frozenset({"fdd", "parallel", "sound", "pci", "hdd-part"})
+_TEXTS = frozenset({"image", "device", "iface", "subtype", "position", "serial", "autocompact"})
+_FLAGS = frozenset({"recreate", "detach-only", "destroy-image", "destroy-image-force"})
+_QUIET = frozenset({"type", "split", "offline", "no-fs-resize", "hdd-block-size", "passthr"})
+_PORTS = {"output": "file", "socket": "socket", "socket-tcp": "tcp", "socket-udp": "udp",
+          "device": "device"}  # fmt: skip
+
+
+class MachinePlan(NamedTuple):
+    """What the options mean.
+
+    flags: recreate, destroy-image, ... of the one drive that the call is about.
+    secret: the password of the remote display: None: it stays; Secret(""): none any more.
+    """
+
+    config: Config
+    fields: tuple[str, ...] = ()
+    echo: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    flags: frozenset[str] = frozenset()
+    sample: str | None = None
+    password: NewPassword | None = None
+    secret: Secret | None = None
+
+
+def plan(config: Config, dialect: str, given: GivenOptions) -> MachinePlan:
+    """Return what GIVEN makes of CONFIG; raises UsageError, BadValue, NotFound, Unsupported."""
+    _check_one_device(given)
+    reader = _Reader(config)
+    for name, text in given:
+        reader.read(normal(name), text)
+    nics = netdevice.take(config, dialect, reader.rest)
+    made = options.plan(nics.config, dialect, nics.rest, Kind.VM)
+    changes = reader.changes(config)
+    secret = reader.secret
+    if made.config.machine.vnc_open and "machine.vnc_open" in made.fields:
+        secret = Secret("")
+    elif secret is not None:
+        changes["machine.vnc_open"] = False
+    return MachinePlan(
+        config=made.config.changed(changes),
+        fields=(*changes, *nics.fields, *made.fields),
+        echo=(*reader.echo, *nics.echo, *made.echo),
+        warnings=made.warnings,
+        flags=frozenset(reader.flags),
+        sample=made.sample,
+        password=made.password,
+        secret=secret,
+    )
+
+
+def _check_one_device(given: GivenOptions) -> None:
+    named = [name for name, _ in given if normal(name) in _VERBS]
+    if len(named) > 1:
+        raise UsageError("Only one device can be added, changed or removed by one call")
+
+
+class _Reader:
+    """Reads options in their order; `_at` is the drive or port that they speak of."""
+
+    def __init__(self, config: Config) -> None:
+        self.drives = list(config.machine.drives)
+        self.ports = list(config.machine.serials)
+        self.usb = config.machine.usb
+        self.flags: set[str] = set()
+        self.rest: list[tuple[str, str | None]] = []
+        self.echo: list[str] = []
+        self.secret: Secret | None = None
+        self._at = ""
+        self._gone = False
+
+    def changes(self, config: Config) -> dict[str, object]:
+        """Return the fields that have changed."""
+        _check_positions(self.drives)
+        found: dict[str, object] = {}
+        for field, value, old in (
+            ("machine.drives", tuple(self.drives), config.machine.drives),
+            ("machine.serials", tuple(self.ports), config.machine.serials),
+            ("machine.usb", self.usb, config.machine.usb),
+        ):
+            if value != old:
+                found[field] = value
+        return found
+
+    def read(self, key: str, text: str | None) -> None:
+        """Take one option, or leave it in `rest`."""
+        if key == "vnc-passwd":
+            self.secret = vncpassword.check(text or "")
+            self.echo.append("set vnc-passwd")
+        elif key in _VERBS and self._device(key, text or ""):
+            self.echo.append(f"set {key} {text}")
+        elif self._at and self._property(key, text):
+            self.echo.append(f"set {key} {text}" if text else f"set {key}")
+        else:
+            self.rest.append((key, text))
+
+    def _device(self, key: str, text: str) -> bool:
+        """Begin to speak of a device; False: it is a card, which others read."""
+        self._at = ""
+        if key == "device-add":
+            return self._add(text)
+        if text == "usb0":
+            if key != "device-del":
+                raise UsageError("A USB controller can only be added and removed")
+            self.usb = False
+            return True
+        if not _DEVICE.fullmatch(text):
+            return False
+        self._find(text)
+        if key == "device-del":
+            self.drives = [drive for drive in self.drives if drive.name != text]
+            self.ports = [port for port in self.ports if port.name != text]
+            self._gone = True
+        elif key in {"device-connect", "device-disconnect"}:
+            self._set_drive(text, "connected", "yes" if key == "device-connect" else "no")
+        self._at = text
+        return True
+
+    def _add(self, kind: str) -> bool:
+        if kind in _GONE:
+            raise UsageError(f"A device of type {kind} is not supported by this version")
+        if kind not in _TYPES:
+            return False
+        if kind == "usb":
+            if self.usb:
+                raise UsageError("There is a USB controller already")
+            self.usb = True
+            return True
+        taken = {each.name for each in self.drives} | {each.name for each in self.ports}
+        name = next(name for n in range(99) if (name := f"{kind}{n}") not in taken)
+        if kind == "serial":
+            if name not in {"serial0", "serial1", "serial2", "serial3"}:
+                raise NotEnoughResources("A virtual machine has four serial ports at most")
+            self.ports.append(SerialPort(name))
+        else:
+            self.drives.append(Drive(name, position=-1, format="" if kind == "hdd" else "raw"))
+        self._at = name
+        return True
+
+    def _find(self, name: str) -> Drive | SerialPort:
+        every: list[Drive | SerialPort] = [*self.drives, *self.ports]
+        for each in every:
+            if each.name == name:
+                return each
+        raise (NotFound if name.startswith("serial") else DiskNotFound)(
+            f"There is no device {name}"
+        )
+
+    def _property(self, key: str, text: str | None) -> bool:
+        """Take an option about the device; False: it is about something else."""
+        if key in _FLAGS:
+            self.flags.add(key)
+            return True
+        if key in _QUIET:
+            return True
+        if self._gone:
+            return False
+        if self._at.startswith("serial"):
+            return self._port(key, text or "")
+        if key == "size":
+            size = parse_size(text or "", default_unit=MIB)
+            if not 0 < size < UNLIMITED:
+                raise BadValue("--size: a disk needs a size")
+            self._set_drive(self._at, "size", str(-(-size // KIB)))
+        elif key in {"enable", "disable", "connect", "disconnect"}:
+            field = "enabled" if key in {"enable", "disable"} else "connected"
+            self._set_drive(self._at, field, "yes" if key in {"enable", "connect"} else "no")
+        elif key in _TEXTS:
+            self._set_text(key, text or "")
+        else:
+            return False
+        return True
+
+    def _set_text(self, key: str, text: str) -> None:
+        drive = self._find(self._at)
+        assert isinstance(drive, Drive)  # noqa: S101  ports were sorted out before
+        if key in {"image", "device"} and drive.image + drive.device and drive.is_disk:
+            raise UsageError("The image of a disk cannot be exchanged: remove it, then add another")
+        if key == "autocompact":
+            text = "yes" if YesNo().parse(text) else "no"
+        if key == "iface":
+            self._replace(drive._replace(position=-1))
+        self._set_drive(self._at, key, text)
+        if key in {"image", "device"} and not drive.is_disk:
+            other = "device" if key == "image" else "image"
+            drive = self._find(self._at)
+            self._replace(drive._replace(**{other: "", "connected": True}))  # type: ignore[arg-type]
+
+    def _set_drive(self, name: str, key: str, text: str) -> None:
+        drive = self._find(name)
+        if not isinstance(drive, Drive):
+            raise UsageError(f"{name} cannot be connected or disconnected")
+        try:
+            self._replace(change_drive(drive, key, text))
+        except BadValue as error:
+            raise BadValue(f"--{key}: {error.message}", hint=error.hint) from error
+
+    def _replace(self, changed: Drive) -> None:
+        self.drives = [changed if each.name == changed.name else each for each in self.drives]
+
+    def _port(self, key: str, text: str) -> bool:
+        port = next(each for each in self.ports if each.name == self._at)
+        if key in _PORTS:
+            changed = port._replace(kind=_PORTS[key], target=text)
+        elif key == "socket-mode":
+            if text not in {"server", "client"}:
+                raise BadValue(f"--socket-mode: '{text}' is not one of server, client")
+            changed = port._replace(mode=text)
+        elif key in {"enable", "disable"}:
+            changed = port._replace(enabled=key == "enable")
+        else:
+            return False
+        self.ports = [changed if each.name == port.name else each for each in self.ports]
+        return True
+
+
+def _check_positions(drives: list[Drive]) -> None:
+    """Give drives without a position the first free one; refuse two at the same place."""
+    for index, drive in enumerate(drives):
+        taken = {each.position for each in drives if each is not drive and _same_bus(each, drive)}
+        most = INTERFACES[drive.iface]
+        position = drive.position
+        if position < 0:
+            position = next((n for n in range(most) if n not in taken), most)
+        if position >= most:
+            raise BadValue(f"{drive.name}: {drive.iface} has positions 0 to {most - 1} only")
+        if position in taken:
+            raise BadValue(f"{drive.name}: {drive.iface}:{position} is taken")
+        drives[index] = drive._replace(position=position)
+
+
+def _same_bus(one: Drive, other: Drive) -> bool:
+    buses = {"sata": "ide"}
+    return buses.get(one.iface, one.iface) == buses.get(other.iface, other.iface)

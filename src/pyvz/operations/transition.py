@@ -1,0 +1,40 @@
+"""Whether a verb may begin: the table of model/status.py against the state of an environment."""
+
+from __future__ import annotations
+
+from pyvz.errors import (
+    AlreadyMounted,
+    AlreadyRunning,
+    InvalidState,
+    NotMounted,
+    NotRunning,
+)
+from pyvz.model.environment import Environment
+from pyvz.model.status import LEGAL_FROM, Status
+from pyvz.operations.node import Node
+
+# What needs the disks of a stopped environment for itself.
+_UNMOUNTED = frozenset({"delete", "clone", "move", "migrate", "unregister", "restore"})
+
+
+def require(node: Node, env: Environment, verb: str) -> Status:
+    """Return the status when `verb` may begin from it; else raise the InvalidState that fits."""
+    status = node.status(env)
+    if status in LEGAL_FROM.get(verb, frozenset(Status)):
+        return status
+    if status in {Status.RUNNING, Status.PAUSED, Status.STARTING, Status.STOPPING}:
+        if verb in {"pause", "exec", "stop"}:
+            raise InvalidState(f"{env.name} is {status}")
+        hint = "" if verb == "start" else "Stop it first."
+        raise AlreadyRunning(f"{env.name} is {status}", hint=hint)
+    if verb == "mount" and status == Status.MOUNTED:
+        raise AlreadyMounted(f"{env.name} is already mounted")
+    if verb == "umount":
+        raise NotMounted(f"{env.name} is not mounted")
+    if verb in {"pause", "exec", "stop", "suspend"} or (
+        verb == "resume" and status != Status.MOUNTED
+    ):
+        raise NotRunning(f"{env.name} is not running")
+    if verb in _UNMOUNTED and status == Status.MOUNTED:
+        raise AlreadyMounted(f"{env.name} is mounted", hint="Unmount it first.")
+    raise InvalidState(f"{env.name} is {status}")

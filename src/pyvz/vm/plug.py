@@ -1,0 +1,160 @@
+"""Devices of a running machine: plugged in and taken out over its monitor."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from pyvz.errors import NotEnoughResources, SetError, Timeout, VZError
+from pyvz.vm import commandline
+from pyvz.vm.monitor import Event, Monitor
+from pyvz.vm.spec import MEMORY_SLOTS, DriveSpec, NicSpec
+
+UNPLUG = 20.0  # seconds for the guest to let a device go
+BOOT_SLOW = "A guest that has not booted yet, or that has no driver for it, keeps the device."
+
+
+def cpus(monitor: Monitor) -> tuple[int, list[dict[str, Any]]]:
+    """Return how many CPUs are there, and the places of those that may be added, in order."""
+    places: list[dict[str, Any]] = monitor.execute("query-hotpluggable-cpus")
+    free = [place for place in places if "qom-path" not in place]
+    free.sort(key=lambda place: sorted(place["props"].items()))
+    return len(places) - len(free), free
+
+
+def add_cpus(monitor: Monitor, wanted: int) -> list[str]:
+    """Add CPUs until there are WANTED; returns the ids of the new ones.  Undone on failure."""
+    there, free = cpus(monitor)
+    if wanted - there > len(free):
+        raise NotEnoughResources(
+            f"The virtual machine can have {there + len(free)} CPUs at most while it runs",
+            hint="Stop it, then set the number.",
+        )
+    made: list[str] = []
+    try:
+        for place in free[: max(0, wanted - there)]:
+            name = f"cpu{there + len(made)}"
+            monitor.execute("device_add", {"driver": place["type"], "id": name, **place["props"]})
+            made.append(name)
+    except BaseException:
+        for name in reversed(made):
+            with suppress(VZError):
+                monitor.execute("device_del", {"id": name})
+        raise
+    return made
+
+
+def add_memory(monitor: Monitor, number: int, size: int) -> None:
+    """Plug in a DIMM of SIZE MiB as the machine's NUMBERth; raises SetError."""
+    if number >= MEMORY_SLOTS:
+        raise NotEnoughResources(
+            "All memory slots of the virtual machine are taken", hint="Restart it."
+        )
+    memory, device = f"memory{number}", f"dimm{number}"
+    backend = {"qom-type": "memory-backend-ram", "id": memory, "size": size << 20}
+    monitor.execute("object-add", backend)
+    try:
+        monitor.execute("device_add", {"driver": "pc-dimm", "id": device, "memdev": memory})
+    except BaseException:
+        with suppress(VZError):
+            monitor.execute("object-del", {"id": memory})
+        raise
+
+
+def balloon(monitor: Monitor, size: int) -> None:
+    """Tell the balloon to leave SIZE MiB to the guest; the guest follows when it can."""
+    monitor.execute("balloon", {"value": size << 20})
+
+
+def add_drive(monitor: Monitor, drive: DriveSpec, chipset: str) -> None:
+    """Plug in a disk; raises MonitorError, and then nothing is there."""
+    made: list[str] = []
+    try:
+        for node in commandline.blockdevs(drive):
+            monitor.execute("blockdev-add", node)
+            made.append(str(node["node-name"]))
+        monitor.execute("device_add", commandline.drive_device(drive, chipset))
+    except BaseException:
+        for name in reversed(made):
+            with suppress(VZError):
+                monitor.execute("blockdev-del", {"node-name": name})
+        raise
+
+
+def remove_drive(monitor: Monitor, drive: DriveSpec) -> None:
+    """Take a disk out; raises SetError when the guest keeps it (it stays then)."""
+    _unplug(monitor, f"device-{drive.name}", drive.name)
+    for node in reversed(commandline.blockdevs(drive)):
+        with suppress(VZError):
+            monitor.execute("blockdev-del", {"node-name": node["node-name"]})
+
+
+def add_nic(monitor: Monitor, nic: NicSpec, chipset: str) -> None:
+    """Plug in a card whose tap device is nic.tap."""
+    host = f"host-{nic.name}"
+    monitor.give(nic.tap, host)
+    monitor.execute("netdev_add", {"type": "tap", "id": host, "fd": host})
+    try:
+        monitor.execute("device_add", commandline.nic_device(nic, chipset))
+        set_link(monitor, nic.name, up=nic.connected)
+    except BaseException:
+        with suppress(VZError):
+            monitor.execute("netdev_del", {"id": host})
+        raise
+
+
+def remove_nic(monitor: Monitor, name: str) -> None:
+    """Take a card out."""
+    _unplug(monitor, f"device-{name}", name)
+    monitor.execute("netdev_del", {"id": f"host-{name}"})
+
+
+def set_link(monitor: Monitor, name: str, *, up: bool) -> None:
+    """Plug the cable of a card in, or out."""
+    monitor.execute("set_link", {"name": f"device-{name}", "up": up})
+
+
+def insert(monitor: Monitor, drive: DriveSpec) -> None:
+    """Put a disc into a CD drive, instead of the one that is in it."""
+    eject(monitor, drive)
+    nodes = commandline.blockdevs(drive)
+    try:
+        for node in nodes:
+            monitor.execute("blockdev-add", node)
+        medium = {"id": f"device-{drive.name}", "node-name": drive.name}
+        monitor.execute("blockdev-insert-medium", medium)
+        monitor.execute("blockdev-close-tray", {"id": medium["id"]})
+    except BaseException:
+        for node in reversed(nodes):
+            with suppress(VZError):
+                monitor.execute("blockdev-del", {"node-name": node["node-name"]})
+        raise
+
+
+def eject(monitor: Monitor, drive: DriveSpec) -> None:
+    """Take the disc out of a CD drive, by force: the guest may have locked it."""
+    device = f"device-{drive.name}"
+    monitor.execute("blockdev-open-tray", {"id": device, "force": True})
+    with suppress(VZError):  # it was empty
+        monitor.execute("blockdev-remove-medium", {"id": device})
+    for name in (drive.name, f"{drive.name}-file"):
+        with suppress(VZError):
+            monitor.execute("blockdev-del", {"node-name": name})
+
+
+def _unplug(monitor: Monitor, device: str, name: str) -> None:
+    """Ask the guest for a device and wait until it has let go."""
+    monitor.forget_events()
+
+    def about_it(event: Event) -> bool:
+        return bool(event.get("data", {}).get("device") == device)
+
+    monitor.execute("device_del", {"id": device})
+    try:
+        event = monitor.wait_event(
+            {"DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR"}, UNPLUG, about_it
+        )
+    except Timeout:
+        raise SetError(f"The guest does not let {name} go", hint=BOOT_SLOW) from None
+    if event["event"] != "DEVICE_DELETED":
+        raise SetError(f"The guest refused to let {name} go")

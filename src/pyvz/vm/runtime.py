@@ -1,0 +1,403 @@
+"""The virtual machines of a node as the operations see them: QEMU processes, their control groups
+and monitors.
+
+    <run>/vm/<uuid>/process.json   boot id, pid and start time: who it is
+    <run>/vm/<uuid>/*.sock         monitor, agent, console: made by us, listened on by QEMU
+
+QEMU is vzd's child only until vzd ends: it has a session and control groups of its own, so it lives
+on, and the next vzd finds it by process.json and talks to it by its monitor.  Nothing needs to be
+its parent: what a wait status would tell, QEMU has said on its monitor (SHUTDOWN and its reason).
+
+Thread-safe.  No lease is taken here: the caller holds the environment's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from pyvz.errors import AlreadyRunning, NotRunning, StartError, StopError, Unsupported, VZError
+from pyvz.linux import run as programs
+from pyvz.linux.cgroup import Cgroups
+from pyvz.linux.cgroup_entry import CgroupEntry
+from pyvz.linux.file import write_atomic
+from pyvz.linux.process import Pidfd, alive, boot_id, start_time
+from pyvz.model.limits import DeviceRule, Limits
+from pyvz.model.usage import Usage
+from pyvz.store.paths import Paths
+from pyvz.vm import commandline
+from pyvz.vm.monitor import Event, Loop, Monitor
+from pyvz.vm.spec import MachineSpec, Sockets
+
+START = 60.0  # seconds for QEMU to answer on its monitor; a loaded node may take some
+REACH = 5.0  # seconds to reach the monitor of a machine that runs
+MAX_LOG = 1 << 20  # bytes of an old log that are kept at a start
+SOCKETS = Sockets._fields
+_NODES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9))  # null zero full random urandom
+_KVM = Path("/dev/kvm")
+
+logger = logging.getLogger(__name__)
+
+
+class Process(NamedTuple):
+    """A QEMU on the node."""
+
+    pid: int
+    start_time: int
+
+
+class End(NamedTuple):
+    """The end of a machine.  reason: QEMU's word (guest-shutdown, ...), "" when it said none."""
+
+    uuid: str
+    pid: int
+    reason: str
+
+
+class Launch(NamedTuple):
+    """How QEMU is started.  descriptors: that it keeps.  uid: its user and group."""
+
+    spec: MachineSpec
+    descriptors: tuple[int, ...]
+    uid: int
+    limits: Limits
+    disks: tuple[tuple[int, int], ...]
+    log: Path
+
+
+class Machines:
+    """Starts, finds and ends the virtual machines of one node."""
+
+    def __init__(self, cgroups: Cgroups, paths: Paths) -> None:
+        self._cgroups = cgroups
+        self._directory = paths.run / "vm"
+        self._loop = Loop()
+        self._guard = threading.RLock()
+        self._monitors: dict[str, Monitor] = {}
+        self._children: dict[str, programs.Process] = {}
+        self._on_end: Callable[[End], None] | None = None
+        self._on_event: Callable[[str, Event], None] | None = None
+        self._pool = ThreadPoolExecutor(4, "machine")
+
+    # -- life
+
+    def start(self, launch: Launch) -> Process:
+        """Start QEMU; returns when it waits for `cont`.  A failure leaves nothing behind.
+
+        Raises AlreadyRunning, StartError (details: QEMU's words), Unsupported (no QEMU).
+        """
+        uuid = launch.spec.uuid
+        if uuid in self.running():
+            raise AlreadyRunning(f"The virtual machine {uuid} is running already")
+        with ExitStack() as undo:
+            undo.callback(self.clean, uuid)
+            self._cgroups.create(uuid)
+            rules = tuple(DeviceRule("c", *node, "rw") for node in _nodes(launch.spec))
+            limits = launch.limits._replace(devices=rules)
+            for missing in self._cgroups.apply(uuid, limits, launch.disks):
+                logger.warning("%s: %s", uuid, missing)
+            process = self._spawn(launch)
+            undo.callback(self.kill, uuid)
+            self._await_monitor(launch, process)
+            undo.pop_all()
+        return process
+
+    def _spawn(self, launch: Launch) -> Process:
+        uuid = launch.spec.uuid
+        directory = self.directory(uuid)
+        with ExitStack() as opened:
+            sockets = _listening(directory, opened)
+            words = commandline.argv(launch.spec, sockets)
+            request = opened.enter_context(_request(self._cgroups.entry(uuid), words, launch))
+            log = opened.enter_context(_log(launch.log))
+            package = os.fspath(Path(__file__).parents[2])
+            child = programs.start(
+                [sys.executable, "-S", "-m", "pyvz.vm.launch", str(request)],
+                env={"PYTHONPATH": package},
+                stdout_fd=log,
+                stderr_fd=log,
+                pass_fds=(request, *sockets, *launch.descriptors),
+            )
+        process = Process(child.pid, start_time(child.pid))
+        with self._guard:
+            self._children[uuid] = child
+        data = {"boot": boot_id(), "pid": process.pid, "start": process.start_time}
+        write_atomic(directory / "process.json", json.dumps(data), 0o600)
+        return process
+
+    def _await_monitor(self, launch: Launch, process: Process) -> None:
+        """Connect; the socket listens already, so only QEMU's greeting is waited for."""
+        deadline = time.monotonic() + START
+        uuid = launch.spec.uuid
+        connecting = self._pool.submit(self.monitor, uuid, timeout=START)
+        with Pidfd(process.pid, process.start_time) as handle:
+            while not connecting.done() and not handle.wait(0.01):
+                if time.monotonic() > deadline:
+                    break
+            ended = handle.wait(0.0)
+        if ended:
+            self._close_sockets(uuid)
+            raise _start_error(launch)
+        try:
+            connecting.result(1.0)
+        except VZError as error:
+            raise _start_error(launch) from error
+
+    def kill(self, uuid: str, *, timeout: float = 20.0) -> None:
+        """End QEMU at once; idempotent.  Raises StopError."""
+        process = self.running().get(uuid)
+        deadline = time.monotonic() + timeout
+        if process is not None:
+            with suppress(ProcessLookupError), Pidfd(*process) as handle:
+                handle.signal(signal.SIGKILL)
+                if not handle.wait(timeout):
+                    raise StopError(f"QEMU of the virtual machine {uuid} does not end")
+        self._cgroups.kill(uuid)
+        if not self._cgroups.wait_empty(uuid, max(0.1, deadline - time.monotonic())):
+            raise StopError(f"Processes of the virtual machine {uuid} do not end after SIGKILL")
+        self._reap(uuid)
+
+    def clean(self, uuid: str) -> None:
+        """Remove what a machine that does not run has left; idempotent.  Raises Busy."""
+        with self._guard:
+            monitor = self._monitors.pop(uuid, None)
+        if monitor is not None:
+            monitor.close()
+        self._reap(uuid)
+        self._cgroups.remove(uuid)
+        shutil.rmtree(self.directory(uuid), ignore_errors=True)
+
+    def _reap(self, uuid: str) -> None:
+        with self._guard:
+            child = self._children.get(uuid)
+            if child is not None and child.poll() is not None:
+                child.close()
+                del self._children[uuid]
+
+    def wait_end(self, uuid: str, timeout: float) -> bool:
+        """Wait until QEMU has ended; True when it has in time (or did not run)."""
+        process = self.running().get(uuid)
+        if process is None:
+            return True
+        try:
+            with Pidfd(*process) as handle:
+                return handle.wait(timeout)
+        except ProcessLookupError:
+            return True
+
+    # -- looking
+
+    def directory(self, uuid: str) -> Path:
+        """Return where sockets and process.json of a machine are."""
+        return self._directory / uuid
+
+    def running(self) -> dict[str, Process]:
+        """Return every running machine, checked against the kernel."""
+        found: dict[str, Process] = {}
+        try:
+            names = [entry.name for entry in self._directory.iterdir()]
+        except FileNotFoundError:
+            return found
+        for name in names:
+            process = self._process(name)
+            if process is not None and alive(*process):
+                found[name] = process
+        return found
+
+    def left(self) -> set[str]:
+        """Return the uuids of which something is left, running or not."""
+        try:
+            return {entry.name for entry in self._directory.iterdir()}
+        except FileNotFoundError:
+            return set()
+
+    def _process(self, uuid: str) -> Process | None:
+        try:
+            with open(self._directory / uuid / "process.json", encoding="ascii") as file:
+                data = json.load(file)
+            if data["boot"] != boot_id():
+                return None
+            return Process(int(data["pid"]), int(data["start"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def monitor(self, uuid: str, *, timeout: float = REACH) -> Monitor:
+        """Return the monitor of a machine, connected; raises NotRunning, Timeout."""
+        with self._guard:
+            known = self._monitors.get(uuid)
+            if known is not None and not known.ended.is_set():
+                return known
+            path = self.directory(uuid) / "monitor.sock"
+            if not path.exists():
+                raise NotRunning("The virtual machine is not running")
+        made = Monitor.connect(
+            self._loop, path, lambda event: self._heard(uuid, event), timeout=timeout
+        )
+        with self._guard:
+            self._monitors[uuid] = made
+        return made
+
+    def state(self, uuid: str) -> str:
+        """Return QEMU's word for what the machine does, "" when it does not answer."""
+        try:
+            return self.monitor(uuid).state
+        except VZError:
+            return ""
+
+    def connect(self, uuid: str, name: str, timeout: float = REACH) -> socket.socket:
+        """Connect to one of its sockets (agent, console); raises NotRunning."""
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(timeout)
+        try:
+            sock.connect(os.fspath(self.directory(uuid) / f"{name}.sock"))
+        except OSError as error:
+            sock.close()
+            raise NotRunning(f"The {name} of the virtual machine does not answer") from error
+        return sock
+
+    def usage(self, uuid: str) -> Usage:
+        """Return what it uses of the node."""
+        return self._cgroups.usage(uuid)
+
+    # -- telling
+
+    def on_end(self, callback: Callable[[End], None]) -> None:
+        """Have every end told, in a thread; to be called once."""
+        self._on_end = callback
+
+    def on_event(self, callback: Callable[[str, Event], None]) -> None:
+        """Have QEMU's events told, in a thread; to be called once."""
+        self._on_event = callback
+
+    def adopt(self) -> None:
+        """Connect to every machine that runs (a fresh vzd), to hear of its end."""
+        for uuid in self.running():
+            with suppress(VZError):
+                self.monitor(uuid)
+
+    def _heard(self, uuid: str, event: Event) -> None:
+        """Called in the monitors' thread: nothing here may wait."""
+        with suppress(RuntimeError):  # shut down: the next vzd finds out
+            if event["event"] == "PYVZ_END":
+                self._pool.submit(self._ended, uuid)
+            elif self._on_event is not None:
+                self._pool.submit(self._on_event, uuid, event)
+
+    def _ended(self, uuid: str) -> None:
+        with self._guard:
+            monitor = self._monitors.get(uuid)
+        process = self._process(uuid)
+        if process is None or self._on_end is None:
+            return
+        self.wait_end(uuid, 10.0)
+        self._reap(uuid)
+        reason = str((monitor.shutdown if monitor else {}).get("data", {}).get("reason", ""))
+        try:
+            self._on_end(End(uuid, process.pid, reason))
+        except Exception:
+            logger.exception("%s: after its end", uuid)
+
+    def close(self) -> None:
+        """Hang up everywhere; the machines go on."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        with self._guard:
+            monitors, self._monitors = list(self._monitors.values()), {}
+        for monitor in monitors:
+            monitor.close()
+        self._loop.close()
+
+    def _close_sockets(self, uuid: str) -> None:
+        """Remove the sockets, so that who waits for QEMU's greeting is told that none comes."""
+        for name in SOCKETS:
+            (self.directory(uuid) / f"{name}.sock").unlink(missing_ok=True)
+
+
+def _nodes(spec: MachineSpec) -> Sequence[tuple[int, int]]:
+    if spec.accelerator != "kvm":
+        return _NODES
+    return (*_NODES, _device_numbers(_KVM))
+
+
+def _device_numbers(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    if not stat.S_ISCHR(found.st_mode):
+        raise Unsupported(f"{path} is not a device")
+    return os.major(found.st_rdev), os.minor(found.st_rdev)
+
+
+def _listening(directory: Path, opened: ExitStack) -> Sockets:
+    """Make the sockets in a fresh directory; QEMU gets them listening already."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700, parents=True)
+    found = []
+    for name in SOCKETS:
+        sock = opened.enter_context(socket.socket(socket.AF_UNIX))
+        sock.bind(os.fspath(directory / f"{name}.sock"))
+        sock.listen(1)
+        found.append(sock.fileno())
+    return Sockets(*found)
+
+
+@contextmanager
+def _request(entry: CgroupEntry, words: list[str], launch: Launch) -> Iterator[int]:
+    """Give a descriptor that holds what launch.py is to do."""
+    groups = [_KVM.stat().st_gid] if launch.spec.accelerator == "kvm" else []
+    below = [f"{entry['v2_dir']}/cgroup.procs"] if entry["v2_dir"] else []
+    request = {
+        "argv": words,
+        "procs": [*entry["procs"], *below],
+        "uid": launch.uid,
+        "groups": groups,
+        "memlock": 0,
+        "env": {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LC_ALL": "C.UTF-8", "TMPDIR": "/tmp"},  # noqa: S108
+    }
+    descriptor = os.memfd_create("machine", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, json.dumps(request).encode())
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _log(path: Path) -> Iterator[int]:
+    """Open the machine's log for appending; an old one that has grown large begins anew."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        if path.stat().st_size > MAX_LOG:
+            path.unlink()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, f"-- {time.strftime('%F %T')} start\n".encode())
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _start_error(launch: Launch) -> VZError:
+    """Return the error that QEMU's own words make."""
+    try:
+        text = launch.log.read_text(errors="replace").rpartition(" start\n")[2].strip()
+    except OSError:
+        text = ""
+    if "No such file or directory: qemu" in text or text.startswith("pyvz: No such file"):
+        return Unsupported(
+            "QEMU is not installed on this node",
+            hint="Install it with: script/bootstrap --vm (package qemu-system-x86)",
+        )
+    last = "\n".join(text.splitlines()[-10:])
+    return StartError("QEMU did not start", details=last or "It said nothing.")

@@ -1,0 +1,223 @@
+"""What QEMU is to be started with, as values: made from a configuration, turned into words by
+commandline.py.
+
+Files are named by what QEMU is to open: usually /dev/fdset/N, a descriptor that it is given, so
+that it needs no right to any file of the node.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pyvz.model.config import Config
+from pyvz.units import MIB, PAGE_SIZE, UNLIMITED
+
+DEFAULT_MEMORY = 1024  # MiB, of a machine whose configuration says nothing
+MEMORY_SLOTS = 16
+OVERHEAD = 512 * MIB  # of QEMU itself, beside the guest's memory: devices, translated code, cache
+TRANSLATION_CACHE = 256  # MiB
+
+
+class DriveSpec(NamedTuple):
+    """A disk or CD drive as QEMU sees it.
+
+    file: what to open; "" for a CD drive without a disc.  driver: file or host_device.
+    base: the image below, read-only, in `base_format`.  direct: without the node's page cache.
+    boot: place in the boot order, from 1; 0: none.
+    """
+
+    name: str
+    iface: str
+    position: int
+    format: str = "raw"
+    file: str = ""
+    driver: str = "file"
+    base: str = ""
+    readonly: bool = False
+    direct: bool = False
+    serial: str = ""
+    boot: int = 0
+
+    @property
+    def is_disk(self) -> bool:
+        """Whether it is a disk, not a CD drive."""
+        return self.name.startswith("hdd")
+
+
+class NicSpec(NamedTuple):
+    """A network card; tap: descriptor of its tap device.  model: virtio, e1000 or rtl."""
+
+    name: str
+    mac: str
+    tap: int
+    model: str = "virtio"
+    boot: int = 0
+    connected: bool = True
+
+
+class SerialSpec(NamedTuple):
+    """A serial port: the words of its character device, without the id."""
+
+    name: str
+    chardev: str
+
+
+class Sockets(NamedTuple):
+    """Descriptors of listening sockets that QEMU is given."""
+
+    monitor: int
+    agent: int
+    console: int
+
+
+class Remote(NamedTuple):
+    """The remote display.  port 0: the first that is free.  password: one must be set."""
+
+    address: str
+    port: int
+    password: bool
+
+
+class Firmware(NamedTuple):
+    """UEFI: the code, and what to open for the variables."""
+
+    code: str
+    variables: str
+
+
+class MachineSpec(NamedTuple):
+    """A virtual machine.
+
+    cpus: that it starts with; max_cpus: with those that may be added.  memory: MiB; max_memory.
+    files: descriptors that drives and firmware name as /dev/fdset/N.
+    incoming: it goes on from a saved state.
+    """
+
+    uuid: str
+    name: str
+    chipset: str
+    type: str
+    accelerator: str
+    cpus: int
+    max_cpus: int
+    memory: int
+    max_memory: int
+    sockets: int = 1
+    video: int = 16
+    usb: bool = False
+    nested: bool = False
+    boot_menu: bool = False
+    remote: Remote | None = None
+    firmware: Firmware | None = None
+    drives: tuple[DriveSpec, ...] = ()
+    nics: tuple[NicSpec, ...] = ()
+    serials: tuple[SerialSpec, ...] = ()
+    files: tuple[int, ...] = ()
+    incoming: bool = False
+
+
+def memory_of(config: Config) -> int:
+    """Return the memory in MiB."""
+    pages = config.memory.physpages
+    if pages is None or pages.limit >= UNLIMITED:
+        return DEFAULT_MEMORY
+    return max(1, pages.limit * PAGE_SIZE // MIB)
+
+
+def cpus_of(config: Config) -> int:
+    """Return the number of CPUs."""
+    return config.cpu.cpus or 1
+
+
+def boot_places(config: Config) -> dict[str, int]:
+    """Return {device: place in the boot order, from 1}.
+
+    Unset: disks, then CD drives, then cards.
+    """
+    names = config.machine.boot
+    if not names:
+        drives = [drive.name for drive in config.machine.drives if drive.enabled]
+        cards = [nic for nic in config.network.interfaces if nic.ifname != "venet0"]
+        disks = sorted(name for name in drives if name.startswith("hdd"))
+        others = sorted(name for name in drives if not name.startswith("hdd"))
+        names = (*disks, *others, *(f"net{index}" for index in range(len(cards))))
+    return {name: place for place, name in enumerate(names, 1)}
+
+
+def from_config(
+    uuid: str, name: str, config: Config, *, cpus: int, accelerator: str
+) -> MachineSpec:
+    """Return the machine that CONFIG means, without drives, cards and ports.
+
+    cpus: processors of the node, which bound what may be added while it runs.
+    """
+    machine = config.machine
+    wanted, memory = cpus_of(config), memory_of(config)
+    most = max(wanted, cpus, 8) if machine.cpu_hotplug else wanted
+    sockets = min(machine.sockets, most)
+    return MachineSpec(
+        uuid=uuid,
+        name=name,
+        chipset=machine.chipset,
+        type=machine.type,
+        accelerator=accelerator,
+        cpus=wanted,
+        max_cpus=-(-most // sockets) * sockets,
+        memory=memory,
+        max_memory=max(2 * memory, 4096) if machine.mem_hotplug else memory,
+        sockets=sockets,
+        video=machine.video,
+        usb=machine.usb or machine.vnc_mode != "off",
+        nested=machine.nested,
+        boot_menu=machine.boot_menu,
+        remote=_remote(config),
+    )
+
+
+def _remote(config: Config) -> Remote | None:
+    machine = config.machine
+    if machine.vnc_mode == "off":
+        return None
+    port = machine.vnc_port if machine.vnc_mode == "manual" else 0
+    return Remote(machine.vnc_address, port, not machine.vnc_open)
+
+
+class Layout(NamedTuple):
+    """How a running machine is put together, as a saved state of it must find it again.
+
+    plugged: CPUs that were added while it ran.  dimms: memory that was added, in MiB.
+    """
+
+    type: str
+    cpus: int
+    max_cpus: int
+    memory: int
+    max_memory: int
+    plugged: int = 0
+    dimms: tuple[int, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: object) -> Layout:
+        """Read what `_asdict` made; raises ValueError for anything else."""
+        try:
+            values = dict(data)  # type: ignore[call-overload]
+            values["dimms"] = tuple(int(size) for size in values["dimms"])
+            return cls(**values)
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"it is no layout of a virtual machine: {error}") from error
+
+
+def layout_of(spec: MachineSpec) -> Layout:
+    """Return the layout of a machine that was just started."""
+    return Layout(spec.type, spec.cpus, spec.max_cpus, spec.memory, spec.max_memory)
+
+
+def laid_out(spec: MachineSpec, layout: Layout) -> MachineSpec:
+    """Return SPEC put together as LAYOUT says."""
+    return spec._replace(
+        type=layout.type,
+        cpus=layout.cpus,
+        max_cpus=layout.max_cpus,
+        memory=layout.memory,
+        max_memory=layout.max_memory,
+    )
