@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -96,8 +95,8 @@ class Guest:
 
 
 @pytest.fixture
-def guest(world: World, tiny_iso: Path) -> Iterator[Guest]:
-    yield Guest(world, tiny_iso)
+def guest(world: World, tiny_iso: Path) -> Guest:
+    return Guest(world, tiny_iso)
 
 
 def test_life(guest: Guest) -> None:

@@ -1,4 +1,4 @@
-"""The guest agent is the guest's: whatever it says, we end in time and with an error that we know."""
+"""The guest agent is the guest's: whatever it says, we end in time, with an error of ours."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class SetResult(NamedTuple):
 def set_options(
     node: Node, ref: str, request: SetRequest, progress: Progress | None = None
 ) -> SetResult:
-    """Change a container as the options say.
+    """Change an environment as the options say.
 
     Raises UsageError, BadValue, Unsupported, SetError, PasswordError: then nothing has changed.
     """
@@ -83,6 +83,12 @@ def set_options(
     if env.kind == Kind.VM:
         machineset.check_setmode(request.setmode, save_it=request.save)
         return SetResult(*machineset.set_options(node, env, request.dialect, request.options))
+    return _set_container(node, env, request, progress)
+
+
+def _set_container(
+    node: Node, env: Environment, request: SetRequest, progress: Progress
+) -> SetResult:
     given, device = disk.split(request.dialect, request.options)
     if device is not None and not request.save:
         raise UsageError("A disk is added, changed or removed with --save only")

@@ -27,6 +27,7 @@ from pyvz.operations import (
     machinenet,
     machineserial,
     machinestate,
+    memory,
     vncpassword,
 )
 from pyvz.operations.node import Node
@@ -37,7 +38,7 @@ from pyvz.vm import accelerator, channels
 from pyvz.vm.agent import Agent
 from pyvz.vm.monitor import Monitor
 from pyvz.vm.runtime import End, Launch, Process
-from pyvz.vm.spec import Layout, from_config, laid_out, layout_of
+from pyvz.vm.spec import OVERHEAD, Layout, from_config, laid_out, layout_of
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +154,8 @@ def bring_up(
     journal = Journal.begin(node.paths, env.uuid, "start", {})
     with ExitStack() as undo:
         undo.callback(journal.done)
+        undo.callback(memory.release, node, env.uuid)
+        memory.admit(node, env, config, overhead=OVERHEAD)
         undo.callback(machinenet.clean, node, env.uuid)
         with ExitStack() as opened:
             launch = _launch(node, env, config, layout, opened)
@@ -173,6 +176,7 @@ def bring_up(
         journal.note("going")  # from here on its disks change: a saved state is void
         monitor.execute("cont")
         undo.pop_all()
+    memory.activate(node, env)
     if load is not None:
         machinestate.forget(env)
     journal.done()
@@ -458,6 +462,7 @@ def _has_left(node: Node, env: Environment) -> bool:
 
 def clear(node: Node, env: Environment) -> None:
     """Undo, in reverse, what a start made; idempotent."""
+    memory.release(node, env.uuid)
     machinenet.clean(node, env.uuid)
     node.machines.clean(env.uuid)
     (env.home / ".running").unlink(missing_ok=True)
