@@ -28,6 +28,7 @@ from pyvz.errors import (
 from pyvz.model.environment import Environment
 from pyvz.operations import backup, leftovers, lifecycle, provision, restore
 from pyvz.operations.backup import Request
+from pyvz.operations.backupstorage import Where
 from pyvz.operations.node import Node
 from pyvz.operations.restore import Wanted
 
@@ -163,8 +164,8 @@ def test_full_storage(node: Node, short_root: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", small], check=True)
     try:
         with pytest.raises(NoSpace, match="ct1"):
-            backup.create(node, "ct1", Request(path=str(small)))
-        assert backup.rows(node, path=str(small)) == []
+            backup.create(node, "ct1", Request(where=Where(str(small))))
+        assert backup.rows(node, where=Where(str(small))) == []
         assert not list((small / "temporary").iterdir())
         (env.home / ".backup").exists()
         with mounted(node, env) as root:
@@ -241,12 +242,12 @@ def test_refusals(node: Node, short_root: Path) -> None:
     with pytest.raises(BadValue, match="not the id of a backup"):
         restore.restore(node, Wanted(tag="../../x"))
     with pytest.raises(BadValue, match="files of a container"):
-        backup.create(node, "ct1", Request(path=os.fspath(env.home / "x")))
+        backup.create(node, "ct1", Request(where=Where(os.fspath(env.home / "x"))))
     foreign = short_root / "foreign"
     foreign.mkdir()
     (foreign / "precious").touch()
     with pytest.raises(StorageError, match="left alone"):
-        backup.create(node, "ct1", Request(path=os.fspath(foreign)))
+        backup.create(node, "ct1", Request(where=Where(os.fspath(foreign))))
     assert [p.name for p in foreign.iterdir()] == ["precious"]
     # A manifest that cannot be read stops no other backup, and no data is removed then.
     broken = node.paths.vz / f"backups/backups/{env.uuid}/{env.uuid}.json"

@@ -62,21 +62,16 @@ class Chunks:
 
         length: how long it has to be.
         """
+        data = unpacked(digest, self.raw(digest))
+        checked_length(digest, data, length)
+        return data
+
+    def raw(self, digest: bytes) -> bytes:
+        """Return the frame as it is stored, unchecked; raises BackupDamaged (missing), OSError."""
         try:
-            raw = self.place(digest).read_bytes()
+            return self.place(digest).read_bytes()
         except FileNotFoundError as error:
             raise BackupDamaged(f"chunk {digest.hex()} is missing") from error
-        try:
-            # The frame's own word on its size is believed by the library, so it is asked first.
-            if not 0 <= zstandard.frame_content_size(raw) <= LIMIT:
-                raise BackupDamaged(f"chunk {digest.hex()} is damaged (its size is impossible)")
-            data = _decompressor().decompress(raw)
-        except zstandard.ZstdError as error:
-            raise BackupDamaged(f"chunk {digest.hex()} is damaged ({error})") from error
-        if digest_of(data) != digest:
-            raise BackupDamaged(f"chunk {digest.hex()} is damaged (its content is another)")
-        _check_length(digest, data, length)
-        return data
 
     def names(self) -> Iterator[bytes]:
         """Yield the names of all chunks."""
@@ -123,7 +118,7 @@ class Audit(Chunks):
             with contextlib.suppress(FileNotFoundError):
                 place.rename(place.with_name(place.name + DAMAGED))
             raise
-        _check_length(digest, data, length)  # a wrong index; the chunk is another's, and whole
+        checked_length(digest, data, length)  # a wrong index; the chunk is another's, and whole
         return data
 
 
@@ -163,7 +158,14 @@ class Writer:
                 return digest
         if self._chunks.has(digest):
             return digest
-        frame = _compressor().compress(data)
+        self.put_frame(digest, packed(data))
+        return digest
+
+    def put_frame(self, digest: bytes, frame: bytes) -> None:
+        """Store a chunk that is packed already, and of which the caller knows that it is right."""
+        with self._lock:
+            if digest in self._pending:
+                return
         path = self._directory / f"{digest.hex()}.{threading.get_ident()}"
         path.write_bytes(frame)
         with self._lock:
@@ -173,7 +175,6 @@ class Writer:
             full = len(self._pending) >= _BATCH
         if full:
             self._name()
-        return digest
 
     def flush(self) -> None:
         """Make every chunk given so far durable, with its name."""
@@ -199,7 +200,27 @@ class Writer:
             os.close(fd)
 
 
-def _check_length(digest: bytes, data: bytes, length: int | None) -> None:
+def packed(data: bytes | memoryview) -> bytes:
+    """Return a chunk's content as it is stored."""
+    return _compressor().compress(data)
+
+
+def unpacked(digest: bytes, frame: bytes) -> bytes:
+    """Return the content of the chunk `digest`, checked; raises BackupDamaged."""
+    try:
+        # The frame's own word on its size is believed by the library, so it is asked first.
+        if not 0 <= zstandard.frame_content_size(frame) <= LIMIT:
+            raise BackupDamaged(f"chunk {digest.hex()} is damaged (its size is impossible)")
+        data = _decompressor().decompress(frame)
+    except zstandard.ZstdError as error:
+        raise BackupDamaged(f"chunk {digest.hex()} is damaged ({error})") from error
+    if digest_of(data) != digest:
+        raise BackupDamaged(f"chunk {digest.hex()} is damaged (its content is another)")
+    return data
+
+
+def checked_length(digest: bytes, data: bytes, length: int | None) -> None:
+    """Raise BackupDamaged when a chunk is not as long as whoever refers to it says."""
     if length is not None and len(data) != length:
         raise BackupDamaged(f"chunk {digest.hex()} has {len(data)} bytes in place of {length}")
 

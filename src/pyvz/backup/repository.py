@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from pyvz.backup.chunk import Chunks
+from pyvz.backup import content
+from pyvz.backup.chunk import Chunks, Writer
 from pyvz.backup.manifest import FORMAT, Manifest, shown
 from pyvz.errors import (
     AlreadyExists,
@@ -144,14 +145,17 @@ class Repository:
 
     def _read(self, uuid: str, ident: str) -> Manifest:
         path = self._manifest(uuid, ident)
-        try:
-            text = file.read_text_limited(path, _MANIFEST_LIMIT)
-        except FileNotFoundError as error:
-            raise BackupNotFound(f"There is no backup {shown(ident)} in {self.path}") from error
-        manifest = Manifest.from_json(text, source=os.fspath(path))
+        manifest = Manifest.from_json(self.text(uuid, ident), source=os.fspath(path))
         if (manifest.uuid, manifest.id) != (uuid, ident):
             raise BackupDamaged(f"{path} is the manifest of another backup")
         return manifest
+
+    def text(self, uuid: str, ident: str) -> str:
+        """Return a manifest as it is written; raises BackupNotFound."""
+        try:
+            return file.read_text_limited(self._manifest(uuid, ident), _MANIFEST_LIMIT)
+        except FileNotFoundError as error:
+            raise BackupNotFound(f"There is no backup {shown(ident)} in {self.path}") from error
 
     def _manifest(self, uuid: str, ident: str) -> Path:
         return self._backups / uuid / f"{ident}.json"
@@ -189,6 +193,18 @@ class Repository:
             .with_name(f"{manifest.id}{_DAMAGED}")
             .exists()
         )
+
+    def writer(self) -> Writer:
+        """Return what adds chunks, a context manager; shared lock held."""
+        return Writer(self.chunks)
+
+    def verify(self, manifest: Manifest, progress: Progress) -> list[str]:
+        """Read every byte of a backup; return what is wrong, one line each.  Shared lock held."""
+        return content.verify(manifest, self.chunks, progress)
+
+    def tidy(self, progress: Progress) -> int:
+        """Remove what no backup needs any more; see `collect`."""
+        return self.collect(lambda each: content.referenced(each, self.chunks), progress)
 
     def collect(self, referenced: Referenced, progress: Progress) -> int:
         """Remove every chunk that no backup refers to; return the bytes freed.  Lock held: alone.

@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from pyvz.cli.arguments import Arguments, OptionRow
     from pyvz.cli.server import Server
 
-_STORAGE: OptionRow = ("-s,--storage", "[USER@]SERVER", "another node's storage: not yet")
+_STORAGE: OptionRow = (
+    "-s,--storage",
+    "[USER@]SERVER[:PORT]",
+    "backups on another node, by ssh",
+)
 _PATH: OptionRow = ("--backup-path", "DIRECTORY", "the backups in this directory")
 _TAG: OptionRow = ("-t,--tag,-i,--id", "BACKUP", "the backup with this id")
-_TUNNEL: OptionRow = ("--no-tunnel", "", "accepted, no effect: nothing goes over a network")
+_TUNNEL: OptionRow = ("--no-tunnel", "", "accepted, no effect: ssh encrypts")
 _HEADER: OptionRow = ("-H,--no-header", "", "print no header")
 _FULL_ROWS: OptionRow = ("-f,--full", "", "print a block per backup")
 _KINDS: OptionRow = ("--vmtype", "ct|vm|all", "only of this kind")
@@ -63,8 +67,8 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         _FULL_ROWS,
         _HEADER,
     ),
-    "backup-verify": (_TAG, _PATH),
-    "backup-mount": (_TAG, ("--dst", "PATH", "mount it there"), _PATH),
+    "backup-verify": (_TAG, _STORAGE, _PATH),
+    "backup-mount": (_TAG, ("--dst", "PATH", "mount it there"), _STORAGE, _PATH),
     "backup-umount": (_TAG,),
 }
 
@@ -80,7 +84,6 @@ def backup_(args: Arguments, server: Server) -> int:
 
 def make(args: Arguments, server: Server, subject: Subject, name: str) -> None:
     """Back up one environment as the options say; raises what failed."""
-    _local_only(args)
     if args.has("full") and (args.has("incremental") or args.has("differental")):
         raise UsageError("Unable to simultaneously use --full and --incremental")
     say(f"Backing up the {subject.kind} {name}")
@@ -90,7 +93,7 @@ def make(args: Arguments, server: Server, subject: Subject, name: str) -> None:
             ref=subject.uuid,
             full=args.has("full"),
             description=args.value("description") or "",
-            path=_path(args),
+            **_where(args),
         )
     except VZError as error:
         raise failed(f"backup the {subject.kind}", error) from error
@@ -105,11 +108,10 @@ def backup_list_(args: Arguments, server: Server) -> int:
 
 
 def _list(args: Arguments, server: Server, ref: str | None) -> int:
-    _local_only(args)
     if args.value("vmtype", "all") not in {"ct", "c", "vm", "v", "all", "a"}:
         raise UsageError(f"An incorrect value '{args.value('vmtype')}' for --vmtype is specified")
     try:
-        rows = server.ask("Backup.List", ref=ref, path=_path(args))["backups"]
+        rows = server.ask("Backup.List", ref=ref, **_where(args))["backups"]
     except VZError as error:
         raise failed("get the backup tree", error) from error
     if args.value("vmtype", "all") in {"vm", "v"}:
@@ -170,7 +172,6 @@ def _is_here(server: Server, row: dict[str, Any]) -> bool:
 
 def backup_delete_(args: Arguments, server: Server) -> int:
     """Delete a backup, or all of an environment."""
-    _local_only(args)
     ref, tag = _which(args)
     if ref is not None:
         kind = _kind(server, ref)
@@ -184,7 +185,7 @@ def backup_delete_(args: Arguments, server: Server) -> int:
             ref=ref,
             tag=tag,
             keep_chain=args.has("keep-chain"),
-            path=_path(args),
+            **_where(args),
         )
     except VZError as error:
         raise failed("delete the backup", error) from error
@@ -194,7 +195,6 @@ def backup_delete_(args: Arguments, server: Server) -> int:
 
 def restore_(args: Arguments, server: Server) -> int:
     """Bring an environment back from a backup."""
-    _local_only(args)
     if args.has("list"):
         args.no_more_words(1)
         return _list(args, server, args.words[0] if args.words else args.value("vm"))
@@ -218,7 +218,7 @@ def restore_(args: Arguments, server: Server) -> int:
             tag=tag,
             name=args.value("name"),
             dst=target,
-            path=_path(args),
+            **_where(args),
         )
     except VZError as error:
         raise failed(f"restore the {kind}", error) from error
@@ -231,7 +231,7 @@ def backup_verify_(args: Arguments, server: Server) -> int:
     args.no_more_words(1)
     ref = args.words[0] if args.words else None
     try:
-        result = server.run("Backup.Verify", ref=ref, tag=args.value("tag"), path=_path(args))
+        result = server.run("Backup.Verify", ref=ref, tag=args.value("tag"), **_where(args))
     except VZError as error:
         raise failed("verify the backup", error) from error
     for problem in result["problems"]:
@@ -249,7 +249,7 @@ def backup_mount_(args: Arguments, server: Server) -> int:
             "Backup.Mount",
             tag=_tag(args),
             target=os.path.abspath(target) if target else None,
-            path=_path(args),
+            **_where(args),
         )
     except VZError as error:
         raise failed("mount the backup", error) from error
@@ -267,17 +267,12 @@ def backup_umount_(args: Arguments, server: Server) -> int:
     return 0
 
 
-def _local_only(args: Arguments) -> None:
-    if args.has("storage"):
-        raise Unsupported(
-            f"Backups on another node ({args.value('storage')}) are not supported yet",
-            hint="A directory that is mounted from there can be given with --backup-path.",
-        )
-
-
-def _path(args: Arguments) -> str | None:
-    path = args.value("backup-path")
-    return None if path is None else os.path.abspath(path)
+def _where(args: Arguments) -> dict[str, str | None]:
+    """Return where the backups are, as the server wants it."""
+    path, storage = args.value("backup-path"), args.value("storage")
+    if path is not None and storage is None:
+        path = os.path.abspath(path)
+    return {"path": path, "storage": storage}
 
 
 def _tag(args: Arguments) -> str:

@@ -1,4 +1,4 @@
-"""vzmdest: the far end of a migration, started by the other node's ssh; nobody types it.
+"""vzmdest: the far end of a migration or backup, started by the other node's ssh.
 
 Connects to vzd (and starts it where it is absent), has it answer on a socket, and carries bytes
 between that and our stdin and stdout until either side ends.
@@ -33,12 +33,12 @@ def dispatch(argv: list[str]) -> int:
     if argv == ["--version"]:
         sys.stdout.write(f"vzmdest version {VERSION}\n")
         return 0
-    if argv:
-        raise UsageError("vzmdest is started by vzmigrate of another node")
+    if argv not in ([], ["backup"]):
+        raise UsageError("vzmdest is started by another node: vzmigrate, prlctl backup --storage")
     if os.geteuid() != 0:
         raise PermissionDenied("Only root can take over containers")
     with connect() as connection:
-        reply = connection.call_fds("Migration.Receive")
+        reply = connection.call_fds("Backup.Serve" if argv else "Migration.Receive")
     carry(reply.fds[0])
     return 0
 

@@ -3,18 +3,28 @@
 No `from __future__ import annotations` here: see replies.py.
 """
 
+import functools
+import logging
+import os
+import socket
+import threading
 from typing import TypedDict
 
-from asyncvarlink import VarlinkInterface, varlinkmethod
+from asyncvarlink import FileDescriptor, VarlinkInterface, varlinkmethod
 
 from pyvz.backup.manifest import FULL, Manifest
+from pyvz.backup.serve import serve
 from pyvz.daemon.calls import Api, acting, streaming
 from pyvz.daemon.replies import Empty, Uuid
 from pyvz.daemon.tasks import Work
-from pyvz.operations import backup, restore
+from pyvz.errors import VZError
+from pyvz.operations import backup, backupstorage, restore
 from pyvz.operations.backup import Request, Row
+from pyvz.operations.backupstorage import Where
 from pyvz.operations.node import Node
 from pyvz.operations.restore import Wanted
+
+logger = logging.getLogger(__name__)
 
 
 class BackupDisk(TypedDict):
@@ -110,13 +120,16 @@ def _made(manifest: Manifest) -> BackupMade:
 
 class Backup(Api, VarlinkInterface, name="io.pyvz.Backup"):
     """Backups.  `ref` is an environment (for the ones that bring back, it may be gone); `tag` the
-    id of a backup; `path` the directory of a storage other than the node's own.
+    id of a backup; `path` the directory of a storage other than the node's own, `storage` another
+    node that has it ([user@]host[:port]).
     """
 
     @varlinkmethod(return_parameter="backups", allow_foreign=True)
-    async def List(self, *, ref: str | None = None, path: str | None = None) -> list[BackupRow]:
+    async def List(
+        self, *, ref: str | None = None, path: str | None = None, storage: str | None = None
+    ) -> list[BackupRow]:
         """Return all backups, or those of one environment."""
-        rows: list[Row] = await self.query(backup.rows, ref, path)
+        rows: list[Row] = await self.query(backup.rows, ref, Where(path, storage))
         return [_row(row) for row in rows]
 
     @streaming(BackupMade)
@@ -128,11 +141,13 @@ class Backup(Api, VarlinkInterface, name="io.pyvz.Backup"):
         full: bool = False,
         description: str = "",
         path: str | None = None,
+        storage: str | None = None,
     ) -> Work:
         """Back up an environment in whatever state it is: what changed since its last backup, or,
         when there is none or with `full`, all.  Can be called off.
         """
-        request = Request(full=full, description=description, path=path)
+        where = Where(path, storage)
+        request = Request(full=full, description=description, where=where)
         return Work(
             "backup",
             ref,
@@ -150,6 +165,7 @@ class Backup(Api, VarlinkInterface, name="io.pyvz.Backup"):
         tag: str | None = None,
         keep_chain: bool = False,
         path: str | None = None,
+        storage: str | None = None,
     ) -> Work:
         """Remove one backup and those of its chain that were made after it (keep_chain: only the
         one), or without a tag all of the environment.
@@ -158,13 +174,13 @@ class Backup(Api, VarlinkInterface, name="io.pyvz.Backup"):
             "delete backup",
             tag or ref or "",
             lambda task: backup.delete(
-                node, ref, tag, keep_chain=keep_chain, path=path, progress=task
+                node, ref, tag, keep_chain=keep_chain, where=Where(path, storage), progress=task
             ),
             lambda ids: {"ids": ids},
         )
 
     @streaming(Uuid)
-    def Restore(
+    def Restore(  # noqa: PLR0913  what the caller may choose
         self,
         node: Node,
         *,
@@ -173,11 +189,12 @@ class Backup(Api, VarlinkInterface, name="io.pyvz.Backup"):
         name: str | None = None,
         dst: str | None = None,
         path: str | None = None,
+        storage: str | None = None,
     ) -> Work:
         """Bring back the newest backup of `ref`, or the one with that tag: in place (it has to be
         stopped), as it was (it is gone), or as another environment (`name`).  Can be called off.
         """
-        wanted = Wanted(ref, tag, name, dst, path)
+        wanted = Wanted(ref, tag, name, dst, Where(path, storage))
         return Work(
             "restore",
             tag or ref or "",
@@ -188,13 +205,19 @@ class Backup(Api, VarlinkInterface, name="io.pyvz.Backup"):
 
     @streaming(BackupTarget)
     def Mount(
-        self, node: Node, *, tag: str, target: str | None = None, path: str | None = None
+        self,
+        node: Node,
+        *,
+        tag: str,
+        target: str | None = None,
+        path: str | None = None,
+        storage: str | None = None,
     ) -> Work:
         """Show the files of a backup's root disk, read-only, at `target` or a place of ours."""
         return Work(
             "mount backup",
             tag,
-            lambda task: restore.show(node, tag, target, path=path, progress=task),
+            lambda task: restore.show(node, tag, target, where=Where(path, storage), progress=task),
             lambda shown: {"target": str(shown.target)},
             cancellable=True,
         )
@@ -212,12 +235,34 @@ class Backup(Api, VarlinkInterface, name="io.pyvz.Backup"):
         ref: str | None = None,
         tag: str | None = None,
         path: str | None = None,
+        storage: str | None = None,
     ) -> Work:
         """Read all data of a backup, of an environment's, or of all; tell what is damaged."""
         return Work(
             "verify backup",
             tag or ref or "",
-            lambda task: backup.verify(node, ref, tag, path=path, progress=task),
+            lambda task: backup.verify(node, ref, tag, where=Where(path, storage), progress=task),
             lambda problems: {"problems": problems},
             cancellable=True,
         )
+
+    @varlinkmethod(return_parameter="stream", allow_foreign=True)
+    async def Serve(self) -> FileDescriptor:
+        """Return a stream socket on which another node keeps its backups here (vzmdest backup)."""
+        ours, theirs = socket.socketpair()
+        threading.Thread(
+            target=_serve, args=(self.node, ours.detach()), name="backups", daemon=True
+        ).start()
+        return FileDescriptor(theirs.detach(), should_close=True)
+
+
+def _serve(node: Node, fd: int) -> None:
+    """Answer the other node until it goes (in a thread of its own)."""
+    try:
+        serve(fd, fd, functools.partial(backupstorage.place, node))
+    except (VZError, OSError) as error:
+        logger.warning("backups of another node: %s", error)
+    except Exception:
+        logger.exception("backups of another node, pid %d", os.getpid())
+    finally:
+        os.close(fd)

@@ -14,18 +14,15 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Final, NamedTuple
 from uuid import NAMESPACE_URL, uuid4, uuid5
 
-from pyvz.backup import content
 from pyvz.backup.chunk import Writer
 from pyvz.backup.manifest import FULL, Disk, File, Manifest, is_file_name, parse_id
 from pyvz.backup.repository import Repository
 from pyvz.errors import (
     BackupDamaged,
     BackupNotFound,
-    BadValue,
     EnvironmentNotFound,
     Locked,
     PrivateMissing,
@@ -35,14 +32,14 @@ from pyvz.errors import (
 from pyvz.linux import file
 from pyvz.model.environment import Environment, Kind, canonical_uuid
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import capture, home, provision
+from pyvz.operations import backupstorage, capture, home, provision
+from pyvz.operations.backupstorage import Where
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store.lease import Lease
 
 log = logging.getLogger(__name__)
 
-_DIRECTORY: Final = "backups"
 _FILE_LIMIT: Final = 1 << 20
 _CONF: Final = "ve.conf"
 _BESIDE: Final = ("scripts", "templates")
@@ -51,12 +48,12 @@ _BESIDE: Final = ("scripts", "templates")
 class Request(NamedTuple):
     """What to back up, and how.
 
-    full: begin a new chain.  path: the repository (None: the node's).  owner: who asked.
+    full: begin a new chain.  where: the repository.  owner: who asked.
     """
 
     full: bool = False
     description: str = ""
-    path: str | None = None
+    where: Where = Where()
     owner: str = "root"
 
 
@@ -65,24 +62,6 @@ class Row(NamedTuple):
 
     manifest: Manifest
     damaged: bool
-
-
-def default_path(node: Node) -> Path:
-    """Return where backups are kept when nothing else is said."""
-    return node.paths.vz / _DIRECTORY
-
-
-def place(node: Node, path: str | None) -> Path:
-    """Return the directory of a repository; raises BadValue for one inside a container's files."""
-    if path is None:
-        return default_path(node)
-    if not path.startswith("/"):
-        raise BadValue(f"The path of backups has to be absolute: '{path}'")
-    real = Path(os.path.realpath(path))
-    for other in (*(env.home for env in node.registry.environments()), node.paths.ve_root):
-        if real.is_relative_to(os.path.realpath(other)):
-            raise BadValue(f"{path} lies in the files of a container: no place for backups")
-    return real
 
 
 def create(node: Node, ref: str, request: Request, progress: Progress | None = None) -> Manifest:
@@ -95,13 +74,17 @@ def create(node: Node, ref: str, request: Request, progress: Progress | None = N
     env = node.registry.resolve(ref)
     if env.kind != Kind.CT:
         raise Unsupported("Virtual machines are not supported by this version")
-    directory = place(node, request.path)
-    with home.storage_errors(f"{env.name} could not be backed up to {directory}"):
-        repository = Repository.make(directory)
-        with repository.shared(), alone_with(node, env.uuid), Writer(repository.chunks) as writer:
-            parent = None if request.full else _parent(repository, env)
-            draft = _draft(node, env, request, parent)
-            manifest = _store(node, env, (repository, writer), (draft, parent), progress)
+    opening = backupstorage.opened(node, request.where, progress, make=True)
+    with (
+        home.storage_errors(f"{env.name} could not be backed up"),
+        opening as repository,
+        repository.shared(),
+        alone_with(node, env.uuid),
+        repository.writer() as writer,
+    ):
+        parent = None if request.full else _parent(repository, env)
+        draft = _draft(node, env, request, parent)
+        manifest = _store(node, env, (repository, writer), (draft, parent), progress)
     node.publish("ve-backup", env, backup=manifest.tag)
     return manifest
 
@@ -213,22 +196,23 @@ def alone_with(node: Node, uuid: str) -> Iterator[None]:
 # What is there
 
 
-def rows(node: Node, ref: str | None = None, path: str | None = None) -> list[Row]:
+def rows(node: Node, ref: str | None = None, where: Where | None = None) -> list[Row]:
     """Return all backups, or those of one environment (which may be gone), chains together.
 
     Raises BackupNotFound (no such environment has any).
     """
-    try:
-        repository = Repository.open(place(node, path))
-    except BackupNotFound:
-        return []
-    uuid = None if ref is None else find_uuid(node, repository, ref)
-    good, bad = repository.readable(uuid)
-    for error in bad:
-        log.warning("%s", error)
-    begun = {each.chain: each.created for each in good if each.number == FULL}
-    good.sort(key=lambda m: (m.uuid, begun.get(m.chain, m.created), m.chain, m.number))
-    return [Row(each, repository.is_damaged(each)) for each in good]
+    with ExitStack() as stack:
+        try:
+            repository = stack.enter_context(backupstorage.opened(node, where or Where()))
+        except BackupNotFound:
+            return []
+        uuid = None if ref is None else find_uuid(node, repository, ref)
+        good, bad = repository.readable(uuid)
+        for error in bad:
+            log.warning("%s", error)
+        begun = {each.chain: each.created for each in good if each.number == FULL}
+        good.sort(key=lambda m: (m.uuid, begun.get(m.chain, m.created), m.chain, m.number))
+        return [Row(each, repository.is_damaged(each)) for each in good]
 
 
 def find_uuid(node: Node, repository: Repository, ref: str) -> str:
@@ -260,14 +244,14 @@ def verify(
     ref: str | None = None,
     tag: str | None = None,
     *,
-    path: str | None = None,
+    where: Where = Where(),  # noqa: B008  a value
     progress: Progress | None = None,
 ) -> list[str]:
     """Read every byte of one backup (tag), of an environment's, or of all; return what is wrong."""
     progress = progress or NoProgress()
-    repository = Repository.open(place(node, path))
     problems: list[str] = []
-    with repository.shared():
+    opening = backupstorage.opened(node, where, progress)
+    with opening as repository, repository.shared():
         if tag is not None:
             chosen = [repository.find(parse_id(tag))]
         else:
@@ -275,7 +259,7 @@ def verify(
             chosen, bad = repository.readable(uuid)
             problems += [error.message for error in bad]
         for manifest in chosen:
-            found = content.verify(manifest, repository.chunks, progress)
+            found = repository.verify(manifest, progress)
             repository.mark(manifest, damaged=bool(found))
             problems += [f"{manifest.tag} of {manifest.name}: {each}" for each in found]
     return problems
@@ -290,7 +274,7 @@ def delete(
     tag: str | None = None,
     *,
     keep_chain: bool = False,
-    path: str | None = None,
+    where: Where = Where(),  # noqa: B008  a value
     progress: Progress | None = None,
 ) -> list[str]:
     """Remove a backup and those of its chain after it, or all of an environment; return the tags.
@@ -299,16 +283,14 @@ def delete(
     the original; there the others are merged, here each is whole by itself).
     """
     progress = progress or NoProgress()
-    repository = Repository.open(place(node, path))
-    with repository.alone():
+    opening = backupstorage.opened(node, where, progress)
+    with opening as repository, repository.alone():
         chosen = _chosen(node, repository, ref, tag, keep_chain=keep_chain)
         # From the end: what is left after a death is a chain without a hole.
         for manifest in sorted(chosen, key=lambda each: -each.number):
             repository.remove(manifest)
         try:
-            freed = repository.collect(
-                lambda manifest: content.referenced(manifest, repository.chunks), progress
-            )
+            freed = repository.tidy(progress)
             log.info("%s: %d bytes freed", repository.path, freed)
         except BackupDamaged as error:
             log.warning("no data was removed, another backup is damaged: %s", error)

@@ -32,7 +32,17 @@ from pyvz.model.conffile import ConfFile
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind, check_name
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import backup, clone, home, lifecycle, pool, provision, succession
+from pyvz.operations import (
+    backup,
+    backupstorage,
+    clone,
+    home,
+    lifecycle,
+    pool,
+    provision,
+    succession,
+)
+from pyvz.operations.backupstorage import Where
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 
@@ -52,7 +62,7 @@ class Wanted(NamedTuple):
     tag: str | None = None
     name: str | None = None
     destination: str | None = None
-    path: str | None = None
+    where: Where = Where()
 
 
 def restore(node: Node, wanted: Wanted, progress: Progress | None = None) -> Environment:
@@ -62,8 +72,8 @@ def restore(node: Node, wanted: Wanted, progress: Progress | None = None) -> Env
     stopped), AlreadyExists, NoSpace, Cancelled: everything is then as it was.
     """
     progress = progress or NoProgress()
-    repository = Repository.open(backup.place(node, wanted.path))
-    with repository.shared():
+    opening = backupstorage.opened(node, wanted.where, progress)
+    with opening as repository, repository.shared():
         manifest = chosen(node, repository, wanted.ref, wanted.tag)
         if wanted.name is None:
             try:
@@ -261,7 +271,7 @@ def show(
     tag: str,
     target: str | None = None,
     *,
-    path: str | None = None,
+    where: Where = Where(),  # noqa: B008  a value
     progress: Progress | None = None,
 ) -> Shown:
     """Mount the root disk of a backup read-only; returns where.  `hide` takes it away again.
@@ -270,8 +280,8 @@ def show(
     Raises AlreadyExists (it is mounted already), BackupNotFound, BackupDamaged, NoSpace.
     """
     progress = progress or NoProgress()
-    repository = Repository.open(backup.place(node, path))
-    with repository.shared():
+    opening = backupstorage.opened(node, where, progress)
+    with opening as repository, repository.shared():
         manifest = repository.find(parse_id(tag))
         place = _scratch(node, manifest.id)
         with backup.alone_with(node, manifest.id):
