@@ -26,6 +26,7 @@ TOP = Path(__file__).resolve().parents[2]
 # They change nothing, but open any file that they are told: for root only.
 ROOT_QUERIES = {f"io.pyvz.Image.{name}" for name in ("Snapshots", "Info", "Usage", "List")}
 ROOT_QUERIES |= {"io.pyvz.Pool.List", "io.pyvz.Machine.Capture"}
+SESSIONS = {"SignalSession", "Console", "Exec", "Receive", "Serve"}
 STREAMS = {
     "Image": "Init Resize Check FsCheck Convert Copy Discard",
     "Environment": "Create Start Stop Restart Reset Resume Delete Clone Move Exec",
@@ -70,7 +71,7 @@ def test_every_stream_needs_more() -> None:
 def test_mutating_methods_say_who_asks_and_how_long_to_wait() -> None:
     for name, signature in _methods().items():
         own = name in READABLE or name.startswith("io.pyvz.Node.") or name in ROOT_QUERIES
-        if own or name.rpartition(".")[2] in {"SignalSession", "Console", "Exec", "Receive"}:
+        if own or name.rpartition(".")[2] in SESSIONS:
             continue
         assert "origin: ?string, timeout: ?float" in signature.parameter_type.as_varlink, name
 
