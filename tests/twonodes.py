@@ -33,6 +33,18 @@ CLIENT = "10.99.0.2"
 SSHD = "/usr/sbin/sshd"
 
 
+COUNT = """i=$(cat /root/counter || echo 0)
+while :; do
+    i=$((i + 1)); echo $i > /root/new; mv /root/new /root/counter; sleep 0.02
+done
+"""
+
+
+def lan_card(address: str) -> tuple[str, ...]:
+    """The options of a card in the network "lan"."""
+    return ("--device-add", "net", "--network", "lan", "--ipadd", f"{address}/24")
+
+
 class Side:
     """One node."""
 
@@ -81,6 +93,27 @@ class Side:
         if start:
             self.prlctl("start", name)
         return str(self.rows(name)[0]["uuid"])
+
+    def create_busy(self, name: str, address: str, *options: str, layout: str = "simfs") -> str:
+        """Make and start one that counts into /root/counter and echoes on port 7777.
+
+        The counter is written, flushed, renamed: what is read was acknowledged.
+        """
+        uuid = self.create(name, *lan_card(address), *options, start=False, layout=layout)
+        self.prlctl("mount", name)
+        root = self.root / "vz/root" / uuid
+        (root / "etc/count").write_text(COUNT)
+        with (root / "etc/inittab").open("a") as file:
+            file.write("::respawn:/bin/sh /etc/count\n")
+            file.write("::respawn:/bin/busybox nc -ll -p 7777 -e /bin/cat\n")
+        self.prlctl("umount", name)
+        self.prlctl("start", name)
+        wait_for(lambda: self.counter(name) > 0)
+        return uuid
+
+    def counter(self, name: str) -> int:
+        """What the container has counted to."""
+        return int(self.inside(name, "cat /root/counter", code=None).split()[0] or 0)
 
     def rows(self, *names: str) -> list[dict[str, str]]:
         found: list[dict[str, str]] = json.loads(self.prlctl("list", "-a", "-j", *names))
@@ -163,6 +196,7 @@ class TwoNodes:
 
     def wire(self) -> None:
         """Make the namespaces, the bridges and the cables."""
+        self.root.chmod(0o755)  # CRIU goes through it as a container's root, as it does through /
         spaces = {"a": self.a.namespace, "b": self.b.namespace, "c": self.client}
         for name in (self.lan, *spaces.values()):
             run("ip", "netns", "add", name)
@@ -198,6 +232,15 @@ class TwoNodes:
             f"Host a\n  HostName {self.a.address}\nHost b\n  HostName {self.b.address}\n"
         )
 
+    def lan_networks(self) -> None:
+        """Make br0 a virtual network "lan" of both nodes."""
+        for side in (self.a, self.b):
+            side.cli("prlsrvctl", "net", "add", "lan", "-i", "br0")
+
+    def talk(self, address: str, port: int) -> Talk:
+        """Connect from the client."""
+        return Talk(self.client, address, port)
+
     def cut(self, *, cut: bool = True) -> None:
         """Pull the cable between the nodes out, or put it back."""
         ip("-n", self.lan, "link", "set", "vb", "down" if cut else "up")
@@ -209,6 +252,61 @@ class TwoNodes:
             stack.callback(self.b.stop)
             stack.callback(self.a.stop)
             self.cut(cut=False)
+
+
+_TALKER = """
+import socket, sys, time
+sock = socket.create_connection((sys.argv[1], int(sys.argv[2])), 60)
+sock.settimeout(120)
+print("connected", flush=True)
+for line in sys.stdin:
+    word = line.encode()
+    sock.sendall(word)
+    got = b""
+    while len(got) < len(word):
+        piece = sock.recv(100)
+        if not piece:
+            sys.exit("the connection was closed")
+        got += piece
+    print(got.decode(), end="", flush=True)
+"""
+
+
+class Talk:
+    """One TCP connection of the client that must never break; the other end echoes."""
+
+    def __init__(self, namespace: str, address: str, port: int) -> None:
+        argv = [
+            *("nsenter", f"--net=/run/netns/{namespace}"),
+            *(sys.executable, "-c", _TALKER, address, str(port)),
+        ]
+        self._process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self._number = 0
+
+    def __enter__(self) -> Talk:
+        assert self._line() == "connected\n"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            stream.close()
+
+    def exchange(self) -> None:
+        """Send a word and get it back."""
+        self._number += 1
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"word {self._number}\n")
+        self._process.stdin.flush()
+        assert self._line() == f"word {self._number}\n"
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
 
 
 def ip(*words: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from twonodes import TwoNodes, busybox_root, busybox_tar, two_nodes
+from twonodes import Side, TwoNodes, busybox_root, busybox_tar, two_nodes, wait_for
 
 __all__ = ["busybox_root", "busybox_tar", "two_nodes"]
 
@@ -32,3 +32,32 @@ def test_stopped(two_nodes: TwoNodes) -> None:
         assert b.state(name) == ""
         assert a.state(name) == "running"
         assert a.inside(name, "cat", "/root/file") == "kept\nmore\n"
+
+
+@pytest.mark.requires("criu")
+@pytest.mark.parametrize("layout", ["ploop", "simfs"])
+def test_live(two_nodes: TwoNodes, layout: str) -> None:
+    """Its processes, its files and a connection from outside go on."""
+    a, b = two_nodes.a, two_nodes.b
+    two_nodes.lan_networks()
+    name = "live"
+    a.create_busy(name, "10.99.0.50", layout=layout)
+    with two_nodes.talk("10.99.0.50", 7777) as talk:
+        talk.exchange()
+        for here, there, target in ((a, b, "b"), (b, a, "a")):
+            before = here.counter(name)
+            out = here.vzmigrate("--online", target, name)
+            assert "stood still" in out, out
+            assert here.state(name) == ""
+            assert there.state(name) == "running"
+            talk.exchange()
+            assert there.counter(name) >= before
+            moved(there, name)
+            there.inside(name, "touch /root/written")
+        talk.exchange()
+
+
+def moved(side: Side, name: str) -> None:
+    """It counts on."""
+    now = side.counter(name)
+    wait_for(lambda: side.counter(name) > now)

@@ -17,6 +17,7 @@ from pyvz.daemon.tasks import Work
 from pyvz.errors import VZError
 from pyvz.migration import dial
 from pyvz.migration.address import parse, ssh_options
+from pyvz.migration.request import Report, Request
 from pyvz.migration.wire import SILENCE, Wire
 from pyvz.model.task import Progress
 from pyvz.operations import home, immigrate, migrate
@@ -28,8 +29,8 @@ logger = logging.getLogger(__name__)
 class Migrated(TypedDict):
     """What happened.  uuid, name, host: over there.  seconds: in all; still: it stood so long.
 
-    rounds: bytes of the rounds of its disks; sent: bytes on the wire.  started: it runs there;
-    problem: why not, though it should.
+    rounds: bytes of the rounds of its disks; memory: of its memory; sent: on the wire.
+    started: it runs there; problem: why not, though it should.
     """
 
     uuid: str
@@ -39,25 +40,26 @@ class Migrated(TypedDict):
     still: float
     rounds: list[int]
     sent: int
+    memory: int
     started: bool
     problem: str
 
 
-def _work(node: Node, ref: str, source: str | None, request: migrate.Request) -> Work:
+def _work(node: Node, ref: str, source: str | None, request: Request) -> Work:
     if source is not None:
         parse(source)
 
-        def run(task: Progress) -> migrate.Report:
+        def run(task: Progress) -> Report:
             return immigrate.fetch(node, source, ref, request, task)
     else:
 
-        def run(task: Progress) -> migrate.Report:
+        def run(task: Progress) -> Report:
             return migrate.migrate(node, ref, request, task)
 
     return Work("migrate", ref, run, _migrated, cancellable=True)
 
 
-def _migrated(report: migrate.Report) -> Migrated:
+def _migrated(report: Report) -> Migrated:
     return {**report._asdict(), "rounds": list(report.rounds)}  # type: ignore[typeddict-item]
 
 
@@ -95,7 +97,7 @@ class Migration(Api, VarlinkInterface, name="io.pyvz.Migration"):
         ignore: checks to leave out (cpu_check, disk_space, technologies, memory, bindmount, all).
         silence: seconds without a sign of life after which the connection counts as broken.
         """
-        request = migrate.Request(
+        request = Request(
             target=target,
             online=online,
             clone=clone,

@@ -31,7 +31,7 @@ _SCHEMAS: Final[dict[str, dict[str, str]]] = {
     "reserve": {},
     "disk": {"name": "str", "form": "str", "driver": "str", "size": "int?", "channel": "int"},
     "disks-done": {},
-    "files": {"files": "list"},
+    "prepare": {"frame": "str", "memory": "int"},
     "images": {"channel": "int"},
     "restore": {},
     "commit": {"start": "bool"},

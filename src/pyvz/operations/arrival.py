@@ -12,6 +12,7 @@ On shared storage the home stays where it is, and only owner and registration ch
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -23,13 +24,14 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.network import plan as network_plan
 from pyvz.network.address import Reservations
-from pyvz.operations import home
+from pyvz.operations import home, liverestore
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal, Record
 
 log = logging.getLogger(__name__)
 
 VERB: Final = "immigrate"  # of the journal records that `repair` understands
+LIVE: Final = "live"  # step of the journal: it comes with its memory
 _CONF: Final = "ve.conf"
 
 
@@ -68,13 +70,33 @@ def configuration(node: Node, env: Environment, offer: Offer) -> ConfFile:
     return conf
 
 
+def settle_in(
+    node: Node, env: Environment, conf: ConfFile, journal: Journal, *, shared: bool
+) -> None:
+    """Give one that arrives with its memory its place and registration before the decision.
+
+    It is still unborn, and whoever takes its lease repairs first: it is taken away again then.
+    """
+    journal.note(LIVE)
+    if not shared:
+        staging = home.staging_of(env)
+        home.take_ownership(node, staging)
+        file.write_atomic(staging / _CONF, conf.render())
+        home.check_free(env.home)
+        staging.rename(env.home)
+        node.registry.add(env, conf)
+
+
 def give_up(node: Node, env: Environment, journal: Journal, *, shared: bool) -> None:
     """Take everything away again, before a decision; closes the record."""
-    _undo(node, env, shared=shared)
+    record = Journal.leftover(node.paths, env.uuid)
+    _undo(node, env, shared=shared, live=record is not None and record.step(LIVE) is not None)
     journal.done()
 
 
-def _undo(node: Node, env: Environment, *, shared: bool) -> None:
+def _undo(node: Node, env: Environment, *, shared: bool, live: bool) -> None:
+    if live:
+        liverestore.before_decision(node, env)
     Reservations(node.paths).release(env.uuid)
     node.id_ranges.release(env.uuid)
     if not shared:
@@ -87,24 +109,33 @@ def place_of(node: Node, uuid: str) -> Path:
     return node.paths.run / "migrate" / uuid
 
 
-def commit(node: Node, env: Environment, conf: ConfFile, journal: Journal, ident: str) -> None:
+def commit(
+    node: Node,
+    env: Environment,
+    conf: ConfFile,
+    what: tuple[Journal, str],
+    then: Callable[[], None] = lambda: None,
+) -> None:
     """Decide that the environment is ours and give it its place; closes the record.
 
+    what: journal and id of the migration.  then: is called before the record is closed.
     Raises MigrationError when the other node has called it off; nothing has happened then.  Any
     other error comes after the decision: `repair` goes on.
     """
+    journal, ident = what
     record = Journal.leftover(node.paths, env.uuid)
     assert record is not None  # noqa: S101  it is ours
     shared = bool(record.data["shared"])
-    if not shared:
-        staging = home.staging_of(env)
+    staging = home.staging_of(env)
+    if not shared and staging.exists():
         home.take_ownership(node, staging)
         file.write_atomic(staging / _CONF, conf.render())
         file.fsync_directory(staging)
-    else:
+    elif shared:
         journal.note("conf", {"text": conf.render()})
     decision.take(node.paths, ident)
     _finish(node, env, conf, shared=shared)
+    then()
     journal.done()
 
 
@@ -137,7 +168,10 @@ def repair(node: Node, record: Record) -> None:
             place = staging if staging.exists() else env.home
             conf = ConfFile.parse(file.read_text_limited(place / _CONF))
         _finish(node, env, conf, shared=shared)
+        if record.step(LIVE):
+            went = record.step(liverestore.GOING) is not None
+            liverestore.after_death(node, env, went=went)
     else:
         log.warning("%s: its arrival from another node was not finished: undone", env.name)
-        _undo(node, env, shared=shared)
+        _undo(node, env, shared=shared, live=record.step(LIVE) is not None)
     Journal.forget(node.paths, record.uuid)

@@ -1,6 +1,7 @@
 """An environment that goes to another node: its journal, and what is left behind here.
 
     begun      nothing has changed here yet
+    frozen     its memory is being copied: it goes on when the move fails
     halted     it was stopped for the move: it is started again when the move fails
     deciding   the other node is asked to take over: it alone knows from here on whether it did
     given      it did: only forward
@@ -25,7 +26,7 @@ from pyvz.migration import address, decision
 from pyvz.migration.dial import Peer, dial
 from pyvz.model.environment import Environment
 from pyvz.model.task import NoProgress
-from pyvz.operations import home
+from pyvz.operations import home, livedump
 from pyvz.operations.node import Node
 from pyvz.operations.suitable import TOKEN
 from pyvz.storage import base as storage
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 VERB: Final = "migrate"  # of the journal records that `repair` understands
 HALTED, DECIDING, GIVEN, KEPT = "halted", "deciding", "given", "kept"
+FROZEN: Final = "frozen"
 COPIES: Final = ".migrate"
 SUFFIX: Final = ".migrated"
 _CONF: Final = "ve.conf"
@@ -69,7 +71,10 @@ def tidy(node: Node, env: Environment) -> None:
 
 def settle(node: Node, env: Environment, record: Record, outcome: str) -> None:
     """Do what the decision means for this node; may be repeated."""
+    frozen = record.step(FROZEN) is not None
     if outcome == decision.TAKEN and not record.data.get("clone"):
+        if frozen:
+            livedump.end(node, env)
         give_away(node, env, record)
     elif env.home.exists():
         tidy(node, env)
@@ -146,6 +151,8 @@ def repair(node: Node, record: Record) -> None:
     env = home.from_data(record.uuid, record.data)
     log.warning("%s: cleaning up an unfinished migration", env.name)
     outcome = known_outcome(record)
+    if record.step(FROZEN):
+        node.checkpoint.settle(env.uuid, livedump.SETTLE)
     if outcome is None:
         outcome = ask(node, record)
         log.warning("%s: the other node says: %s", env.name, outcome)
@@ -164,6 +171,9 @@ def known_outcome(record: Record) -> str | None:
 def end(node: Node, env: Environment, record: Record, outcome: str) -> None:
     """Do what is left to do, and close the record."""
     settle(node, env, record, outcome)
+    if outcome != decision.TAKEN and record.step(FROZEN):
+        livedump.go_on(node, env)
+        livedump.tidy(node, env)
     if outcome != decision.TAKEN and record.step(HALTED):
         _mark(node, env).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         file.write_atomic(_mark(node, env), env.uuid)

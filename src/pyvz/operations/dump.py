@@ -33,7 +33,7 @@ from pyvz.linux.guestroot import GuestRoot
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.status import Status
-from pyvz.model.task import Progress
+from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import diskmount, ground, home, innernet, memory, network
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal, Record
@@ -137,9 +137,18 @@ def save(
             engine.dump(worker, request, hooks)
         except BaseException as error:
             if leave_running or not target.exists():
-                _go_on(node, env, broken=isinstance(error, (CriuDied, Timeout)))
+                go_on(node, env, broken=isinstance(error, (CriuDied, Timeout)))
                 raise
             log.warning("%s: CRIU failed when all was written: %s", env.name, error)
+
+
+def keep(node: Node, env: Environment, images: Path) -> None:
+    """Make the images of one that could not be restored the memory of a suspended container."""
+    _remove(default(env))
+    default(env).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with home.storage_errors(f"The memory of {env.name} could not be written"):
+        dumpfile.pack(images, default(env), NoProgress())
+    node.publish("ve-suspend", env)
 
 
 def suspend(node: Node, env: Environment, options: DumpOptions, progress: Progress) -> None:
@@ -178,7 +187,7 @@ def _end(node: Node, env: Environment) -> None:
     ground.clear(node, env)
 
 
-def _go_on(node: Node, env: Environment, *, broken: bool = False) -> None:
+def go_on(node: Node, env: Environment, *, broken: bool = False) -> None:
     """Let a container go on whose dump has failed; `broken`: CRIU could not clean up."""
     if env.uuid not in node.runtime.running():
         return
@@ -306,7 +315,7 @@ def _repair_suspend(node: Node, env: Environment, record: Record) -> None:
     if env.uuid not in node.runtime.running():
         ground.clear(node, env)
         return
-    _go_on(node, env, broken=True)
+    go_on(node, env, broken=True)
     state = RunState.load(node.paths, env.uuid)
     if state is not None:
         state._replace(status=Status.RUNNING).save(node.paths, env.uuid)

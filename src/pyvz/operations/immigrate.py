@@ -38,11 +38,22 @@ from pyvz.migration.address import Address
 from pyvz.migration.dial import Peer, dial
 from pyvz.migration.messages import Message
 from pyvz.migration.offer import HOME, IMAGE, DiskOffer, Offer
+from pyvz.migration.request import Report, Request
 from pyvz.migration.wire import Channel, Wire
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import arrival, clone, home, lifecycle, migrate, pool, provision, suitable
+from pyvz.operations import (
+    arrival,
+    clone,
+    home,
+    lifecycle,
+    liverestore,
+    migrate,
+    pool,
+    provision,
+    suitable,
+)
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 
@@ -66,6 +77,7 @@ class Arriving:
         self._env: Environment | None = None
         self._journal: Any = None
         self._shared = False
+        self._live: liverestore.Arrival | None = None
 
     def __enter__(self) -> Arriving:
         return self
@@ -84,6 +96,8 @@ class Arriving:
             private = made.private or pool.private_for(node, made.driver)
             place = suitable.new_home(node, made, private)
         suitable.check(node, made, place, shared=self._shared)
+        if made.live:
+            liverestore.check(node, made)
         for ref in {made.uuid, made.envid, made.name}:
             if home.taken(node, ref):
                 raise home.taken_error(ref)
@@ -133,28 +147,69 @@ class Arriving:
             raise ProtocolError("The other node has not sent every disk")
         return {}
 
-    def commit(self, message: Message) -> dict[str, Any]:
-        """Take the environment over, and start it when it is to run."""
+    def prepare(self, message: Message) -> dict[str, Any]:
+        """Have everything ready for the memory: home in its place, disks mounted, CRIU waiting."""
         made, env = self._begun()
         self.disks_done(message)
         node = self._node
         conf = arrival.configuration(node, env, made)
         if not self._shared:
             provision.furnish_missing(home.staging_of(env))
+        arrival.settle_in(node, env, conf, self._journal, shared=self._shared)
+        config = node.registry.config(env)
+        self._live = liverestore.Arrival(node, env, config, self._journal)
+        self._live.prepare(message["frame"], memory_used=message["memory"])
+        return {}
+
+    def images(self, message: Message) -> dict[str, Any]:
+        """Take the memory."""
+        live = self._living()
+        channel = self._wire.channel(message["channel"])
+        with home.storage_errors("The memory could not be written"):
+            try:
+                live.receive(channel)
+            except BaseException:
+                channel.refuse()
+                raise
+        return {}
+
+    def restore(self, _: Message) -> dict[str, Any]:
+        """Restore everything; nothing of it runs yet."""
+        self._living().restore()
+        return {}
+
+    def _living(self) -> liverestore.Arrival:
+        if self._live is None:
+            raise ProtocolError("Nothing was prepared for memory")
+        return self._live
+
+    def commit(self, message: Message) -> dict[str, Any]:
+        """Take the environment over, and start it when it is to run."""
+        made, env = self._begun()
+        self.disks_done(message)
+        node = self._node
+        conf = arrival.configuration(node, env, made)
+        live = self._live
+        if not self._shared and live is None:
+            provision.furnish_missing(home.staging_of(env))
         if made.copy and made.driver:
             self._give_identity(env, storage.load(made.driver))
         try:
-            arrival.commit(node, env, conf, self._journal, self._ident)
+            what = (self._journal, self._ident)
+            arrival.commit(node, env, conf, what, live.go if live is not None else lambda: None)
         except (VZError, OSError) as error:
             if decision.known(node.paths, self._ident) != decision.TAKEN:
                 raise
             log.exception("%s was taken over, and its arrival is not finished", env.name)
             self._journal.leave()
+            provision.repair_leftover(node, env)
             self._forget()
             return {"taken": True, "started": False, "problem": str(error)}
         self._forget()
         node.publish("ve-migrate", env)
         log.info("%s has come from another node", env.name)
+        if live is not None:
+            return {"taken": True, "started": True, "problem": ""}
         return {"taken": True, **self._started(env, start=message["start"])}
 
     def _give_identity(self, env: Environment, driver: storage.StorageDriver) -> None:
@@ -182,6 +237,8 @@ class Arriving:
         """Take everything away again that is not committed."""
         for each in self._disks:
             each.stop()
+        if self._live is not None:
+            self._live.cancel()
         try:
             if self._journal is not None:
                 env = self._known()[1]
@@ -192,6 +249,7 @@ class Arriving:
 
     def _forget(self) -> None:
         self._journal = None
+        self._live = None
         self._disks = []
         self._offer = None
         self._env = None
@@ -312,6 +370,9 @@ def answers_of(node: Node, arriving: Arriving) -> dict[str, Callable[[Message], 
         "reserve": arriving.reserve,
         "disk": arriving.disk,
         "disks-done": arriving.disks_done,
+        "prepare": arriving.prepare,
+        "images": arriving.images,
+        "restore": arriving.restore,
         "commit": arriving.commit,
         "abort": arriving.abort,
         "outcome": lambda message: {"outcome": decision.ask(node.paths, message["id"])},
@@ -322,7 +383,7 @@ def answers_of(node: Node, arriving: Arriving) -> dict[str, Callable[[Message], 
 def _give(node: Node, wire: Wire, message: Message) -> dict[str, Any]:
     """Be the giving side, because the other one has asked for it."""
     env = node.registry.resolve(message["ref"])
-    request = migrate.Request.from_json(message["options"])
+    request = Request.from_json(message["options"])
     peer = Peer(wire, Address(""), {"host": "the other node", "node": ""})
     with node.lease(env, "migrate"):
         return migrate.prepare_and_give(node, env, peer, request, Telling(wire)).to_json()
@@ -371,9 +432,7 @@ def _settled(node: Node, message: Message) -> dict[str, Any]:
     return {}
 
 
-def fetch(
-    node: Node, source: str, ref: str, request: migrate.Request, progress: Progress
-) -> migrate.Report:
+def fetch(node: Node, source: str, ref: str, request: Request, progress: Progress) -> Report:
     """Have another node give us an environment: it asks, we answer, on the connection we made."""
     where = addresses.parse(source)
     progress.stage(f"Connecting to {where}")
@@ -389,7 +448,7 @@ def fetch(
         peer.wire.send(messages.make("pull", ref=ref, options=request.to_json()))
         with Arriving(node, peer.wire) as arriving:
             result = _answering(answers_of(node, arriving), peer, progress)
-        return migrate.Report.from_json(result)
+        return Report.from_json(result)
 
 
 def _answering(

@@ -1,0 +1,227 @@
+"""A running container that arrives with its memory: the taking side.
+
+    prepare    its home gets its place (still unborn), its disks are mounted, CRIU waits
+    images     the memory arrives
+    restore    everything is restored, and nothing runs yet
+    decide     the journal's and the other node's business
+    go         it runs; its interfaces lead to the world
+
+All but the decision is done in a thread of its own, which waits for it in the middle of CRIU's
+restore.  Until it goes, whatever fails or dies takes everything away.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import ExitStack
+from typing import Final
+
+from pyvz.container import guestinit
+from pyvz.container.checkpoint import RestoreHooks
+from pyvz.container.frame import Frame
+from pyvz.container.runtime import Init, NetworkAccess
+from pyvz.errors import MigrationError, NodesDiffer, RestoreError, VZError
+from pyvz.linux import file
+from pyvz.linux.guestroot import GuestRoot
+from pyvz.migration import files
+from pyvz.migration.offer import Offer
+from pyvz.migration.wire import Channel
+from pyvz.model.config import Config
+from pyvz.model.environment import Environment
+from pyvz.operations import dump, ground, innernet, livedump, memory, network
+from pyvz.operations.node import Node
+from pyvz.store.journal import Journal
+from pyvz.store.state import RunState
+
+log = logging.getLogger(__name__)
+
+GOING: Final = "going"  # step of the journal: from here on it may have run
+_IMAGES_TIMEOUT: Final = 7 * 86400.0  # a dead connection is seen at once
+_PATIENCE: Final = 900.0  # for CRIU
+_DECISION: Final = 7 * 86400.0
+
+
+def check(node: Node, offer: Offer) -> None:
+    """Raise NodesDiffer or Unsupported when memory of that node cannot be restored here."""
+    here = node.checkpoint.program().version
+    there = tuple(int(part) for part in offer.checkpoint.get("criu") or ())
+    if there and here < there:
+        raise NodesDiffer(
+            f"CRIU of this node ({_text(here)}) is older than that of the other one "
+            f"({_text(there)})",
+            hint="script/criu builds a newer one; or migrate it without --online.",
+        )
+
+
+def _text(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+class Arrival:
+    """One container on its way into life."""
+
+    def __init__(self, node: Node, env: Environment, config: Config, journal: Journal) -> None:
+        self._node, self._env, self._config, self._journal = node, env, config, journal
+        self.images = node.paths.run / "images" / env.uuid
+        self._frame: Frame | None = None
+        self._changed = threading.Condition()
+        self._complete = False  # the images
+        self._ready = False  # all is restored
+        self._decision: bool | None = None
+        self._error: BaseException | None = None
+        self._init: Init | None = None
+        self._thread = threading.Thread(target=self._run, name=f"restore-{env.uuid}", daemon=True)
+
+    def prepare(self, frame: str, *, memory_used: int) -> None:
+        """Begin; `frame` is the text of the frame's file."""
+        self.images = livedump.place_of(self._node, self._env, memory=memory_used)
+        livedump.make(self.images)
+        file.write_atomic(self.images / "pyvz.json", frame, 0o600)
+        self._frame = Frame.load(self.images)
+        if self._frame.uuid != self._env.uuid:
+            raise RestoreError("The memory is that of another container")
+        self._thread.start()
+
+    def receive(self, channel: Channel) -> None:
+        """Take the images."""
+        files.receive(channel, self.images, _IMAGES_TIMEOUT)
+
+    def restore(self) -> None:
+        """Have everything restored; returns when only the decision is missing."""
+        with self._changed:
+            self._complete = True
+            self._changed.notify_all()
+            self._await(lambda: self._ready, "restored")
+
+    def go(self) -> None:
+        """It is ours: let it run; raises when it does not."""
+        self._decide(goes=True)
+        self._thread.join(_PATIENCE)
+        if self._init is None:
+            raise self._error or RestoreError(f"{self._env.name} was not restored in time")
+        livedump.remove(self.images)
+
+    def cancel(self) -> None:
+        """Take everything away."""
+        if self._thread.ident is not None:
+            self._decide(goes=False)
+            self._thread.join(_PATIENCE)
+        livedump.remove(self.images)
+
+    def _decide(self, *, goes: bool) -> None:
+        with self._changed:
+            if self._decision is None:
+                self._decision = goes
+            self._changed.notify_all()
+
+    def _await(self, done: object, what: str) -> None:
+        """Wait until DONE says yes; the caller holds `_changed`."""
+        assert callable(done)  # noqa: S101
+        self._changed.wait_for(lambda: done() or self._error is not None, _PATIENCE)
+        if self._error is not None:
+            raise self._error
+        if not done():
+            raise MigrationError(f"{self._env.name} was not {what} in time")
+
+    # The thread
+
+    def _run(self) -> None:
+        try:
+            with ExitStack() as undo:
+                self._restore(undo)
+                undo.pop_all()
+        except BaseException as error:  # noqa: BLE001  told by whoever waits
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _restore(self, undo: ExitStack) -> None:
+        node, env, config = self._node, self._env, self._config
+        memory.admit(node, env, config)
+        undo.callback(memory.release, node, env.uuid)
+        ground.mount_root(node, env, undo)
+        root = node.root(env)
+        frame = self._frame
+        assert frame is not None  # noqa: S101  prepare() was called
+        spec = dump.specification(node, env, config)
+        furnish = network.prepare(node, env, config, plugged=False)
+        undo.callback(network.clean, node, env.uuid)
+        with GuestRoot.open(root) as guest:
+            kind = guestinit.by_name(str(guestinit.detect(guest).name))
+
+        def namespaces(access: NetworkAccess) -> None:
+            if furnish is not None:
+                furnish(access)
+            innernet.restore(env, frame.network, access)
+
+        def adopted(init: Init) -> None:
+            ground.running_state(init, kind).save(node.paths, env.uuid)
+            undo.callback(RunState.clear, node.paths, env.uuid)
+            self._hold()
+
+        hooks = RestoreHooks(
+            namespaces=namespaces,
+            adopted=adopted,
+            network_unlock=lambda: network.plug(node, env.uuid),
+        )
+        engine = node.checkpoint
+        with engine.worker(env.uuid, self.images, root=engine.root(spec, frame)) as worker:
+            self._wait_for_images()
+            self._init = engine.restore(worker, spec, frame, hooks)
+        memory.activate(node, env)
+        (env.home / ".running").touch()
+
+    def _wait_for_images(self) -> None:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._complete or self._decision is not None, _IMAGES_TIMEOUT
+            )
+            if not self._complete:
+                raise MigrationError("It was called off")
+
+    def _hold(self) -> None:
+        """All is restored and nothing runs: wait for the decision."""
+        with self._changed:
+            self._ready = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._decision is not None, _DECISION)
+            if not self._decision:
+                raise MigrationError("It was called off")
+        self._journal.note(GOING)
+
+
+def after_death(node: Node, env: Environment, *, went: bool) -> None:
+    """Bring one to a state that is known whose vzd died after the decision.
+
+    went: it may have run; when it does not any more, it is stopped.  Else its memory, if that is
+    complete, becomes that of a suspended container.
+    """
+    node.checkpoint.settle(env.uuid, 120.0)
+    if env.uuid in node.runtime.running():
+        network.plug(node, env.uuid)
+        memory.activate(node, env)
+        (env.home / ".running").touch()
+    else:
+        ground.clear(node, env)
+        images = node.paths.run / "images" / env.uuid
+        if not went and (images / "inventory.img").exists():
+            try:
+                dump.keep(node, env, images)
+            except (VZError, OSError):
+                log.exception("%s: its memory could not be kept: it is stopped", env.name)
+    livedump.tidy(node, env)
+
+
+def before_decision(node: Node, env: Environment) -> None:
+    """Take away what a death before the decision has left in the kernel."""
+    node.checkpoint.settle(env.uuid, 120.0)
+    if env.uuid in node.runtime.running():
+        node.runtime.kill(env.uuid, timeout=30.0)
+    node.runtime.clean(env.uuid)
+    memory.release(node, env.uuid)
+    network.clean(node, env.uuid)
+    RunState.clear(node.paths, env.uuid)
+    if env.home.exists():
+        ground.umount_root(node, env, cleaning=True)
+    livedump.tidy(node, env)
