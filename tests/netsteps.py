@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dying import in_child
-from pyvz.linux import file, nftables, run, syscall
+from pyvz.linux import file, nftables, rtnetlink, run, syscall
 from pyvz.linux.netlink import Netlink
 from pyvz.network import address, dhcp, links, uplink
 from pyvz.store import trafficslots
@@ -53,6 +53,14 @@ def dying_at(step: int) -> None:
             yield
 
     Netlink._saying = steps  # type: ignore[method-assign]
+    carried_out = rtnetlink._carried_out
+
+    def one_by_one(sock: Any, part: list[Any]) -> Any:
+        for each in part:
+            count()
+            yield from carried_out(sock, [each])
+
+    rtnetlink._carried_out = one_by_one
     run.run = counted(run.run)
     nftables.apply = counted(nftables.apply)
     for module in (file, uplink, dhcp, links, address, trafficslots):

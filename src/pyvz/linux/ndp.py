@@ -7,7 +7,7 @@ import struct
 
 _EVERYBODY = bytes.fromhex("333300000001")  # ff02::1, RFC 2464
 _ALL_NODES = socket.inet_pton(socket.AF_INET6, "ff02::1")
-_ETH_IPV6, _ICMPV6 = 0x86DD, 58
+ETH_IPV6, _ICMPV6 = 0x86DD, 58
 _ADVERT, _OVERRIDE = 136, 1 << 29
 _TARGET_LINK_LAYER = b"\x02\x01"
 
@@ -19,7 +19,7 @@ def advertisement(mac: bytes, address: str) -> bytes:
     pseudo = own + _ALL_NODES + struct.pack("!II", len(body), _ICMPV6)
     body = body[:2] + struct.pack("!H", _checksum(pseudo + body)) + body[4:]
     header = struct.pack("!IHBB", 6 << 28, len(body), _ICMPV6, 255) + own + _ALL_NODES
-    return _EVERYBODY + mac + struct.pack("!H", _ETH_IPV6) + header + body
+    return _EVERYBODY + mac + struct.pack("!H", ETH_IPV6) + header + body
 
 
 def _checksum(data: bytes) -> int:

@@ -29,6 +29,10 @@ class Table(NamedTuple):
         """Make it; nothing happens when it is there."""
         return {"add": {"table": self._asdict()}}
 
+    def create(self) -> Command:
+        """Make it; the batch fails when it is there."""
+        return {"create": {"table": self._asdict()}}
+
     def drop(self) -> list[Command]:
         """Remove it with everything in it, whether it is there or not."""
         return [self.add(), {"delete": {"table": self._asdict()}}]

@@ -1,21 +1,21 @@
 """The two ends of one interface: what the node's end and the inner end are given.
 
-Doers of one step each, called by links.py with what is there already (a Link, an index), so that
-a start asks the kernel as little as possible.
+Every function adds requests to a list that links.py sends, so that a start asks the kernel a few
+times and not for each of thirty steps.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 
 from pyvz.errors import NetworkError
-from pyvz.linux.netlink import SCOPE_LINK, Link, Netlink, Route, set_sysctl
+from pyvz.linux.netlink import SCOPE_LINK, Link, Route, set_sysctl
+from pyvz.linux.rtnetlink import LinkChange, Requests
 from pyvz.network.base import Interface, NetworkPlan, Proxy, family
 
 FAMILIES = {"4": socket.AF_INET, "6": socket.AF_INET6}
-_NODAD = 0x02  # IFA_F_NODAD
 
 
 def settings(interface: Interface) -> dict[str, str]:
@@ -50,48 +50,48 @@ def prepare(interface: Interface) -> None:
         set_sysctl(key, value, optional=True)
 
 
-def plug(interface: Interface, link: Link, bridge: Link | None, outside: Netlink) -> None:
+def plug(interface: Interface, link: Link, bridge: Link | None, outside: Requests) -> None:
     """Let the node's end lead somewhere: up, into its bridge, and with routes to it."""
     if not interface.connected:
-        outside.set_link(link.index, state="down")
+        outside.link(link, LinkChange(up=False))
         return
-    changed: dict[str, int] = {}
-    if (bridge.index if bridge else 0) != link.master:
-        changed["master"] = bridge.index if bridge else 0
-    if bridge is not None and bridge.mtu != link.mtu:
-        changed["mtu"] = bridge.mtu
-    outside.set_link(link.index, state="up", **changed)
+    master = bridge.index if bridge else 0
+    outside.link(
+        link,
+        LinkChange(
+            up=True,
+            master=master if master != link.master else None,
+            mtu=bridge.mtu if bridge is not None and bridge.mtu != link.mtu else 0,
+        ),
+    )
     route_to(interface, interface.routes, link.index, outside)
 
 
-def unplug(interface: Interface, link: Link, outside: Netlink) -> None:
+def unplug(interface: Interface, link: Link, outside: Requests) -> None:
     """Let the node's end lead nowhere, and stay up: the container sees no change."""
     for address in interface.routes:
         outside.delete_route(host_route(interface, address, link.index))
     if link.master:
-        outside.set_link(link.index, master=0)
+        outside.link(link, LinkChange(master=0))
 
 
 def furnish(
-    interface: Interface, index: int, inside: Netlink, *, mtu: int = 0, settled: bool = False
+    interface: Interface, card: Link, inside: Requests, *, mtu: int = 0, settled: bool = False
 ) -> None:
     """Addresses and routes inside; the link is up there also while its cable is unplugged.
 
     settled: IPv6 addresses may be used at once, without looking whether somebody else has them.
     """
-    changed: dict[str, int] = {"mtu": mtu} if mtu else {}
-    if interface.kind == "routed":
-        changed["arp"] = False
-    inside.set_link(index, state="up", **changed)
+    arp = False if interface.kind == "routed" else None
+    inside.link(card, LinkChange(up=True, arp=arp, mtu=mtu))
     for address in interface.addresses:
-        more = {"flags": _NODAD} if settled and family(address) == "6" else {}
-        inside.add_address(index, address, **more)
+        inside.address(card.index, address, settled=settled)
     if interface.connected:
-        for route in defaults(interface, index):
-            inside.replace_route(route)
+        for route in defaults(interface, card.index):
+            inside.route(route)
 
 
-def alter(before: Interface, after: Interface, index: int, inside: Netlink) -> None:
+def alter(before: Interface, after: Interface, index: int, inside: Requests) -> None:
     """Bring the inner end from one plan to the other; what stays is not looked at."""
     had, has = dict.fromkeys(before.addresses), dict.fromkeys(after.addresses)
     for address in had:
@@ -99,16 +99,16 @@ def alter(before: Interface, after: Interface, index: int, inside: Netlink) -> N
             inside.delete_address(index, address)
     for address in has:
         if address not in had:
-            inside.add_address(index, address)
+            inside.address(index, address)
     if (before.default, before.gateways) != (after.default, after.gateways):
         for route in defaults(before, index):
             inside.delete_route(route)
     # Also when they are the same: with the last address of a family its routes are gone.
     for route in defaults(after, index):
-        inside.replace_route(route)
+        inside.route(route)
 
 
-def scrape(before: Interface, after: Interface, index: int, inside: Netlink) -> None:
+def scrape(before: Interface, after: Interface, index: int, inside: Requests) -> None:
     """Take away inside what BEFORE may have put there and AFTER has not; the rest is in place."""
     for address in set(before.addresses) - set(after.addresses):
         inside.delete_address(index, address)
@@ -116,7 +116,7 @@ def scrape(before: Interface, after: Interface, index: int, inside: Netlink) -> 
         if version not in after.default:
             inside.delete_route(Route("default", index, family_))
     for route in defaults(after, index) if after.connected else ():
-        inside.replace_route(route)
+        inside.route(route)
 
 
 def defaults(interface: Interface, index: int) -> list[Route]:
@@ -131,10 +131,10 @@ def defaults(interface: Interface, index: int) -> list[Route]:
     return made
 
 
-def route_to(interface: Interface, addresses: Iterable[str], index: int, outside: Netlink) -> None:
+def route_to(interface: Interface, addresses: Iterable[str], index: int, outside: Requests) -> None:
     """Set the node's routes to ADDRESSES by an interface."""
     for address in addresses:
-        outside.replace_route(host_route(interface, address, index))
+        outside.route(host_route(interface, address, index))
 
 
 def host_route(interface: Interface, address: str, index: int) -> Route:
@@ -158,25 +158,23 @@ def same_pair(before: Interface, after: Interface) -> bool:
     )
 
 
-def answer(proxies: Iterable[Proxy], outside: Netlink) -> None:
+def answer(proxies: Iterable[Proxy], outside: Requests) -> None:
     """Answer for a container's addresses where others look for them."""
-    for device, addresses in _by_device(proxies).items():
-        link = outside.link(device)
-        if link is None:
-            continue
+    by_device = _by_device(proxies)
+    for device, link in outside.links(by_device).items():
+        addresses = by_device[device]
         if any(family(each) == "6" for each in addresses):
             set_sysctl(f"net/ipv6/conf/{device}/proxy_ndp", "1", optional=True)
         for address in addresses:
-            outside.add_proxy(link.index, address)
+            outside.proxy(link, address)
 
 
-def answer_no_more(proxies: Iterable[Proxy], outside: Netlink) -> None:
+def answer_no_more(proxies: Iterable[Proxy], outside: Requests) -> None:
     """Answer no longer."""
-    for device, addresses in _by_device(proxies).items():
-        link = outside.link(device)
-        if link is not None:
-            for address in addresses:
-                outside.delete_proxy(link.index, address)
+    by_device = _by_device(proxies)
+    for device, link in outside.links(by_device).items():
+        for address in by_device[device]:
+            outside.delete_proxy(link, address)
 
 
 def _by_device(proxies: Iterable[Proxy]) -> dict[str, list[str]]:
@@ -186,18 +184,17 @@ def _by_device(proxies: Iterable[Proxy]) -> dict[str, list[str]]:
     return found
 
 
-def check_free(plan: NetworkPlan, old: NetworkPlan | None, links: list[Link]) -> None:
-    """Refuse what the kernel would: names and MACs of others' links, missing bridges.
+def check_free(plan: NetworkPlan, old: NetworkPlan | None, links: Mapping[str, Link]) -> None:
+    """Refuse what the kernel would: names of others' links, missing bridges.
 
     old: what the container has in place already.
     """
-    by_name = {link.name: link for link in links}
     own = {each.host_name for each in (old.interfaces if old else ())}
     for each in plan.interfaces:
-        taken = by_name.get(each.host_name)
+        taken = links.get(each.host_name)
         if taken is not None and each.host_name not in own and not taken.alias.endswith(plan.uuid):
             raise NetworkError(f"There is a network interface {each.host_name} already")
-        bridge = by_name.get(each.bridge)
+        bridge = links.get(each.bridge)
         if each.bridge and bridge is None:
             raise NetworkError(f"There is no bridge {each.bridge}")
         if bridge is not None and bridge.kind not in {"bridge", "openvswitch"}:

@@ -13,11 +13,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from pyvz.errors import AlreadyExists, NetworkError
 from pyvz.linux import nftables
 from pyvz.linux.file import flock, write_atomic
-from pyvz.linux.netlink import Link, Netlink, VethEnd
+from pyvz.linux.netlink import Link, VethEnd
+from pyvz.linux.rtnetlink import LinkChange, Requests
 from pyvz.linux.tap import open_tap
 from pyvz.network import antispoof, ends
 from pyvz.network.base import Interface, NetworkPlan
@@ -25,15 +27,25 @@ from pyvz.store.paths import Paths
 
 _LOCK_TIMEOUT = 30.0
 
-Put = Callable[[Sequence[nftables.Command]], None]
+
+class Put(Protocol):
+    """Puts a batch in force.  fresh: it fails unless the container has no rules of any kind."""
+
+    def __call__(self, batch: Sequence[nftables.Command], *, fresh: bool) -> None:
+        """Raises NetworkError."""
 
 
-class Inside:
-    """A container's network namespace: a descriptor of it, and netlink spoken inside."""
+def put_alone(batch: Sequence[nftables.Command], *, fresh: bool) -> None:
+    """Put a batch in force as it is."""
+    del fresh
+    nftables.apply(batch)
 
-    def __init__(self, namespace: int, netlink: Netlink) -> None:
-        self.namespace = namespace
-        self.netlink = netlink
+
+class Inside(NamedTuple):
+    """A container's network namespace: descriptors of it, and of a netlink socket made inside."""
+
+    namespace: int
+    netlink: int
 
 
 class Links:
@@ -50,7 +62,7 @@ class Links:
         return None
 
     def apply(
-        self, plan: NetworkPlan, inside: Inside | None, put: Put = nftables.apply,
+        self, plan: NetworkPlan, inside: Inside | None, put: Put = put_alone,
         *, plugged: bool = True,
     ) -> dict[str, int]:  # fmt: skip
         """Put a plan in place for an environment that has nothing yet; raises NetworkError.
@@ -63,40 +75,46 @@ class Links:
         if not plan.interfaces:
             return {}
         self._record(plan)
-        with Netlink() as outside, ExitStack() as undo:
+        outside = Requests()
+        with ExitStack() as undo:
             taps = self._make_all(plan, outside, inside, undo)
-            found = {link.name: link for link in outside.links()}
+            found = outside.links(_names(plan))
             self._name(plan, found, outside)
-            with self._rules():
-                put(antispoof.install(self._instance, plan))
+            with self._rules(plan) as guarded:
+                self._install(plan, put, guarded=guarded)
             for each in plan.interfaces:
                 self._lead(each, found, outside, plugged=plugged)
+            outside.send()
             if inside is not None:
                 _furnish(plan, found, inside, settled=not plugged)
             if plugged:
                 ends.answer(plan.proxies, outside)
+                outside.send()
             undo.pop_all()
             return taps
 
     def plug(self, uuid: str) -> NetworkPlan:
         """Let what leads nowhere lead where the plan says; returns the plan.  Idempotent."""
         plan = self.applied(uuid) or NetworkPlan(uuid)
-        with Netlink() as outside:
-            found = {link.name: link for link in outside.links()}
-            for each in plan.interfaces:
-                self._lead(each, found, outside)
-            ends.answer(plan.proxies, outside)
+        outside = Requests()
+        found = outside.links(_names(plan))
+        for each in plan.interfaces:
+            self._lead(each, found, outside)
+        ends.answer(plan.proxies, outside)
+        outside.send()
         return plan
 
     def unplug(self, uuid: str) -> NetworkPlan:
         """Let the node's ends lead nowhere: nothing comes in or goes out.  Idempotent."""
         plan = self.applied(uuid) or NetworkPlan(uuid)
-        with Netlink() as outside:
-            ends.answer_no_more(plan.proxies, outside)
-            for each in plan.interfaces:
-                link = self._mine(uuid, outside.link(each.host_name))
-                if link is not None:
-                    ends.unplug(each, link, outside)
+        outside = Requests()
+        found = outside.links(_names(plan))
+        ends.answer_no_more(plan.proxies, outside)
+        for each in plan.interfaces:
+            link = self._mine(uuid, found.get(each.host_name))
+            if link is not None:
+                ends.unplug(each, link, outside)
+        outside.send()
         return plan
 
     def change(
@@ -115,18 +133,24 @@ class Links:
         if old == new:
             return {}
         self._record(_union(old, new))
-        with Netlink() as outside, ExitStack() as undo:
+        outside = Requests()
+        with ExitStack() as undo:
             fresh, found = self._missing(old, new, outside)
             taps = self._make_all(fresh, outside, inside, undo)
             # Nobody knows how far somebody had come: then all of it is done again.
             whole = new if old.torn else fresh
             if fresh.interfaces:
-                found = {link.name: link for link in outside.links()}
+                found = outside.links(_names(new))
             self._name(whole, found, outside)
-            with self._rules():
-                nftables.apply(antispoof.change(self._instance, old, new))
+            with self._rules(old) as guarded:
+                try:
+                    ground = antispoof.Ground(guarded=guarded or bool(old.routed))
+                    nftables.apply(antispoof.change(self._instance, old, new, ground))
+                except NetworkError:  # the node's table is not as we have left it
+                    nftables.apply(antispoof.change(self._instance, old, new))
             for after in whole.interfaces:
                 self._lead(after, found, outside)
+            outside.send()
             if inside is not None:
                 _furnish(whole, found, inside)
             if old.torn:
@@ -136,6 +160,7 @@ class Links:
                     self._alter(old.interface(after.name) or after, after, found, outside, inside)
             ends.answer_no_more(set(old.proxies) - set(new.proxies), outside)
             ends.answer(set(new.proxies) - (set() if old.torn else set(old.proxies)), outside)
+            outside.send()
             if then is not None:
                 then()
             undo.pop_all()
@@ -147,13 +172,17 @@ class Links:
         plan = self.applied(uuid)
         if plan is None:
             return
-        with Netlink() as outside:
-            for interface in plan.interfaces:
-                self._unmake(uuid, interface, outside)
-            ends.answer_no_more(plan.proxies, outside)
-        with self._rules():
-            others = [path for path in self._directory.glob("*.json") if path.stem != uuid]
-            nftables.apply(antispoof.remove(self._instance, plan, last=not others))
+        outside = Requests()
+        found = outside.links(each.host_name for each in plan.interfaces)
+        for link in found.values():
+            # By name and alias, because a namespace goes asynchronously and its pairs with it.
+            if self._mine(uuid, link) is not None:
+                outside.delete_link(link)
+        ends.answer_no_more(plan.proxies, outside)
+        outside.send()
+        with self._rules(plan):
+            last = not self._others(uuid)
+            nftables.apply(antispoof.remove(self._instance, plan, last=last))
             (self._directory / f"{uuid}.json").unlink(missing_ok=True)
 
     def leftovers(self) -> list[str]:
@@ -168,14 +197,29 @@ class Links:
             path.unlink(missing_ok=True)
             return
         self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        write_atomic(path, plan.to_json(), 0o600)
+        # What it speaks of does not outlive the kernel either.
+        write_atomic(path, plan.to_json(), 0o600, durable=False)
 
     @contextmanager
-    def _rules(self) -> Iterator[None]:
-        """Hold the node's table of addresses, so that the last one to go knows that it is."""
+    def _rules(self, plan: NetworkPlan) -> Iterator[bool]:
+        """Hold the node's table of addresses, so that the last one to go knows that it is.
+
+        Gives whether the table is there already, for all that we know.
+        """
         self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         with flock(self._directory / ".lock", timeout=_LOCK_TIMEOUT):
-            yield
+            yield self._others(plan.uuid)
+
+    def _others(self, uuid: str) -> bool:
+        return any(path.stem != uuid for path in self._directory.glob("*.json"))
+
+    def _install(self, plan: NetworkPlan, put: Put, *, guarded: bool) -> None:
+        """Put the rules of a container that starts in force, quickly where nothing is there."""
+        try:
+            ground = antispoof.Ground(fresh=True, guarded=guarded)
+            put(antispoof.install(self._instance, plan, ground), fresh=True)
+        except NetworkError:
+            put(antispoof.install(self._instance, plan), fresh=False)
 
     # -- the node's side ------------------------------------------------------------------------
 
@@ -193,62 +237,57 @@ class Links:
         return link if link.alias in {"", self._alias(uuid)} else None
 
     def _make_all(
-        self, plan: NetworkPlan, outside: Netlink, inside: Inside | None, undo: ExitStack
+        self, plan: NetworkPlan, outside: Requests, inside: Inside | None, undo: ExitStack
     ) -> dict[str, int]:
         """Make the pairs and taps of a plan, all ends down; taps are closed by UNDO."""
         taps: dict[str, int] = {}
+        for left in outside.links(each.host_name for each in plan.interfaces).values():
+            if left.alias != self._alias(plan.uuid):
+                raise AlreadyExists(f"There is a network interface {left.name} already")
+            outside.delete_link(left)
         for each in plan.interfaces:
             if each.tap:
                 taps[each.host_name] = open_tap(each.host_name)
                 undo.callback(os.close, taps[each.host_name])
             elif inside is not None:
-                self._make(plan.uuid, each, outside, inside)
+                outside.veth(
+                    VethEnd(each.host_name, each.host_mac),
+                    VethEnd(each.name, each.mac, inside.namespace),
+                )
+        outside.send()
         return taps
 
     def _missing(
-        self, old: NetworkPlan, new: NetworkPlan, outside: Netlink
+        self, old: NetworkPlan, new: NetworkPlan, outside: Requests
     ) -> tuple[NetworkPlan, dict[str, Link]]:
-        """Take away the pairs that cannot stay; return what of NEW is to be made, and all links."""
+        """Take away the pairs that cannot stay; return what of NEW is to be made, and the links."""
+        found = outside.links((*_names(old), *_names(new)))
         for before in old.interfaces:
             after = new.interface(before.name)
             if after is None or not ends.same_pair(before, after):
-                self._unmake(old.uuid, before, outside)
-        found = {link.name: link for link in outside.links()}
+                link = self._mine(old.uuid, found.pop(before.host_name, None))
+                if link is not None:
+                    outside.delete_link(link)
+        outside.send()
         fresh = [x for x in new.interfaces if not self._mine(new.uuid, found.get(x.host_name))]
         return new._replace(interfaces=tuple(fresh)), found
 
-    def _make(self, uuid: str, interface: Interface, outside: Netlink, inside: Inside) -> None:
-        name = interface.host_name
-        pair = (
-            VethEnd(name, interface.host_mac),
-            VethEnd(interface.name, interface.mac, inside.namespace),
-        )
-        try:
-            outside.add_veth(*pair)
-        except NetworkError:
-            left = outside.link(name)
-            if left is None:
-                raise
-            if left.alias != self._alias(uuid):
-                raise AlreadyExists(f"There is a network interface {name} already") from None
-            outside.delete_link(left.index)
-            outside.add_veth(*pair)
-
-    def _name(self, plan: NetworkPlan, found: Mapping[str, Link], outside: Netlink) -> None:
+    def _name(self, plan: NetworkPlan, found: Mapping[str, Link], outside: Requests) -> None:
         """Mark the node's ends as ours and make them plain ports."""
         for each in plan.interfaces:
-            more: dict[str, object] = {"address": each.host_mac} if each.tap else {}
-            if each.kind == "routed" and not each.tap:
-                more["arp"] = False
+            mac = each.host_mac if each.tap else ""
+            arp = False if each.kind == "routed" and not each.tap else None
             link = _needed(found, each.host_name)
-            outside.set_link(link.index, IFLA_IFALIAS=self._alias(plan.uuid), **more)
+            outside.link(link, LinkChange(arp=arp, alias=self._alias(plan.uuid), mac=mac))
+        outside.send()
+        for each in plan.interfaces:
             ends.prepare(each)
 
     def _lead(
         self,
         interface: Interface,
         found: Mapping[str, Link],
-        outside: Netlink,
+        outside: Requests,
         *,
         plugged: bool = True,
     ) -> None:
@@ -257,21 +296,15 @@ class Links:
         if plugged:
             ends.plug(interface, link, bridge, outside)
         else:
-            mtu = {"mtu": bridge.mtu} if bridge and bridge.mtu != link.mtu else {}
-            outside.set_link(link.index, state="up" if interface.connected else "down", **mtu)
-
-    def _unmake(self, uuid: str, interface: Interface, outside: Netlink) -> None:
-        # By name and alias, because a namespace is torn down asynchronously and its pairs with it.
-        found = self._mine(uuid, outside.link(interface.host_name))
-        if found is not None:
-            outside.delete_link(found.index)
+            mtu = bridge.mtu if bridge and bridge.mtu != link.mtu else 0
+            outside.link(link, LinkChange(up=interface.connected, mtu=mtu))
 
     def _alter(
         self,
         before: Interface,
         after: Interface,
         found: Mapping[str, Link],
-        outside: Netlink,
+        outside: Requests,
         inside: Inside | None,
     ) -> None:
         """Bring one interface, whose pair stays, from one plan to the other."""
@@ -286,14 +319,17 @@ class Links:
             fresh = [each for each in has if each not in had]
             ends.route_to(after, fresh, link.index, outside)
         if inside is not None:
-            ends.alter(before, after, inside.netlink.need(after.name).index, inside.netlink)
+            within = Requests(inside.netlink)
+            card = _needed(within.links([after.name]), after.name)
+            ends.alter(before, after, card.index, within)
+            within.send()
 
     def _scrape(
         self,
         old: NetworkPlan,
         new: NetworkPlan,
         found: Mapping[str, Link],
-        outside: Netlink,
+        outside: Requests,
         inside: Inside | None,
     ) -> None:
         """Take from interfaces that are as NEW has them what a torn OLD has, or may have, more."""
@@ -303,7 +339,10 @@ class Links:
             for address in set(before.routes) - set(after.routes if after.connected else ()):
                 outside.delete_route(ends.host_route(after, address, link.index))
             if inside is not None:
-                ends.scrape(before, after, inside.netlink.need(after.name).index, inside.netlink)
+                within = Requests(inside.netlink)
+                card = _needed(within.links([after.name]), after.name)
+                ends.scrape(before, after, card.index, within)
+                within.send()
 
 
 def _furnish(
@@ -312,17 +351,18 @@ def _furnish(
     """Do the inner ends; FOUND: the node's links, for the bridges' largest packets."""
     if not plan.interfaces:
         return
-    cards = {link.name: link for link in inside.netlink.links()}
+    within = Requests(inside.netlink)
+    cards = within.links(each.name for each in plan.interfaces)
     for each in plan.interfaces:
         card = _needed(cards, each.name)
         mtu = found[each.bridge].mtu if each.bridge in found else card.mtu
-        ends.furnish(
-            each,
-            card.index,
-            inside.netlink,
-            mtu=mtu if mtu != card.mtu else 0,
-            settled=settled,
-        )
+        ends.furnish(each, card, within, mtu=mtu if mtu != card.mtu else 0, settled=settled)
+    within.send()
+
+
+def _names(plan: NetworkPlan) -> list[str]:
+    """The links of the node that a plan is about."""
+    return [name for each in plan.interfaces for name in (each.host_name, each.bridge) if name]
 
 
 def _needed(found: Mapping[str, Link], name: str) -> Link:

@@ -77,13 +77,13 @@ def present(listed: Mapping[str, Any]) -> Present:
     return Present(token, counters, tuple(found["chain"]), tuple(found["set"]))
 
 
-def install(own: Table, rules: Rules, now: Present) -> list[Command]:
+def install(own: Table, rules: Rules, now: Present, *, fresh: bool = False) -> list[Command]:
     """Return the batch that puts RULES in force; counters that are there go on.
 
     Everything else is made anew, so flows that the filter knew are forgotten: what the new rules
-    do not allow ends at once.  now: what is in the table.
+    do not allow ends at once.  now: what is in the table.  fresh: there is none, else it fails.
     """
-    batch = [own.add(), *(own.flush(name) for name in now.chains)]
+    batch = [own.create() if fresh else own.add(), *(own.flush(name) for name in now.chains)]
     batch += [{"delete": {"chain": _named(own, name)}} for name in now.chains]
     batch += [{"delete": {"set": _named(own, name)}} for name in now.sets]
     batch.append(_counter(own, f"{_TOKEN}{rules.token}"))

@@ -14,7 +14,8 @@ from contextlib import ExitStack, suppress
 from pyvz.container.runtime import NetworkAccess
 from pyvz.errors import AddressInUse, NetworkError, NotRunning, VZError
 from pyvz.linux import arp
-from pyvz.linux.netlink import Netlink, sysctl
+from pyvz.linux.netlink import sysctl
+from pyvz.linux.rtnetlink import Requests
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.param import normal
@@ -55,9 +56,10 @@ def prepare(
     probes = Probes(node, wanted.proxies if plugged else ())
 
     def furnish(access: NetworkAccess) -> None:
-        with probes, Netlink(access.netlink) as netlink:
+        with probes:
             put = traffic.with_rules(node, env, config, wanted)
-            Links(node.paths).apply(wanted, Inside(access.namespace, netlink), put, plugged=plugged)
+            inside = Inside(access.namespace, access.netlink)
+            Links(node.paths).apply(wanted, inside, put, plugged=plugged)
             probes.check(_START_PATIENCE)
         if plugged:
             announce(wanted)
@@ -109,10 +111,19 @@ def planned(node: Node, env: Environment, config: Config) -> NetworkPlan:
     if not plan.netifs(config):
         return NetworkPlan(env.uuid)
     virtualnet.ensure(node, {each.network for each in plan.netifs(config) if each.network})
-    with Netlink() as netlink:
-        links = netlink.links()
-        known = facts.facts(node.config(), links, netlink.addresses(), networks(node))
+    return _planned(node, env, config)
+
+
+def _planned(node: Node, env: Environment, config: Config) -> NetworkPlan:
+    """The plan; what is asked of the kernel does not grow with the number of containers."""
+    known_networks, asking = networks(node), Requests()
+    addresses = asking.addresses()
+    wanted = {each.network for each in plan.netifs(config)}
+    bridges = {known_networks.get(name, name) for name in wanted if name}
+    links = asking.links(bridges, {each.index for each in addresses})
+    known = facts.facts(node.config(), list(links.values()), addresses, known_networks)
     made = plan.plan(env.uuid, config, known, taps=env.kind == Kind.VM)
+    links |= asking.links(each.host_name for each in made.interfaces)
     check_free(made, Links(node.paths).applied(env.uuid), links)
     return made
 
@@ -144,11 +155,10 @@ def change(node: Node, env: Environment, old: Config, new: Config, undo: ExitSta
     if before == after:
         return
     undo.callback(_change_back, node, env, after, before)
-    with node.runtime.network(env.uuid) as access, Netlink(access.netlink) as netlink:
-        inside = Inside(access.namespace, netlink)
-        links.change(
-            before, after, inside, traffic.following(node, env, (before, old), (after, new))
-        )
+    with node.runtime.network(env.uuid) as access:
+        inside = Inside(access.namespace, access.netlink)
+        then = traffic.following(node, env, (before, old), (after, new))
+        links.change(before, after, inside, then)
     announce(after, before)
     _warn(env, after)
 
@@ -248,8 +258,10 @@ def plan_options(
 
 
 def _own(node: Node) -> NodeFacts:
-    with Netlink() as netlink:
-        return facts.facts(node.config(), netlink.links(), netlink.addresses(), {})
+    asking = Requests()
+    addresses = asking.addresses()
+    links = asking.links(indexes={each.index for each in addresses})
+    return facts.facts(node.config(), list(links.values()), addresses, {})
 
 
 def _reserve(node: Node, env: Environment, old: Config, new: Config, undo: ExitStack) -> None:
@@ -260,8 +272,8 @@ def _reserve(node: Node, env: Environment, old: Config, new: Config, undo: ExitS
 
 def _change_back(node: Node, env: Environment, new: NetworkPlan, old: NetworkPlan) -> None:
     try:
-        with node.runtime.network(env.uuid) as access, Netlink(access.netlink) as netlink:
-            Links(node.paths).change(new, old, Inside(access.namespace, netlink))
+        with node.runtime.network(env.uuid) as access:
+            Links(node.paths).change(new, old, Inside(access.namespace, access.netlink))
         traffic.apply(node, env, node.registry.config(env))
     except NotRunning:
         pass  # it has ended meanwhile, and everything of it

@@ -25,7 +25,7 @@ from pyvz.network import traffic as rules
 from pyvz.network.accounting import Traffic
 from pyvz.network.base import NetworkPlan
 from pyvz.network.classes import TrafficClass
-from pyvz.network.links import Links
+from pyvz.network.links import Links, Put
 from pyvz.network.shaping import Policy
 from pyvz.operations.node import Node
 from pyvz.store import trafficslots
@@ -62,28 +62,29 @@ def apply(node: Node, env: Environment, config: Config) -> None:
 
 
 def _put(node: Node, env: Environment, config: Config, plan: NetworkPlan) -> None:
-    with _tolerant(env, config), Netlink() as netlink:
-        now = rules.present(nftables.listed(rules.table(node.paths.instance, env.uuid)))
-        batch, slot = _batch(node, env, config, plan, netlink, now)
-        nftables.apply(batch)
-        if not slot:
-            _leave_tree(node, env.uuid, netlink)
+    with _tolerant(env, config):
+        own = rules.table(node.paths.instance, env.uuid)
+        now = rules.present(nftables.listed(own))
+        wanted, slot = _rules(node, env, config, plan, now)
+        nftables.apply(rules.install(own, wanted, now))
+        if not slot and _shapes(node):
+            with Netlink() as netlink:
+                _leave_tree(node, env.uuid, netlink)
 
 
-def with_rules(
-    node: Node, env: Environment, config: Config, plan: NetworkPlan
-) -> Callable[[Sequence[nftables.Command]], None]:
+def with_rules(node: Node, env: Environment, config: Config, plan: NetworkPlan) -> Put:
     """Return what puts a batch in force together with the rules of a container that starts.
 
     One batch, so that the kernel is asked once.
     """
 
-    def put(batch: Sequence[nftables.Command]) -> None:
-        own = rules.table(node.paths.instance, env.uuid).drop()
+    def put(batch: Sequence[nftables.Command], *, fresh: bool) -> None:
+        own = rules.table(node.paths.instance, env.uuid)
         done = False
-        with _tolerant(env, config), Netlink() as netlink:
-            more, _ = _batch(node, env, config, plan, netlink, rules.NOTHING)
-            nftables.apply([*batch, *own, *more])
+        with _tolerant(env, config, retried=fresh):
+            wanted, _ = _rules(node, env, config, plan, rules.NOTHING)
+            more = rules.install(own, wanted, rules.NOTHING, fresh=fresh)
+            nftables.apply([*batch, *([] if fresh else own.drop()), *more])
             done = True
         if not done:  # the other rules do not depend on these
             nftables.apply(batch)
@@ -108,38 +109,31 @@ def following(
 
 
 @contextmanager
-def _tolerant(env: Environment, config: Config) -> Iterator[None]:
-    """Go on when the node cannot count and shape, unless CONFIG asks for it."""
+def _tolerant(env: Environment, config: Config, *, retried: bool = False) -> Iterator[None]:
+    """Go on when the node cannot count and shape, unless CONFIG asks for it (or it is RETRIED)."""
     try:
         yield
     except (NetworkError, Unsupported) as error:
         network = config.network
-        if network.rates or any(each.enabled for each in network.firewalls):
+        if retried or network.rates or any(each.enabled for each in network.firewalls):
             raise
         log.warning("%s: traffic is neither counted nor shaped: %s", env.name, error)
 
 
-def _batch(
-    node: Node,
-    env: Environment,
-    config: Config,
-    plan: NetworkPlan,
-    netlink: Netlink,
-    now: rules.Present,
-) -> tuple[list[nftables.Command], int]:
-    """Make the classes of HTB; return the batch, and the slot of the container (0: not shaped)."""
+def _rules(
+    node: Node, env: Environment, config: Config, plan: NetworkPlan, now: rules.Present
+) -> tuple[rules.Rules, int]:
+    """Make the classes of HTB; return the rules, and the slot of the container (0: not shaped)."""
     interfaces = watched(plan, config)
-    shape = _shape(node, config, netlink)
-    slot = _make_tree(node, env.uuid, shape, interfaces, netlink, fresh=now is rules.NOTHING)
-    wanted = rules.Rules(
-        now.token or secrets.token_hex(8),
-        interfaces,
-        _spans(node),
-        shape.limits,
-        slot,
-        device(node),
-    )
-    return rules.install(rules.table(node.paths.instance, env.uuid), wanted, now), slot
+    shape, slot = Shape(Policy(), {}), 0
+    # Nothing of HTB is there on a node that has never shaped, nor at the links of one that starts.
+    if node.config().traffic_shaping or (_shapes(node) and now is not rules.NOTHING):
+        with Netlink() as netlink:
+            shape = _shape(node, config, netlink)
+            slot = _make_tree(node, env.uuid, shape, interfaces, netlink)
+    token = now.token or secrets.token_hex(8)
+    made = rules.Rules(token, interfaces, _spans(node), shape.limits, slot, device(node))
+    return made, slot
 
 
 def change(node: Node, env: Environment, old: Config, new: Config, undo: ExitStack) -> None:
@@ -156,7 +150,7 @@ def clean(node: Node, uuid: str) -> None:
         if now.token:
             _note(node, uuid, now)
             nftables.apply(own.drop())
-    if (node.paths.run / "shaping.json").exists():
+    if _shapes(node):
         with Netlink() as netlink:
             _leave_tree(node, uuid, netlink)
 
@@ -275,6 +269,11 @@ def change_classes(node: Node, add: Sequence[str], delete: Sequence[str]) -> Non
     write_atomic(path, ("\n".join(lines) + "\n").encode(), 0o644)
 
 
+def _shapes(node: Node) -> bool:
+    """Whether containers are, or were, shaped on this node since it booted."""
+    return (node.paths.run / "shaping.json").exists()
+
+
 def _spans(node: Node) -> dict[int, tuple[classes.Span, ...]]:
     found = network_classes(node)
     return {version: classes.spans(found, version) for version in (4, 6)}
@@ -301,14 +300,9 @@ def _make_tree(
     shape: Shape,
     interfaces: Sequence[rules.Watched],
     netlink: Netlink,
-    *,
-    fresh: bool,
 ) -> int:
-    """Make the classes of HTB for one container; return its slot, 0 when it is not shaped.
-
-    fresh: its links are new, and have none.
-    """
-    for each in interfaces if shape.limits or not fresh else ():
+    """Make the classes of HTB for one container; return its slot, 0 when it is not shaped."""
+    for each in interfaces:
         _set_tree(netlink, netlink.need(each.host).index, shaping.receiving(shape.limits))
     if not shape.limits:
         return 0
