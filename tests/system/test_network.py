@@ -187,3 +187,61 @@ def test_rules_and_links_of_others_live_on(world: NetWorld) -> None:
     world.prlctl("set", "a", "--ipadd", "10.77.0.2", "--ipdel", "10.77.0.1")
     world.prlctl("delete", "a", "--force")
     assert (world.rules(), world.links()) == before
+
+
+def test_interfaces_of_the_node_are_moved_inside(world: NetWorld) -> None:
+    before = world.rules(), world.links()
+    world.at(
+        world.node, "ip", "link", "add", "nic0", "type", "veth", "peer", "nic1", "netns",
+        world.outside,
+    )  # fmt: skip
+    world.at(world.outside, "ip", "addr", "add", "10.55.0.1/24", "dev", "nic1")
+    world.at(world.outside, "ip", "link", "set", "nic1", "up")
+    world.create("a")
+    assert "There is no network interface nic7" in world.vzctl(
+        "set", "a", "--netdev_add", "nic7", "--save", code=104
+    )
+    world.vzctl("set", "a", "--netdev_add", "nic0", "--save")
+    assert "nic0" not in world.links()
+    world.inside("a", "ip", "addr", "add", "10.55.0.2/24", "dev", "nic0")
+    world.inside("a", "ip", "link", "set", "nic0", "up")
+    wait_for(lambda: world.pings("a", "10.55.0.1"))
+    assert json.loads(world.prlctl("list", "-a", "-o", "netdev", "-j"))[0]["netdev"] == "nic0"
+    # It comes back with the end of the container, and goes in again with its start.
+    world.prlctl("stop", "a", "--kill")
+    assert "nic0" in world.links()
+    world.prlctl("start", "a")
+    assert "nic0" not in world.links()
+    end(world.vzd(), signal.SIGKILL)
+    world.prlctl("stop", "a", "--kill")
+    assert "nic0" in world.links()
+    world.prlctl("start", "a")
+    world.prlctl("set", "a", "--netdev_del", "nic0")
+    assert "nic0" in world.links()
+    world.at(world.node, "ip", "link", "del", "nic0")
+    world.prlctl("stop", "a", "--kill")
+    assert (world.rules(), world.links()) == before
+
+
+def test_external_addresses_and_new_hardware_addresses(world: NetWorld) -> None:
+    world.create("a", "--ipadd", "10.77.0.1")
+    world.create("b", start=False)
+    world.vzctl("set", "a", "--ext_ipadd", "10.77.9.9", "--save")
+    assert "in use by the container" in world.vzctl(
+        "set", "b", "--ipadd", "10.77.9.9", "--save", code=78
+    )
+    # Led to it, but not on it: what is done with them is its own matter.
+    assert "10.77.9.9" in world.at(world.node, "ip", "route")
+    assert "10.77.9.9" not in world.inside("a", "ip", "addr")
+    world.inside("a", "ip", "addr", "add", "10.77.9.9/32", "dev", "lo")
+    assert world.reached("10.77.9.9")
+    world.vzctl("set", "a", "--ext_ipdel", "10.77.9.9", "--save")
+    assert not world.reached("10.77.9.9")
+    bridge(world)
+    world.prlctl("set", "a", *BRIDGED, "--ipadd", "10.88.0.2/24")
+    old = world.inside("a", "cat", "/sys/class/net/eth0/address")
+    world.vzctl("set", "a", "--netif_mac_renew", "--save")
+    new = world.inside("a", "cat", "/sys/class/net/eth0/address")
+    assert new.startswith("c4:37:72:")
+    assert new != old
+    wait_for(lambda: world.pings("a", "10.88.0.1"))

@@ -104,6 +104,12 @@ class Requests:
             body += _attribute(_IFLA_ADDRESS, _octets(change.mac))
         self._add(_NEWLINK, 0, body, f"change the interface {link.name}")
 
+    def move(self, link: Link, namespace: int) -> None:
+        """Move a link into the namespace of a descriptor; its addresses are gone then."""
+        body = _LINK.pack(0, 0, link.index, 0, 0)
+        body += _attribute(_IFLA_NET_NS_FD, _number(namespace))
+        self._add(_NEWLINK, 0, body, f"move the interface {link.name}")
+
     def delete_link(self, link: Link) -> None:
         """Remove a link (and its peer); nothing happens when it is gone."""
         body = _LINK.pack(0, 0, link.index, 0, 0)

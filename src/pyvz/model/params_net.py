@@ -261,6 +261,7 @@ USE_NET_RPS = Param(
     YesNo(),
     None,
     help="spread received packets over CPUs",
+    ignored="set rps_cpus of the node's interfaces instead",
 )
 RATE = Param(
     "network.rates",

@@ -69,6 +69,7 @@ class Proxy(NamedTuple):
 class NetworkPlan(NamedTuple):
     """Everything that is put down on the node and inside for one container.
 
+    devices: interfaces of the node that are moved inside (NETDEV).
     torn: a record of what *may* be in place: somebody is, or was, on the way from one plan to
     another, and everything of both is here.
     """
@@ -77,6 +78,12 @@ class NetworkPlan(NamedTuple):
     interfaces: tuple[Interface, ...] = ()
     proxies: tuple[Proxy, ...] = ()
     torn: bool = False
+    devices: tuple[str, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is to be put down."""
+        return not self.interfaces and not self.devices
 
     @property
     def routed(self) -> tuple[str, ...]:
@@ -97,6 +104,7 @@ class NetworkPlan(NamedTuple):
                 ],
                 "proxies": self.proxies,
                 "torn": self.torn,
+                "devices": self.devices,
             }
         )
 
@@ -106,7 +114,8 @@ class NetworkPlan(NamedTuple):
         data = json.loads(text)
         interfaces = tuple(_interface(each) for each in data["interfaces"])
         proxies = tuple(Proxy(*each) for each in data["proxies"])
-        return cls(data["uuid"], interfaces, proxies, bool(data.get("torn", False)))
+        devices = tuple(data.get("devices", ()))
+        return cls(data["uuid"], interfaces, proxies, bool(data.get("torn", False)), devices)
 
 
 class Uplink(NamedTuple):

@@ -21,7 +21,7 @@ from pyvz.linux.file import flock, write_atomic
 from pyvz.linux.netlink import Link, VethEnd
 from pyvz.linux.rtnetlink import LinkChange, Requests
 from pyvz.linux.tap import open_tap
-from pyvz.network import antispoof, ends
+from pyvz.network import antispoof, ends, netdev
 from pyvz.network.base import Interface, NetworkPlan
 from pyvz.store.paths import Paths
 
@@ -72,7 +72,7 @@ class Links:
         False leaves the node's ends leading nowhere, until plug().  After a failure the caller
         calls remove().
         """
-        if not plan.interfaces:
+        if plan.empty:
             return {}
         self._record(plan)
         outside = Requests()
@@ -87,6 +87,7 @@ class Links:
             outside.send()
             if inside is not None:
                 _furnish(plan, found, inside, settled=not plugged)
+                self._move(NetworkPlan(plan.uuid), plan, outside, inside)
             if plugged:
                 ends.answer(plan.proxies, outside)
                 outside.send()
@@ -153,11 +154,11 @@ class Links:
             outside.send()
             if inside is not None:
                 _furnish(whole, found, inside)
+                self._move(old, new, outside, inside)
             if old.torn:
                 self._scrape(old, new, found, outside, inside)
-            for after in new.interfaces:
-                if after not in whole.interfaces:
-                    self._alter(old.interface(after.name) or after, after, found, outside, inside)
+            else:
+                self._alter_all(old, new, whole, (found, outside, inside))
             ends.answer_no_more(set(old.proxies) - set(new.proxies), outside)
             ends.answer(set(new.proxies) - (set() if old.torn else set(old.proxies)), outside)
             outside.send()
@@ -170,6 +171,7 @@ class Links:
     def remove(self, uuid: str) -> None:
         """Take everything of a container away; idempotent."""
         plan = self.applied(uuid)
+        netdev.release(self._held(uuid), plan.devices if plan else ())
         if plan is None:
             return
         outside = Requests()
@@ -193,7 +195,7 @@ class Links:
 
     def _record(self, plan: NetworkPlan) -> None:
         path = self._directory / f"{plan.uuid}.json"
-        if not plan.interfaces:
+        if plan.empty:
             path.unlink(missing_ok=True)
             return
         self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -299,6 +301,32 @@ class Links:
             mtu = bridge.mtu if bridge and bridge.mtu != link.mtu else 0
             outside.link(link, LinkChange(up=interface.connected, mtu=mtu))
 
+    def _held(self, uuid: str) -> Path:
+        return self._directory / f"{uuid}.ns"
+
+    def _move(self, old: NetworkPlan, new: NetworkPlan, outside: Requests, inside: Inside) -> None:
+        """Move the node's interfaces in that NEW has, and those out that only OLD has."""
+        netdev.give_back([x for x in old.devices if x not in new.devices], Requests(inside.netlink))
+        here = outside.links(new.devices)  # also when OLD has them: it may be torn
+        fresh = [x for x in new.devices if x in here or x not in old.devices]
+        if fresh:
+            netdev.hold(self._held(new.uuid), inside.namespace)
+            netdev.take(fresh, inside.namespace, outside)
+        if not new.devices:
+            netdev.release(self._held(new.uuid), ())
+
+    def _alter_all(
+        self,
+        old: NetworkPlan,
+        new: NetworkPlan,
+        done: NetworkPlan,
+        ways: tuple[Mapping[str, Link], Requests, Inside | None],
+    ) -> None:
+        """Alter the interfaces of NEW but those of DONE."""
+        for after in new.interfaces:
+            if after not in done.interfaces:
+                self._alter(old.interface(after.name) or after, after, *ways)
+
     def _alter(
         self,
         before: Interface,
@@ -384,4 +412,5 @@ def _union(old: NetworkPlan, new: NetworkPlan) -> NetworkPlan:
             )
         )
     proxies = tuple(dict.fromkeys((*new.proxies, *old.proxies)))
-    return NetworkPlan(new.uuid, tuple(merged), proxies, torn=True)
+    devices = tuple(dict.fromkeys((*new.devices, *old.devices)))
+    return NetworkPlan(new.uuid, tuple(merged), proxies, torn=True, devices=devices)

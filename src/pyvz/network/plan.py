@@ -29,7 +29,7 @@ def netifs(config: Config) -> tuple[NetIf, ...]:
     """Return the interfaces, the one for IP_ADDRESS (venet0) first; it is there when needed."""
     given = {netif.ifname: netif for netif in config.network.interfaces}
     routed = given.pop(ROUTED, None)
-    if config.network.ip or routed is not None:
+    if config.network.ip or config.network.external_ip or routed is not None:
         routed = (routed or NetIf(ROUTED))._replace(type="routed")
         every = (*routed.ip, *routed.ip6, *config.network.ip)
         own = tuple({each.ip: each for each in every}.values())
@@ -47,23 +47,49 @@ def plan(uuid: str, config: Config, facts: NodeFacts, *, taps: bool = False) -> 
     taps: the cards are those of a virtual machine.
     """
     interfaces = tuple(_interface(uuid, netif, facts) for netif in netifs(config))
+    interfaces = tuple(_with_external(each, config, facts) for each in interfaces)
     if taps:
         interfaces = tuple(each._replace(tap=True) for each in interfaces)
     interfaces = _one_default(interfaces)
     _check_names(interfaces)
     _check_addresses(interfaces, facts)
-    return NetworkPlan(uuid, interfaces, tuple(_proxies(interfaces, facts)))
+    proxies = tuple(_proxies(interfaces, facts))
+    return NetworkPlan(uuid, interfaces, proxies, devices=tuple(config.network.devices))
+
+
+def wanted(config: Config) -> bool:
+    """Whether the container has a network at all."""
+    return bool(netifs(config) or config.network.devices)
 
 
 def reserved(config: Config) -> tuple[str, ...]:
     """Return every bare address that is the container's, running or not."""
     found = [str(ip_address(each.ip)) for n in netifs(config) for each in (*n.ip, *n.ip6)]
+    found += [str(ip_address(each.ip)) for each in config.network.external_ip]
     return tuple(dict.fromkeys(found))
 
 
 def _interface(uuid: str, netif: NetIf, facts: NodeFacts) -> Interface:
     module = cast("InterfaceKind", import_module(f"pyvz.network.{_KINDS[netif.type]}"))
     return module.interface(uuid, netif, facts)
+
+
+def _with_external(interface: Interface, config: Config, facts: NodeFacts) -> Interface:
+    """Return a routed interface with the external addresses: led to it, but not on it.
+
+    What they are for inside (address translation, a tunnel) is the container's own matter.
+    """
+    if interface.kind != "routed" or interface.name != ROUTED:
+        return interface
+    given = [str(ip_address(x.ip)) for x in config.network.external_ip]
+    more = [each for each in given if facts.ipv6 or ":" not in each]
+    allowed = interface.filter.addresses
+    return interface._replace(
+        routes=tuple(dict.fromkeys((*interface.routes, *more))),
+        filter=interface.filter._replace(
+            addresses=None if allowed is None else tuple(dict.fromkeys((*allowed, *more)))
+        ),
+    )
 
 
 def _one_default(interfaces: tuple[Interface, ...]) -> tuple[Interface, ...]:

@@ -36,20 +36,22 @@ _OF_FILTER = frozenset({"fw", "fw-policy", "fw-direction", "fw-rule"})
 _OF_ROUTED = frozenset({"ipadd", "ipdel", "ipset"})  # of venet0 they mean IP_ADDRESS
 _NAMES = frozenset(
     {"device-add", "device-set", "device-del", "device-connect", "device-disconnect"}
-    | {"ifname", "netif-add", "netif-del"}
+    | {"ifname", "netif-add", "netif-del", "netif-mac-renew"}
 )
 
 
 class Taken(NamedTuple):
     """What the options about interfaces meant.
 
-    config: with them.  rest: the options that are left.  echo: a line per change.
+    config: with them.  rest: the options that are left.  echo: a line per change.  worn: hardware
+    addresses that are to be given up.
     """
 
     config: Config
     rest: tuple[tuple[str, str | None], ...]
     fields: tuple[str, ...] = ()
     echo: tuple[str, ...] = ()
+    worn: tuple[str, ...] = ()
 
 
 def take(config: Config, dialect: str, given: Given) -> Taken:
@@ -65,7 +67,13 @@ def take(config: Config, dialect: str, given: Given) -> Taken:
     filters = reader.filters(config)
     if filters != config.network.firewalls:
         changes[_FILTERS] = filters
-    return Taken(config.changed(changes), tuple(reader.rest), tuple(changes), tuple(reader.echo))
+    return Taken(
+        config.changed(changes),
+        tuple(reader.rest),
+        tuple(changes),
+        tuple(reader.echo),
+        tuple(reader.worn),
+    )
 
 
 def cards(config: Config) -> list[NetIf]:
@@ -111,6 +119,7 @@ class _Reader:
         self.cards = netifs
         self.rest: list[tuple[str, str | None]] = []
         self.echo: list[str] = []
+        self.worn: list[str] = []
         self._dialect = dialect
         self._before = list(netifs)
         self._current: str | None = None
@@ -185,6 +194,8 @@ class _Reader:
             self._adding = True
         elif key in {"netif-add", "netif-del"}:
             self._shorthand(key, text)
+        elif key == "netif-mac-renew":
+            self._renew()
         elif key == "ifname" and self._adding:
             self._rename(text)
         elif key == "ifname":
@@ -223,6 +234,12 @@ class _Reader:
             self.cards = list(_NETIFS.remove(tuple(self.cards), text))
             self._current = None
         self._adding = False
+
+    def _renew(self) -> None:
+        """Forget every hardware address and what is made of it; with_macs chooses others."""
+        self.worn += [each.mac for each in self.cards if each.mac]
+        self.cards = [each._replace(mac="", host_mac="", host_ifname="") for each in self.cards]
+        self._current = None
 
     def _add(self, netif: NetIf) -> None:
         self.cards.append(netif)

@@ -19,7 +19,7 @@ from pyvz.linux.rtnetlink import Requests
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.param import normal
-from pyvz.network import facts, plan
+from pyvz.network import facts, netdev, plan
 from pyvz.network.address import Reservations
 from pyvz.network.base import Interface, NetworkPlan, NodeFacts, Proxy, family
 from pyvz.network.ends import check_free
@@ -31,7 +31,7 @@ from pyvz.store.networks import Networks
 
 log = logging.getLogger(__name__)
 
-FIELDS = frozenset({"network.ip", "network.external_ip", "network.interfaces"})
+FIELDS = frozenset({"network.ip", "network.external_ip", "network.interfaces", "network.devices"})
 AUTO = "auto"
 RANGE_KEY = "VE_ADDRESS_RANGE"  # of vz.conf: where --ipadd auto takes addresses from
 PROBE_PATIENCE = 0.25  # seconds for an answer from the wire; the original waits 1
@@ -47,7 +47,7 @@ def prepare(
     then.  What the returned function leaves when it fails, clean() takes away.  plugged: False
     leaves the node's ends leading nowhere, until plug().
     """
-    if not plan.netifs(config):
+    if not plan.wanted(config):
         Reservations(node.paths).set(env.uuid, ())
         return None
     wanted = planned(node, env, config)
@@ -108,7 +108,7 @@ def planned(node: Node, env: Environment, config: Config) -> NetworkPlan:
 
     Raises AddressInUse, NetworkError, BadValue for what cannot be.
     """
-    if not plan.netifs(config):
+    if not plan.wanted(config):
         return NetworkPlan(env.uuid)
     virtualnet.ensure(node, {each.network for each in plan.netifs(config) if each.network})
     return _planned(node, env, config)
@@ -124,7 +124,12 @@ def _planned(node: Node, env: Environment, config: Config) -> NetworkPlan:
     known = facts.facts(node.config(), list(links.values()), addresses, known_networks)
     made = plan.plan(env.uuid, config, known, taps=env.kind == Kind.VM)
     links |= asking.links(each.host_name for each in made.interfaces)
-    check_free(made, Links(node.paths).applied(env.uuid), links)
+    present = Links(node.paths).applied(env.uuid)
+    check_free(made, present, links)
+    cards = asking.links(made.devices)
+    for name in made.devices:
+        if present is None or name not in present.devices:
+            netdev.check(name, cards.get(name), node.paths.instance)
     return made
 
 
@@ -244,12 +249,13 @@ def plan_options(
     made = options.plan(nics.config, dialect, nics.rest, env.kind)
     if not nics.fields:
         return made
-    taken = {
+    taken = {*nics.worn} | {
         each.mac
         for other, theirs, _ in node.registry.snapshot()
         if other.uuid != env.uuid
         for each in theirs.network.interfaces
-    } - {""}
+    }
+    taken.discard("")
     return made._replace(
         config=netdevice.with_macs(made.config, env.uuid, taken, machine=env.kind == Kind.VM),
         fields=(*nics.fields, *made.fields),

@@ -18,11 +18,12 @@ GivenOptions = Sequence[tuple[str, str | None]]
 # What later releases bring: accepted nowhere, so that nobody believes in a limit or an address
 # that is not in force.
 _LATER = {
-    "network": "External addresses and cards of the node",
     "disk": "Sizes and disks of a container",
 }
 _IN_FORCE = frozenset(
     {
+        "network.devices",
+        "network.external_ip",
         "network.hostname",
         "network.ip",
         "network.interfaces",
