@@ -1,0 +1,51 @@
+"""What the gateway needs of the daemon that it lives in: a Protocol, so that it depends on no daemon.
+
+Questions and work run in threads of the daemon; work is a task that `prlsrvctl` and the log show
+like that of any other face.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeVar
+
+from pyvz.model.event import Event
+from pyvz.model.task import Progress
+from pyvz.operations.node import Node
+
+T = TypeVar("T")
+
+
+class Peer(NamedTuple):
+    """Who is at the other end, as the kernel or the certificate says; uid -1: over the network."""
+
+    uid: int
+    pid: int
+    name: str = ""
+
+
+class Events(Protocol):
+    """One subscriber's queue of events."""
+
+    async def next(self) -> Event:
+        """Wait for the next event and return it."""
+
+
+class Office(Protocol):
+    """The daemon, as the gateway sees it."""
+
+    @property
+    def node(self) -> Node:
+        """The node."""
+
+    async def query(self, function: Callable[[], T]) -> T:
+        """Run a question in a thread."""
+
+    async def work(self, verb: str, ref: str, run: Callable[[Progress], T], peer: Peer) -> T:
+        """Run what changes something as a task, in a thread; a cancelled wait calls it off."""
+
+    def subscribe(self) -> Events:
+        """Return a queue of everything that happens from now on."""
+
+    def unsubscribe(self, events: Events) -> None:
+        """Give such a queue back."""
