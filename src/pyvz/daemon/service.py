@@ -24,6 +24,7 @@ from pyvz.daemon import (
     memorywatch,
     migrationwatch,
     netwatch,
+    office,
     recovery,
     spacewatch,
     trafficwatch,
@@ -135,9 +136,12 @@ async def _daemon(
     if not stop.is_set():
         server.start()
         serving()
+    gateway = await office.serve(services)
     logger.info("vzd serves after %.3f s", time.monotonic() - began)
     await stop.wait()
     notify(b"STOPPING=1")
+    if gateway is not None:
+        await gateway.close()
     for task in (start, *watches):
         task.cancel()
     await _wind_up(services)

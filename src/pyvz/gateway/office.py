@@ -1,4 +1,4 @@
-"""What the gateway needs of the daemon that it lives in: a Protocol, so that it depends on no daemon.
+"""What the gateway needs of the daemon that it lives in; a Protocol, so that it depends on none.
 
 Questions and work run in threads of the daemon; work is a task that `prlsrvctl` and the log show
 like that of any other face.

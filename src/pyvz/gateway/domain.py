@@ -1,0 +1,116 @@
+"""Environments as libvirt's clients see them: domains, with a number while they run, and a state.
+
+Clients take a numeric word for a number before a name, and a container of OpenVZ is often called
+101.  So a running environment with a numeric name has that number, and every other one a number
+that no name reaches: 2^30 plus the process id of its init (reference/libvirt-rpc.md, 5.1).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from pyvz.errors import EnvironmentNotFound
+from pyvz.gateway import failure
+from pyvz.gateway.failure import Failure
+from pyvz.model.config import Config
+from pyvz.model.environment import Environment, Kind
+from pyvz.model.status import Status
+from pyvz.operations.fields import ALIVE
+from pyvz.operations.node import Node, StatusReader
+from pyvz.store.state import RunState
+
+OFF: Final = -1
+_FIRST: Final = 1 << 30
+
+RUNNING, PAUSED, SHUTDOWN, SHUTOFF, CRASHED = 1, 3, 4, 5, 6
+
+# State and reason as numbers of the protocol.
+STATES: Final = {
+    Status.RUNNING: (RUNNING, 1),
+    Status.STARTING: (RUNNING, 1),
+    Status.PAUSED: (PAUSED, 1),
+    Status.STOPPING: (SHUTDOWN, 1),
+    Status.SUSPENDED: (SHUTOFF, 5),
+}
+_OFF_STATE: Final = (SHUTOFF, 0)
+
+
+class Domain(NamedTuple):
+    """One environment at one moment."""
+
+    env: Environment
+    config: Config
+    status: Status
+    number: int
+
+    @property
+    def running(self) -> bool:
+        """Whether it has a number."""
+        return self.number != OFF
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """Its state and the reason, as clients know them."""
+        return STATES.get(self.status, _OFF_STATE)
+
+    @property
+    def starts_with_node(self) -> bool:
+        """Whether it is started when the node is."""
+        return self.config.boot.onboot in {"yes", "auto"}
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The structure `domain` of the protocol."""
+        return key(self.env, self.number)
+
+
+def key(env: Environment, number: int) -> dict[str, Any]:
+    """Return the structure `domain` of the protocol."""
+    return {"name": env.name, "uuid": env.uuid, "id": number}
+
+
+def all_domains(node: Node) -> list[Domain]:
+    """Return every environment of the node."""
+    statuses = StatusReader(node)
+    return [
+        _domain(node, env, config, statuses.knowing(env, problem).of(env))
+        for env, config, problem in node.registry.snapshot()
+    ]
+
+
+def find(node: Node, dom: dict[str, Any]) -> Domain:
+    """Return the environment that a client names; raises Failure (42) when it is gone."""
+    return lookup(node, dom["uuid"])
+
+
+def lookup(node: Node, ref: str) -> Domain:
+    """Return the environment with that UUID or name; raises Failure (42)."""
+    try:
+        env = node.registry.resolve(ref)
+    except EnvironmentNotFound as error:
+        raise Failure(failure.NO_DOMAIN, f"Domain not found: {error.message}") from error
+    return _domain(node, env, node.registry.peek(env), node.status(env))
+
+
+def by_number(node: Node, number: int) -> Domain:
+    """Return the running environment with that number; raises Failure (42)."""
+    for each in all_domains(node):
+        if each.number == number:
+            return each
+    raise Failure(failure.NO_DOMAIN, f"Domain not found: no running domain has the id {number}")
+
+
+def os_type(env: Environment) -> str:
+    """Return "exe" for a container, "hvm" for a virtual machine."""
+    return "hvm" if env.kind == Kind.VM else "exe"
+
+
+def _domain(node: Node, env: Environment, config: Config, status: Status) -> Domain:
+    return Domain(env, config, status, _number(node, env) if status in ALIVE else OFF)
+
+
+def _number(node: Node, env: Environment) -> int:
+    if env.name.isascii() and env.name.isdigit() and 0 < int(env.name) < _FIRST:
+        return int(env.name)
+    state = RunState.load(node.paths, env.uuid)
+    return _FIRST + (state.pid if state is not None else 0)

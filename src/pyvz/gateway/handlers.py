@@ -1,0 +1,35 @@
+"""Who answers which procedure: the functions of the modules `calls_*`, found by their names.
+
+A coroutine answers in the event loop; a plain function is a question (in a thread) or, where the
+table marks its procedure with `w`, work (a task).  Everything else is answered "not supported".
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Final
+
+from pyvz.gateway import calls_connect, calls_domain, calls_lifecycle, events, procedures
+from pyvz.gateway.connection import Handler, asking, working
+from pyvz.gateway.procedures import WRITE, Procedure
+
+MODULES: Final[tuple[ModuleType, ...]] = (calls_connect, calls_domain, calls_lifecycle, events)
+
+
+def handlers() -> dict[str, Handler]:
+    """Return the handler of every procedure that has one, by the procedure's name."""
+    found: dict[str, Handler] = {}
+    for module in MODULES:
+        for name, procedure in procedures.by_name().items():
+            function = vars(module).get(name)
+            if function is not None:
+                found[name] = _handler(procedure, function)
+    return found
+
+
+def _handler(procedure: Procedure, function: Callable[..., Any]) -> Handler:
+    if inspect.iscoroutinefunction(function):
+        return function
+    return working(function) if procedure.right == WRITE else asking(function)

@@ -1,0 +1,116 @@
+"""The node as XML and figures: capabilities, processors, memory."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+from pyvz.operations import query
+from pyvz.operations.node import Node
+from pyvz.units import KIB
+
+_TICKS: Final = 10**9 // os.sysconf("SC_CLK_TCK")  # nanoseconds of one tick in /proc/stat
+
+
+def text_of(element: Element) -> str:
+    """Return an element as the text that clients get."""
+    indent(element)
+    return tostring(element, encoding="unicode") + "\n"
+
+
+def capabilities(node: Node) -> str:
+    """Return what can be run here.
+
+    Virtual machines come first, as virt-install takes the first guest where nothing is said, and of
+    the types the last one (reference/libvirt-rpc.md, 6.1).
+    """
+    top = Element("capabilities")
+    host = SubElement(top, "host")
+    SubElement(host, "uuid").text = str(query.node_info(node)["ID"])
+    cpu = SubElement(host, "cpu")
+    SubElement(cpu, "arch").text = os.uname().machine
+    count = str(os.cpu_count() or 1)
+    SubElement(cpu, "topology", sockets="1", dies="1", cores=count, threads="1")
+    features = SubElement(host, "migration_features")
+    SubElement(features, "live")
+    transports = SubElement(features, "uri_transports")
+    SubElement(transports, "uri_transport").text = "vzmigr"
+    cells = SubElement(SubElement(host, "topology"), "cells", num="1")
+    cell = SubElement(cells, "cell", id="0")
+    SubElement(cell, "memory", unit="KiB").text = str(memory() // KIB)
+    cpus = SubElement(cell, "cpus", num=count)
+    for number in range(int(count)):
+        SubElement(
+            cpus, "cpu", id=str(number), socket_id="0", core_id=str(number), siblings=str(number)
+        )
+    for kind in ("hvm", "exe"):
+        guest = SubElement(top, "guest")
+        SubElement(guest, "os_type").text = kind
+        arch = SubElement(guest, "arch", name=os.uname().machine)
+        SubElement(arch, "wordsize").text = "64"
+        for name in ("parallels", "vz"):
+            SubElement(arch, "domain", type=name)
+    return text_of(top)
+
+
+def domain_capabilities(_node: Node, arch: str | None, machine: str | None) -> str:
+    """Return what a domain can have here."""
+    top = Element("domainCapabilities")
+    SubElement(top, "domain").text = "vz"
+    SubElement(top, "machine").text = machine or "q35"
+    SubElement(top, "arch").text = arch or os.uname().machine
+    SubElement(top, "vcpu", max=str(os.cpu_count() or 1))
+    SubElement(top, "os", supported="yes")
+    devices = SubElement(top, "devices")
+    disk = SubElement(devices, "disk", supported="yes")
+    _enumeration(disk, "diskDevice", "disk", "cdrom")
+    _enumeration(disk, "bus", "scsi", "ide", "virtio")
+    graphics = SubElement(devices, "graphics", supported="yes")
+    _enumeration(graphics, "type", "vnc")
+    video = SubElement(devices, "video", supported="yes")
+    _enumeration(video, "modelType", "vga")
+    return text_of(top)
+
+
+def _enumeration(parent: Element, name: str, *values: str) -> None:
+    element = SubElement(parent, "enum", name=name)
+    for value in values:
+        SubElement(element, "value").text = value
+
+
+def memory() -> int:
+    """Return the bytes of memory that the node has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def meminfo() -> dict[str, int]:
+    """Return /proc/meminfo in bytes (proc_meminfo(5))."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        words = [line.split() for line in file]
+    return {name.rstrip(":"): int(value) * KIB for name, value, *unit in words if unit}
+
+
+def megahertz() -> int:
+    """Return the clock of the first processor, 0 where nobody tells."""
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+        found = re.search(r"^cpu MHz\s*:\s*(\d+)", file.read(), re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def cpu_times() -> dict[str, int]:
+    """Return the times of all processors together, in nanoseconds (proc_stat(5))."""
+    with open("/proc/stat", encoding="ascii") as file:
+        user, nice, system, idle, wait, *_ = (int(word) for word in file.readline().split()[1:])
+    return {
+        "kernel": system * _TICKS, "user": (user + nice) * _TICKS, "idle": idle * _TICKS,
+        "iowait": wait * _TICKS,
+    }  # fmt: skip
+
+
+def counted(figures: Mapping[str, int], room: int) -> dict[str, Any]:
+    """Return figures in the form "count first": with no room only their number."""
+    found = [{"field": name, "value": value} for name, value in figures.items()]
+    return {"params": found[:room] if room else [], "nparams": len(found)}
