@@ -65,6 +65,8 @@ class Maker:
                 return self.chance.random()
             case "c":  # one byte in memory, with a sign or without
                 return self.chance.randrange(128)
+            case "w":
+                return self.chance.randrange(1 << 16)
             case "i" | "h":
                 bits = 31 if kind == "i" else 63
                 return self.chance.randrange(-(2**bits), 2**bits)

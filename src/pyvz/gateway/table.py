@@ -63,7 +63,7 @@ ROWS: Final = """\
  24 r domain_lookup_by_uuid uuid:uuid -> dom:domain
 # Domain state and description
 212 r domain_get_state dom:domain flags:u -> state:i reason:i
- 16 r domain_get_info dom:domain -> state:c maxMem:H memory:H nrVirtCpu:u cpuTime:H
+ 16 r domain_get_info dom:domain -> state:c maxMem:H memory:H nrVirtCpu:w cpuTime:H
  14 r domain_get_xml_desc dom:domain flags:u -> xml:s
  19 r domain_get_os_type dom:domain -> type:s
 150 r domain_is_active dom:domain -> active:i

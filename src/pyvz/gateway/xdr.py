@@ -1,7 +1,7 @@
 """XDR (RFC 4506) as libvirt's RPC uses it: types written in letters, compiled into two functions.
 
     i u h H      int32, uint32, int64, uint64          s   string (UTF-8)
-    d b c        double, bool, char (each 4 bytes,     y   opaque bytes
+    d b c w      double, bool, char, short (4 bytes,   y   opaque bytes
                  but the double)                       uuid  16 fixed bytes, here a text
     ?T           optional: None or a value             *T  a list
     T[n]         n values                              name  a structure of STRUCTURES
@@ -282,6 +282,7 @@ _SIMPLE: Final[Mapping[str, Codec]] = {
     "H": _number("Q"),
     "d": _number("d"),
     "c": _number("i"),
+    "w": _number("I"),
     "b": Codec(_write_bool, _read_bool, 4),
     "s": Codec(_write_text, _read_text, 4),
     "y": Codec(_bytes, _read_bytes, 4),
