@@ -83,9 +83,12 @@ class NetWorld:
         where = f"--net=/run/netns/{self.node}"
         return run("nsenter", where, *argv, code=code, env=self.env)
 
-    def create(self, name: str, *options: str, start: bool = True) -> str:
+    def create(self, name: str, *options: str, start: bool = True, layout: str = "") -> str:
         """Make a container of busybox with `prlctl set` OPTIONS; returns its uuid."""
-        self.prlctl("create", name, "--vmtype", "ct", "--ostemplate", TEMPLATE)
+        if layout:
+            self.vzctl("create", name, "--ostemplate", TEMPLATE, "--layout", layout)
+        else:
+            self.prlctl("create", name, "--vmtype", "ct", "--ostemplate", TEMPLATE)
         if options:
             self.prlctl("set", name, *options)
         if start:

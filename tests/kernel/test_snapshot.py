@@ -40,7 +40,7 @@ def tree(node: Node) -> savedstates.SavedStates:
 def test_old_content_comes_back(node: Node) -> None:
     env = node.registry.resolve("ct1")
     write(node, "one")
-    first = snapshot.create(node, "ct1", name="first", description="<&]]>").guid
+    first = snapshot.create(node, "ct1", snapshot.Wanted(name="first", description="<&]]>")).guid
     write(node, "two")
     second = snapshot.create(node, "ct1").guid
     write(node, "three")
@@ -132,13 +132,13 @@ def test_refusals_change_nothing(node: Node) -> None:
     guid = snapshot.create(node, "ct1").guid
     before = (tree(node), names_of(node.registry.resolve("ct1")))
     with pytest.raises(AlreadyExists):
-        snapshot.create(node, "ct1", guid=guid)
+        snapshot.create(node, "ct1", snapshot.Wanted(guid=guid))
     for bad in ("", "nonsense", "../../etc", "{123}"):
         with pytest.raises(BadValue):
-            snapshot.create(node, "ct1", guid=bad or "x")
+            snapshot.create(node, "ct1", snapshot.Wanted(guid=bad or "x"))
     for text in ("a\0b", "\ud800", "x" * 2000):
         with pytest.raises(BadValue):
-            snapshot.create(node, "ct1", name=text)
+            snapshot.create(node, "ct1", snapshot.Wanted(name=text))
     for verb in (snapshot.switch, snapshot.delete):
         with pytest.raises(SnapshotNotFound):
             verb(node, "ct1", "11111111-2222-4333-8444-555555555555")

@@ -39,7 +39,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
             write(made, text)
             write(made, text, "data/file")
             set_(made, ("cpuunits", str(1000 + number)))
-            snapshot.create(made, "ct1", guid=GUIDS[number])
+            snapshot.create(made, "ct1", snapshot.Wanted(guid=GUIDS[number]))
         write(made, "three")
         write(made, "three", "data/file")
         yield made
@@ -98,7 +98,7 @@ def _put_back(home: Path, copy: Path) -> None:
 
 
 VERBS: dict[str, Callable[[Node], object]] = {
-    "create": lambda node: snapshot.create(node, "ct1", guid=GUIDS[2]),
+    "create": lambda node: snapshot.create(node, "ct1", snapshot.Wanted(guid=GUIDS[2])),
     "switch": lambda node: snapshot.switch(node, "ct1", GUIDS[0]),
     "delete": lambda node: snapshot.delete(node, "ct1", GUIDS[0], children=True),
     "delete one": lambda node: snapshot.delete(node, "ct1", GUIDS[0]),

@@ -33,7 +33,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
     ),
     "snapshot-switch": (
         ("-i,--id", "ID", "the snapshot (default: the current one)"),
-        ("--skip-resume", "", "accepted, no effect: snapshots have no memory"),
+        ("--skip-resume", "", "leave it suspended where the snapshot has memory"),
         _WAIT,
     ),
     "snapshot-delete": (
@@ -56,6 +56,7 @@ def snapshot_(args: Arguments, server: Server) -> int:
             ref=subject.uuid,
             name=args.value("name") or "",
             description=args.value("description") or "",
+            memory=True,
         )
     except VZError as error:
         raise failed("create the snapshot", error) from error
@@ -83,7 +84,12 @@ def snapshot_switch_(args: Arguments, server: Server) -> int:
             raise SnapshotNotFound("No snapshot to revert to.")
     say(f"Switch to the snapshot {_braced(wanted)}")
     try:
-        server.run("Storage.SnapshotSwitch", ref=subject.uuid, id=wanted)
+        server.run(
+            "Storage.SnapshotSwitch",
+            ref=subject.uuid,
+            id=wanted,
+            resume=not args.has("skip-resume"),
+        )
     except VZError as error:
         raise failed("switch to snapshot", error) from error
     say(f"The {subject.kind} has been successfully switched.")

@@ -37,13 +37,13 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("--id,--uuid", "UUID", "use this id"),
         ("--name", "NAME", "name of the snapshot"),
         ("--description", "TEXT", "description of the snapshot"),
-        ("--skip-suspend,--skip-dump", "", "accepted, no effect: memory is never saved"),
+        ("--skip-suspend,--skip-dump", "", "without the memory of a running container"),
         ("--component-name", "NAME", "accepted, no effect"),
         ("--env", "", f"name and description from {_NAME_VARIABLE}, {_DESCRIPTION_VARIABLE}"),
     ),
     "snapshot-switch": (
         _ID,
-        ("--skip-resume", "", "accepted, no effect: snapshots have no memory"),
+        ("--skip-resume", "", "leave it suspended where the snapshot has memory"),
     ),
     "snapshot-delete": (_ID,),
     "snapshot-list": (
@@ -97,6 +97,7 @@ def snapshot_(args: Arguments, server: Server) -> int:
     found = container(server, args.word("ctid"))
     guid = _braced(args.value("id") or _new_id())
     name, description = args.value("name"), args.value("description")
+    skip = args.has("skip-suspend")
     if args.has("env"):
         name = name or os.environ.get(_NAME_VARIABLE)
         description = description or os.environ.get(_DESCRIPTION_VARIABLE)
@@ -109,8 +110,9 @@ def snapshot_(args: Arguments, server: Server) -> int:
             id=guid,
             name=name or "",
             description=description or "",
+            memory=not skip,
         )
-        if made["running"] and not made["memory"]:
+        if made["running"] and not made["memory"] and not skip:
             sys.stderr.write("The disks of the running Container were saved, not its memory\n")
         tell(args, f"Snapshot {guid} has been successfully created")
 
@@ -124,7 +126,8 @@ def snapshot_switch_(args: Arguments, server: Server) -> int:
 
     def work() -> None:
         tell(args, f"Switching to snapshot {guid}")
-        server.run("Storage.SnapshotSwitch", ref=found.uuid, id=guid)
+        resume = not args.has("skip-resume")
+        server.run("Storage.SnapshotSwitch", ref=found.uuid, id=guid, resume=resume)
         tell(args, f"Container has been successfully switched to {guid} snapshot")
 
     return _coded(SWITCH, work)

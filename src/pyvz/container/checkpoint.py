@@ -32,6 +32,7 @@ from pyvz.store.paths import Paths
 
 _SILENCE = 900.0  # seconds: a dump says nothing while it writes memory
 _ROOT = "root"
+_KERNEL = ("/proc/", "/sys/")
 _KEPT_LOG = 4 << 20  # bytes
 
 logger = logging.getLogger(__name__)
@@ -247,14 +248,15 @@ class Checkpoint:
         Raises RestoreError for an external mount that the specification does not have.
         """
         spec = self._runtime.with_node_binds(spec)
-        scratch = self._paths.run / "criu"
-        scratch.mkdir(mode=0o755, parents=True, exist_ok=True)
         found = frames.sources(spec)
         binds = {bind.target: bind for bind in spec.binds}
         tree = {"read_only": False, "attributes": (), "idmap": spec.ids is not None}
         trees: list[dict[str, Any]] = [{**tree, "name": _ROOT, "source": os.fspath(spec.root)}]
         places: dict[str, str] = {}
         for name, target in frame.externals:
+            if target not in found and target.startswith(_KERNEL):
+                places[name] = target  # a file of lxcfs, which is not there: the kernel's own
+                continue
             if target not in found:
                 raise RestoreError(
                     f"{target} of the container came from the node, and its configuration does not"
@@ -272,10 +274,10 @@ class Checkpoint:
                 "attributes": bind.attributes,
             }
             trees.append(wanted)
-            places[name] = f"{scratch}/{name}"
+            places[name] = f"{swrk.SCRATCH}/{name}"
         ids = None if spec.ids is None else [spec.ids.first, spec.ids.count]
-        mounts = {"scratch": os.fspath(scratch), "ids": ids, "trees": trees}
-        return RestoreRoot(mounts, places, f"{scratch}/{_ROOT}")
+        mounts = {"ids": ids, "trees": trees}
+        return RestoreRoot(mounts, places, f"{swrk.SCRATCH}/{_ROOT}")
 
     def restore(
         self,

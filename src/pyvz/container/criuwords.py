@@ -21,6 +21,7 @@ _HARMLESS = (
     "post-dump script",
     "Post dump script",
     "Unable to open the core-pattern",
+    "cgroupd: recv req",
 )
 
 

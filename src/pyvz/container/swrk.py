@@ -4,7 +4,7 @@ CRIU must be a child of the keeper, because a restored init becomes its sibling 
 needs a mount namespace of its own, in which a restored container's root is a mount point and every
 tree of the node that it has mounted stands id-mapped below one directory:
 
-    <scratch>/<name>        root, and one for each external mount (a tmpfs that only CRIU sees)
+    /mnt/<name>        root, and one for each external mount (a tmpfs that only CRIU sees)
 
 What is said to CRIU is vzd's business.  Its end of the socket is made after the fork, because CRIU
 takes the descriptors in a request for those of the socket's maker: so they are CRIU's own.
@@ -31,6 +31,8 @@ from pyvz.container.reply import Reply
 from pyvz.linux import namespace, overlay, process, syscall
 
 SOCKET, IMAGES, FIRST_FD = 3, 4, 5
+# With a user namespace CRIU looks some paths up as the container's root: everybody may come here.
+SCRATCH = "/mnt"
 _HIGH = 64  # descriptors are parked above it before they get their places
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
@@ -171,11 +173,11 @@ def _execute(
     os.setsid()
     syscall.unshare(syscall.CLONE_NEWNS)
     syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_PRIVATE)
+    progress.step = f"opening {message['images']}"
+    images = os.open(message["images"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     if message["mounts"] is not None:
         progress.step = "mounting what the container has of the node"
         _mount(message["mounts"], trees)
-    progress.step = f"opening {message['images']}"
-    images = os.open(message["images"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     progress.step = f"executing {message['program']}"
     protocol.send(progress.sock, {"terminal": True}, [ours.detach()])
@@ -200,11 +202,9 @@ def _park(fd: int) -> int:
 
 def _mount(mounts: Mapping[str, Any], trees: Sequence[int]) -> None:
     """Attach the trees below a tmpfs on the scratch directory, which nobody else sees."""
-    scratch = mounts["scratch"]
-    # Everybody may look: with a user namespace CRIU resolves some paths as the container's root.
-    syscall.mount("tmpfs", scratch, "tmpfs", syscall.MS_NOSUID | syscall.MS_NODEV, "mode=755")
+    syscall.mount("tmpfs", SCRATCH, "tmpfs", syscall.MS_NOSUID | syscall.MS_NODEV, "mode=755")
     for tree, fd in zip(mounts["trees"], trees, strict=True):
-        place = f"{scratch}/{tree['name']}"
+        place = f"{SCRATCH}/{tree['name']}"
         if stat.S_ISDIR(os.fstat(fd).st_mode):
             os.mkdir(place, 0o755)
         else:

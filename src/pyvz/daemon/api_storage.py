@@ -101,25 +101,30 @@ class Storage(Api, VarlinkInterface, name="io.pyvz.Storage"):
         id: str | None = None,
         name: str = "",
         description: str = "",
+        memory: bool = True,
     ) -> Work:
-        """Keep disks and configuration as they are now; of a running one without its memory."""
+        """Keep disks and configuration as they are now, and (memory) the memory of what runs."""
+        wanted = snapshot.Wanted(id, name, description, memory)
         return Work(
             "snapshot",
             ref,
-            lambda task: snapshot.create(
-                node, ref, guid=id, name=name, description=description, progress=task
-            ),
-            lambda made: {"id": made.guid, "running": made.running, "memory": False},
+            lambda task: snapshot.create(node, ref, wanted, progress=task),
+            lambda made: {"id": made.guid, "running": made.running, "memory": made.memory},
             cancellable=True,
         )
 
     @streaming(SnapshotId)
-    def SnapshotSwitch(self, node: Node, *, ref: str, id: str | None = None) -> Work:
-        """Make a stopped environment what it was at a snapshot (without id: at the current one)."""
+    def SnapshotSwitch(
+        self, node: Node, *, ref: str, id: str | None = None, resume: bool = True
+    ) -> Work:
+        """Make a stopped environment what it was at a snapshot (without id: at the current one).
+
+        One with memory goes on from there, or (not resume) is suspended.
+        """
         return Work(
             "snapshot-switch",
             ref,
-            lambda task: snapshot.switch(node, ref, id, progress=task),
+            lambda task: snapshot.switch(node, ref, id, resume=resume, progress=task),
             lambda guid: {"id": guid},
         )
 

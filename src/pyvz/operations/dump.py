@@ -199,6 +199,13 @@ def go_on(node: Node, env: Environment, *, broken: bool = False) -> None:
     network.plug(node, env.uuid)
 
 
+def let_go_on(node: Node, env: Environment) -> None:
+    """Undo what a killed `save` with leave_running has left of its work; repeatable."""
+    node.checkpoint.settle(env.uuid, _SETTLE)
+    go_on(node, env, broken=True)
+    file.remove_tree(_images_of(env))
+
+
 # -- from disk ----------------------------------------------------------------------------------
 
 

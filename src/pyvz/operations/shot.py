@@ -2,6 +2,7 @@
 
     <home>/<disk>.hdd/            the driver's: the content of every disk of the home
     <home>/dump/{guid}.ve.conf    the configuration at that time
+    <home>/dump/{guid}/           the memory, where it ran then (dump.py)
     <home>/Snapshots.xml          the tree; what it names exists, nothing else does
 
 Taking one commits when Snapshots.xml names it, deleting when it does not any more.  A switch
@@ -17,6 +18,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 from uuid import uuid4
 
 from pyvz.errors import NotFound, PrivateMissing, StorageError, Unsupported, VZError
@@ -26,7 +28,8 @@ from pyvz.model.conffile import ConfFile
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_disk import Disks
-from pyvz.operations import diskmount, home
+from pyvz.model.task import Progress
+from pyvz.operations import diskmount, dump, home
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store import savedstates
@@ -62,25 +65,48 @@ def _disks_in(driver: storage.StorageDriver, directory: Path) -> tuple[str, ...]
     return tuple(storage.many_disks(driver, directory).disks(directory))
 
 
+class Manner(NamedTuple):
+    """How a snapshot of a running container is taken.
+
+    still: its processes are halted for the time of it, so that several disks are of one moment.
+    memory: its memory is kept, too, of the same moment.
+    """
+
+    still: bool = False
+    memory: bool = False
+
+
 def take(
-    node: Node, env: Environment, states: SavedStates, item: SavedState, *, still: bool
+    node: Node,
+    env: Environment,
+    states: SavedStates,
+    item: SavedState,
+    manner: Manner,
+    progress: Progress,
 ) -> None:
     """Keep every disk as it is now, as `item` of `states`.
 
-    still: the container runs and its processes are halted for the time of it, so that several
-    disks are of one moment.  Raises AlreadyExists, BadValue, NoSpace, StorageError: then nothing
-    has changed.
+    Raises AlreadyExists, BadValue, NoSpace, StorageError, CheckpointError: then nothing has
+    changed.
     """
     names = disks(env)
     new = states.with_snapshot(item)
-    data = home.to_data(env) | {"guid": item.guid, "disks": names, "still": still}
+    data = home.to_data(env) | {"guid": item.guid, "disks": names} | manner._asdict()
+
+    def keep() -> None:
+        for name in names:
+            storage.find(env.home).snapshot(env.home, item.guid, disk=name)
+
     with Journal.begin(node.paths, env.uuid, TAKE, data) as journal:
         try:
             with home.storage_errors(f"No snapshot of {env.name} could be made"):
                 _keep_conf(node, env, item.guid)
-                with _still(node, env, wanted=still):
-                    for name in names:
-                        storage.find(env.home).snapshot(env.home, item.guid, disk=name)
+                if manner.memory:
+                    place = memory_of(env, item.guid)
+                    dump.save(node, env, place, progress, at=keep, leave_running=True)
+                else:
+                    with _still(node, env, wanted=manner.still):
+                        keep()
                 savedstates.save(env.home, new)
         except BaseException:
             _take_back(env, item.guid, names)
@@ -147,6 +173,8 @@ def repair(node: Node, record: Record) -> None:
         sweep_directory(directory, age=0.0)  # the lease is ours: nobody else is writing
     states = savedstates.load(env.home)
     if record.verb == TAKE:
+        if record.data.get("memory"):
+            dump.let_go_on(node, env)
         if record.data.get("still"):
             _move_on(node, env)
         if not states.has(str(record.data["guid"])):
@@ -187,6 +215,11 @@ def forget_all(directory: Path, states: SavedStates) -> None:
         for item in states.items:
             with suppress(NotFound):
                 driver.delete_snapshot(directory, item.guid, disk=name)
+
+
+def memory_of(env: Environment, guid: str) -> Path:
+    """Return where the memory of a snapshot is, when it has any."""
+    return env.home / _DUMP / guid
 
 
 def saved_conf(env: Environment, guid: str) -> Path:
@@ -279,6 +312,13 @@ def _after_switch(node: Node, env: Environment, data: Mapping[str, object]) -> N
     guid = str(data["guid"])
     node.registry.save(env, _restored(node, env, guid))
     savedstates.save(env.home, savedstates.load(env.home).switched(guid))
+    dump.drop(env)  # of a later moment than the disks are now
+    memory = memory_of(env, guid)
+    if memory.is_dir():
+        made = dump.default(env).with_name("Dump.new")
+        file.remove_tree(made)
+        file.copy_tree(memory, made)
+        made.rename(dump.default(env))
     if keep := str(data["keep"]):
         _remove_disks(env, keep, _words(data["disks"]))
 
@@ -293,7 +333,8 @@ def _take_back(env: Environment, guid: str, names: Iterable[str]) -> None:
 
 def _remove(env: Environment, guid: str, names: Iterable[str]) -> None:
     _remove_disks(env, guid, names)
-    file.remove_tree(env.home / _DUMP / guid)  # the memory of a snapshot made by the original
+    for place in (memory_of(env, guid), memory_of(env, guid + ".new")):
+        file.remove_tree(place)
     saved_conf(env, guid).unlink(missing_ok=True)
 
 

@@ -1,7 +1,7 @@
 """Snapshots of a container: create, list, switch, delete, mount.
 
-A snapshot keeps the disks and the configuration; memory is for later versions.  What each verb
-changes, and how it is repaired, is in shot.py; the tree is Snapshots.xml.
+A snapshot keeps the disks and the configuration, and of a running container its memory.  What each
+verb changes, and how it is repaired, is in shot.py; the tree is Snapshots.xml.
 
     <run>/snapshots/<uuid>/<guid>       where a snapshot is mounted (a hint: the mount is the truth)
 """
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
-from pyvz.errors import AlreadyMounted, BadValue, Busy, SnapshotNotFound
+from pyvz.errors import AlreadyMounted, BadValue, Busy, SnapshotNotFound, Unsupported
 from pyvz.linux import mount
 from pyvz.model.environment import Environment
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import ground, home, lifecycle, provision, shot
+from pyvz.operations import dump, ground, home, lifecycle, provision, shot, suspend
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store import savedstates
@@ -30,10 +30,20 @@ log = logging.getLogger(__name__)
 
 
 class Taken(NamedTuple):
-    """A new snapshot.  running: the container ran, and its memory is not in the snapshot."""
+    """A new snapshot.  running: the container ran.  memory: its memory is in the snapshot."""
 
     guid: str
     running: bool
+    memory: bool
+
+
+class Wanted(NamedTuple):
+    """What a snapshot is to be.  memory: with the memory of a container that runs."""
+
+    guid: str | None = None
+    name: str = ""
+    description: str = ""
+    memory: bool = True
 
 
 class Row(NamedTuple):
@@ -46,35 +56,46 @@ class Row(NamedTuple):
 
 
 def create(
-    node: Node,
-    ref: str,
-    *,
-    guid: str | None = None,
-    name: str = "",
-    description: str = "",
-    progress: Progress | None = None,
+    node: Node, ref: str, wanted: Wanted | None = None, *, progress: Progress | None = None
 ) -> Taken:
-    """Keep the disks and the configuration as they are now.
+    """Keep the disks and the configuration as they are now, and the memory of what runs.
 
-    Of a running container: its file systems are frozen for a moment and what is on them is kept,
-    as after a power cut; its memory is not.
-    Raises AlreadyExists, BadValue, Unsupported, NoSpace, StorageError: nothing has changed then.
+    Without its memory, which is so where it cannot be saved on this node at all: the file systems
+    are frozen for a moment and what is on them is kept, as after a power cut.
+    Raises AlreadyExists, BadValue, Busy (programs of exec run in it), CheckpointError,
+    Unsupported, NoSpace, StorageError: nothing has changed then.
     """
     progress = progress or NoProgress()
+    wanted = wanted or Wanted()
     env = node.registry.resolve(ref)
-    item = savedstates.new_item(guid or str(uuid4()), name, description)
+    item = savedstates.new_item(wanted.guid or str(uuid4()), wanted.name, wanted.description)
     with node.lease(env, "snapshot"):
         provision.repair(node, env)
         status = lifecycle.require(node, env, "snapshot")
         names = shot.disks(env)
+        memory = wanted.memory and status == Status.RUNNING and _can_keep_memory(node, env)
+        if memory:
+            item = item._replace(state=savedstates.POWERON)
         progress.stage(f"Creating snapshot {item.guid}")
         progress.check()
         # Several disks are of one moment only when nothing writes to any of them meanwhile.
         halts = storage.find(env.home).capabilities(env.home).snapshot_halts
         still = (halts or len(names) > 1) and status == Status.RUNNING
-        shot.take(node, env, savedstates.load(env.home), item, still=still)
+        manner = shot.Manner(still=still and not memory, memory=memory)
+        shot.take(node, env, savedstates.load(env.home), item, manner, progress)
     node.publish("ve-snapshot", env, guid=item.guid)
-    return Taken(item.guid, status in {Status.RUNNING, Status.PAUSED})
+    return Taken(item.guid, status in {Status.RUNNING, Status.PAUSED}, memory)
+
+
+def _can_keep_memory(node: Node, env: Environment) -> bool:
+    """Whether this node can save the memory of a running container; raises Busy."""
+    try:
+        suspend.ready(node, env, node.registry.config(env))
+    except Unsupported as error:
+        log.warning("%s: the snapshot is without its memory: %s", env.name, error)
+        return False
+    suspend.foreign(node, env)
+    return True
 
 
 def rows(node: Node, ref: str) -> list[Row]:
@@ -92,12 +113,19 @@ def rows(node: Node, ref: str) -> list[Row]:
 
 
 def switch(
-    node: Node, ref: str, guid: str | None = None, *, progress: Progress | None = None
+    node: Node,
+    ref: str,
+    guid: str | None = None,
+    *,
+    resume: bool = True,
+    progress: Progress | None = None,
 ) -> str:
     """Make the stopped container what it was at a snapshot (None: the current one).
 
-    What is on its disks now is lost.  Returns the snapshot's id.
-    Raises SnapshotNotFound, AlreadyRunning, NoSpace, StorageError.
+    What is on its disks now is lost.  Where the snapshot has memory, the container goes on from
+    there, or (not resume) is suspended.  Returns the snapshot's id.
+    Raises SnapshotNotFound, AlreadyRunning, NoSpace, StorageError, and after the switch
+    RestoreError: it is suspended then.
     """
     progress = progress or NoProgress()
     env = node.registry.resolve(ref)
@@ -114,6 +142,9 @@ def switch(
         if status == Status.MOUNTED:
             ground.umount_root(node, env)
         shot.switch(node, env, states, wanted)
+        if resume and dump.pending(env):
+            dump.resume(node, env, dump.ResumeOptions(dump.default(env)), progress)
+            node.publish("ve-resume", env)
     node.publish("ve-snapshot-switch", env, guid=wanted)
     node.publish("ve-config", env, fields="")
     return wanted

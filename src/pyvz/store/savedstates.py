@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 NAME = "Snapshots.xml"
 POWEROFF = "poweroff"  # the state of a snapshot that has a disk and no memory
+POWERON = "poweron"  # the state of one that has both
 
 _LIMIT = 8 << 20  # bytes
 _MAX_SNAPSHOTS = 4096
