@@ -23,6 +23,7 @@ from typing import NamedTuple, Protocol
 from pyvz.linux import cgroup_shrink as shrink
 from pyvz.linux import cgroupfs
 from pyvz.linux.cgroup_limits import v1_memory
+from pyvz.linux.kept_files import KeptFiles
 from pyvz.linux.memory_ceiling import Ceilings
 from pyvz.model.limits import Limits
 from pyvz.model.memory import NodeMemory, Protection, Sample
@@ -72,8 +73,11 @@ class Memory(Protocol):
     def node(self) -> tuple[int, int]:
         """Return limit (UNLIMITED) and use of the group that ours are in."""
 
+    def settle(self) -> None:
+        """Give up the files of groups that were not looked at since the last time."""
+
     def close(self) -> None:
-        """Give up what is held."""
+        """Give up everything that is held."""
 
 
 def node_memory(memory: Memory, reserved: int) -> NodeMemory:
@@ -116,6 +120,7 @@ class MemoryV2:
         self.mount = mount
         self.parent = parent
         self._written: dict[str, tuple[int, int]] = {}
+        self._files = KeptFiles()
 
     def path(self, name: str) -> str:
         """Return the directory of a container."""
@@ -127,24 +132,25 @@ class MemoryV2:
 
     def sample(self, path: str) -> Sample | None:
         """Return what the group uses now."""
-        used = cgroupfs.read_int(f"{path}/memory.current")
-        if used is None:
+        used = self._files.read(f"{path}/memory.current")
+        if not used:
             return None
-        stat = _numbers(cgroupfs.read(f"{path}/memory.stat") or "")
+        stat = _numbers(self._files.read(f"{path}/memory.stat") or "")
         got = stat.get
         active = got("active_file", 0)
         back = got("workingset_refault_file", 0) + got("workingset_refault_anon", 0)
         known = got("workingset_activate_file", 0) + got("workingset_activate_anon", 0)
         return Sample(
-            used=used,
-            swap=cgroupfs.read_int(f"{path}/memory.swap.current") or 0,
+            used=int(used),
+            swap=int(self._files.read(f"{path}/memory.swap.current") or 0),
             anon=got("anon", 0) + got("shmem", 0),
             active=active,
             cache=active + got("inactive_file", 0),
             refaults=back * PAGE_SIZE,
             activated=known * PAGE_SIZE,
+            fresh=got("pgsteal", 0) + got("file", 0) // PAGE_SIZE,
             major=got("pgmajfault", 0),
-            stalled=stalled(f"{path}/memory.pressure"),
+            stalled=stalled(self._files.read(f"{path}/memory.pressure")),
         )
 
     def protect(self, path: str, guarantee: int, wanted: Protection) -> None:
@@ -213,8 +219,13 @@ class MemoryV2:
         used = cgroupfs.read_int(f"{self.parent}/memory.current")
         return (UNLIMITED if limit is None else limit), used or 0
 
+    def settle(self) -> None:
+        """Give up the files of groups that were not looked at since the last time."""
+        self._files.sweep()
+
     def close(self) -> None:
-        """Nothing is held."""
+        """Close the files that are kept open."""
+        self._files.close()
 
 
 class MemoryV1:
@@ -233,6 +244,7 @@ class MemoryV1:
         self._unit = refault_unit()
         self._pressure = os.path.exists("/proc/pressure/memory")
         self._ceilings: Ceilings | None = None
+        self._files = KeptFiles()
 
     def path(self, name: str) -> str:
         """Return the directory of a container."""
@@ -244,23 +256,26 @@ class MemoryV1:
 
     def sample(self, path: str) -> Sample | None:
         """Return what the group uses now."""
-        used = cgroupfs.read_int(f"{path}/memory.usage_in_bytes")
-        if used is None:
+        used = self._files.read(f"{path}/memory.usage_in_bytes")
+        if not used:
             return None
-        text = cgroupfs.read(f"{path}/memory.stat") or ""
+        text = self._files.read(f"{path}/memory.stat") or ""
         got = _numbers(text[text.find("total_cache ") :]).get
         active = got("total_active_file", 0)
         back = got("total_workingset_refault_file", 0) + got("total_workingset_refault_anon", 0)
         stall = None
         if self._pressure and path.startswith(self.parent):
-            stall = stalled(f"{self.unified}{path.removeprefix(self.parent)}/memory.pressure")
+            name = path.removeprefix(self.parent)
+            stall = stalled(self._files.read(f"{self.unified}{name}/memory.pressure"))
         return Sample(
-            used=used,
+            used=int(used),
             swap=got("total_swap", 0),
             anon=got("total_rss", 0) + got("total_shmem", 0),
             active=active,
             cache=active + got("total_inactive_file", 0),
             refaults=back * self._unit,
+            # Memory without a file is brought in by a fault for each page.
+            fresh=got("total_pgpgin", 0) - got("total_pgfault", 0),
             major=got("total_pgmajfault", 0),
             stalled=stall,
         )
@@ -315,11 +330,12 @@ class MemoryV1:
             except OSError as error:  # EBUSY: it could not give all of it
                 if error.errno not in (errno.EBUSY, errno.EINVAL, errno.EINTR):
                     raise
+                after = cgroupfs.read_int(f"{path}/memory.usage_in_bytes")
+                amount = before - (before if after is None else after)
             finally:
                 with suppress(FileNotFoundError):
                     cgroupfs.write(file, _v1_number(limit))
-        after = cgroupfs.read_int(f"{path}/memory.usage_in_bytes")
-        return before - (before if after is None else after)
+        return amount
 
     def _takeable(self, path: str) -> int:
         text = cgroupfs.read(f"{path}/memory.stat") or ""
@@ -369,8 +385,13 @@ class MemoryV1:
         used = cgroupfs.read_int(f"{self.parent}/memory.usage_in_bytes")
         return (UNLIMITED if limit is None else limit), used or 0
 
+    def settle(self) -> None:
+        """Give up the files of groups that were not looked at since the last time."""
+        self._files.sweep()
+
     def close(self) -> None:
-        """End the thread that keeps the ceilings."""
+        """Close the files that are kept open, and end the thread that keeps the ceilings."""
+        self._files.close()
         if self._ceilings is not None:
             self._ceilings.close()
             self._ceilings = None
@@ -386,12 +407,8 @@ def refault_unit(release: str | None = None) -> int:
     return PAGE_SIZE if version >= (6, 8) else 1
 
 
-def stalled(path: str) -> int | None:
+def stalled(text: str | None) -> int | None:
     """Return the microseconds of a pressure file's line "some"; None where there is none."""
-    try:
-        text = cgroupfs.read(path)
-    except OSError:
-        return None
     if not text or not text.startswith("some "):
         return None
     total = text.partition("\n")[0].rpartition("total=")[2]

@@ -24,7 +24,7 @@ from pyvz.units import MIB, PAGE_SIZE, UNLIMITED
 log = logging.getLogger(__name__)
 
 _MOST = 16 * MIB  # taken below the ceiling, so that it is not crossed again at once
-_REST = 1.0  # seconds in which a group is left alone that had nothing to give
+_REST = 1.0  # seconds in which a group is left alone that had nothing to give, time and again
 _PAUSE = 0.02  # seconds between two times that one group gives back
 
 
@@ -35,6 +35,7 @@ class _Ceiling:
         self.path = path
         self.high = high
         self.until = 0.0
+        self.failures = 0
         self.event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             usage = os.open(f"{path}/memory.usage_in_bytes", os.O_RDONLY | os.O_CLOEXEC)
@@ -131,5 +132,7 @@ class Ceilings:
         except OSError as error:
             log.debug("%s: %s", path, error)
             got = 0
-        ceiling.until = time.monotonic() + (_PAUSE if got > 0 else _REST)
+        # A reclaim may come to nothing for a moment only, while the pages are in use.
+        ceiling.failures = 0 if got > 0 else ceiling.failures + 1
+        ceiling.until = time.monotonic() + min(_PAUSE * 2 ** min(ceiling.failures, 8), _REST)
         return True

@@ -62,6 +62,8 @@ class Sample(NamedTuple):
     refaults: bytes of page cache (and swap) that came back since the VE began, having been taken
     away before; activated: those of them that the kernel counts as part of the working set, None
     where it does not tell (cgroup v1).
+    fresh: how often page cache was brought in since it began; a count of the kernel's own (pages,
+    or blocks of pages), of which only the change means something.
     major: major faults since it began.  stalled: microseconds in which some task of it waited for
     memory (PSI), None where the kernel does not tell.  oom: processes killed for want of memory.
     """
@@ -73,6 +75,7 @@ class Sample(NamedTuple):
     cache: int = 0
     refaults: int = 0
     activated: int | None = None
+    fresh: int = 0
     major: int = 0
     stalled: int | None = None
     oom: int = 0

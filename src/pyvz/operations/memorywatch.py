@@ -55,6 +55,7 @@ class MemoryWatch:
         with self._guard:
             try:
                 self._balancer.round(self._about())
+                self._node.cgroups.memory.settle()
                 memory.promise(self._node, sum(p.low for p in self._balancer.given.values()))
             except Unsupported:
                 return _FACTS
