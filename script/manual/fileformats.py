@@ -40,6 +40,8 @@ _MEANINGS = {
     "VE_CGROUP_SLICE": "The cgroup that holds those of the containers.",
     "LXCFS": "yes: /proc in a container shows its own memory, CPUs, load and uptime (by lxcfs); "
     "FEATURES lxcfs:on|off of a container wins.",
+    "METRICS": "[ADDRESS:]PORT on which vzd answers Prometheus (address: 127.0.0.1 unless given); "
+    "empty: nowhere.  Read when vzd starts.",
     "KSM": "yes: the kernel merges equal pages of containers; FEATURES ksm:on|off of one wins.",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from manual import fileformats, migrate, options_module, roff
+from manual import fileformats, migrate, options_module, roff, watching
 from pyvz.cli import (
     exitcodes,
     ploop,
@@ -452,6 +452,8 @@ def all_pages() -> dict[str, str]:
         "vzlist.8": vzlist_page(),
         "vzmigrate.8": migrate.vzmigrate_page(DATE),
         "vznetstat.8": vznetstat_page(),
+        "vzubc.8": watching.vzubc_page(DATE),
+        "vzstat.8": watching.vzstat_page(DATE),
         "vcmmdctl.8": vcmmdctl_page(),
         "vzpkg.8": vzpkg_page(),
         "ploop.8": ploop_page(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
+from pyvz.cli.keypress import Keys
 from pyvz.cli.program import failed
 from pyvz.cli.subject import find
 from pyvz.errors import UsageError, VZError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 OPTIONS: dict[str, tuple[OptionRow, ...]] = {
     "statistics": (
         ("-a,--all", "", "of all environments, a line with the UUID before each"),
-        ("-l,--loop", "", "again every second, until Ctrl-C"),
+        ("-l,--loop", "", "again every second, until a key is pressed"),
         ("--filter", "+PATTERN", "only counters whose name matches, * stands for anything"),
     ),
     "monitor": (("-r,--replay", "", "begin with the events that vzd still remembers"),),
@@ -36,18 +37,22 @@ def statistics_(args: Arguments, server: Server) -> int:
         raise UsageError("Either an ID or name, or --all must be specified")
     args.no_more_words(1)
     refs = [find(server, ref).uuid for ref in args.words]
-    while True:
-        try:
-            reply = server.ask("Environment.Statistics", refs=refs, filters=args.values("filter"))
-        except VZError as error:
-            raise failed("get statistics", error) from error
-        for entry in reply["statistics"]:
-            sys.stdout.write(statistics_text(entry, with_uuid=args.has("all")))
-        if not args.has("loop"):
-            return 0
-        sys.stdout.write("\n")
-        sys.stdout.flush()
-        time.sleep(1)
+    with Keys() as keys:
+        while True:
+            _print_statistics(server, args, refs)
+            if not args.has("loop") or keys.wait(1.0):
+                return 0
+            sys.stdout.write("\n")
+
+
+def _print_statistics(server: Server, args: Arguments, refs: list[str]) -> None:
+    try:
+        reply = server.ask("Environment.Statistics", refs=refs, filters=args.values("filter"))
+    except VZError as error:
+        raise failed("get statistics", error) from error
+    for entry in reply["statistics"]:
+        sys.stdout.write(statistics_text(entry, with_uuid=args.has("all")))
+    sys.stdout.flush()
 
 
 def statistics_text(entry: dict[str, Any], *, with_uuid: bool) -> str:

@@ -104,6 +104,15 @@ def vznetstat_usage() -> str:
     return "\n".join(lines) + "\n"
 
 
+def plain_usage(synopsis: str, rows: Iterable[OptionRow]) -> str:
+    """Return the usage text of a tool without verbs."""
+    lines = [f"Usage: {synopsis}", ""]
+    for names, metavar, help_text in rows:
+        left = names.replace(",", ", ") + (f" {metavar}" if metavar else "")
+        lines.append(f"   {left:<30} {help_text}")
+    return "\n".join(lines) + "\n"
+
+
 def vcmmdctl_usage() -> str:
     """Return the usage text of vcmmdctl."""
     from pyvz.cli import vcmmdctl  # noqa: PLC0415

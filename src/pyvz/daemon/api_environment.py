@@ -26,6 +26,7 @@ from pyvz.operations import (
     query,
     register,
     relocate,
+    statistics,
 )
 from pyvz.operations.configure import SetRequest
 from pyvz.operations.lifecycle import StartOptions, StopOptions
@@ -153,7 +154,7 @@ class Environment(Api, VarlinkInterface, name="io.pyvz.Environment"):
         self, *, refs: list[str] | None = None, filters: list[str] | None = None
     ) -> list[EnvironmentStatistics]:
         """Return the counters that match FILTERS (shell patterns) of REFS, or of all that run."""
-        found = await self.query(query.statistics, refs or (), filters or ())
+        found = await self.query(statistics.statistics, refs or (), filters or ())
         return [
             {"uuid": uuid, "rows": [{"name": name, "value": value} for name, value in counters]}
             for uuid, counters in found

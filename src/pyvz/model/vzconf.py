@@ -55,6 +55,7 @@ class NodeConfig:
     cgroup_slice: str = "machine.slice"  # VE_CGROUP_SLICE
     lxcfs: bool = True  # LXCFS: containers see their own figures; FEATURES lxcfs:on|off
     ksm: bool = False  # KSM: equal pages of containers are merged; FEATURES ksm:on|off
+    metrics: str = ""  # METRICS: "[ADDRESS:]PORT" of the endpoint for Prometheus; empty: none
     values: Mapping[str, str] = field(default_factory=dict)  # everything, as text
 
     @classmethod
@@ -112,6 +113,7 @@ _KEYS: dict[str, tuple[str, Grammar[object]]] = {
         ("cgroup_slice", "VE_CGROUP_SLICE", _TEXT),
         ("lxcfs", "LXCFS", _YES_NO),
         ("ksm", "KSM", _YES_NO),
+        ("metrics", "METRICS", _TEXT),
     )
 }
 

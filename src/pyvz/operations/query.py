@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import os
 import platform
 import socket
@@ -11,13 +10,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from pyvz.errors import BadValue, EnvironmentNotFound, Unsupported, VZError
+from pyvz.errors import BadValue, Unsupported, VZError
 from pyvz.linux.mount import is_mount_point
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.grammar_net import NetIf
 from pyvz.model.status import Status
-from pyvz.operations import clone, diskinfo, fields, machineinfo, memory, samepage, traffic
-from pyvz.operations.fields import ALIVE, FIELDS, Source
+from pyvz.operations import clone, diskinfo, fields, machineinfo, memory
+from pyvz.operations.fields import FIELDS, Source
 from pyvz.operations.node import Node, StatusReader
 from pyvz.units import MIB, PAGE_SIZE, UNLIMITED
 from pyvz.version import VERSION
@@ -121,27 +120,6 @@ def info(node: Node, ref: str, *, full: bool = False) -> Row:
             "prio": config.boot.ha_prio or 0,
         }
     return answer
-
-
-def statistics(
-    node: Node, refs: Sequence[str], filters: Sequence[str] = ()
-) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return (uuid, [(counter, value)]) of the environments; `filters` are * patterns of names."""
-    found, errors = _resolve(node, refs)
-    if errors:
-        raise EnvironmentNotFound(errors[0][1])
-    statuses = StatusReader(node)
-    rows = {
-        env.uuid: [
-            *_counters(Source(node, env, statuses)),
-            *((name, str(value)) for name, value in samepage.counters(node, env.uuid).items()),
-            *traffic.statistics(node, env.uuid),
-        ]
-        for env in found
-    }
-    return [
-        (uuid, [pair for pair in pairs if _wanted(pair, filters)]) for uuid, pairs in rows.items()
-    ]
 
 
 def node_info(node: Node, *, full: bool = False) -> Row:
@@ -271,28 +249,6 @@ def _cpu(source: Source) -> Row:
         ("nodemask", config.cpu.nodemask),
     )  # fmt: skip
     return cpu | {name: str(value) for name, value in optional if value}
-
-
-def _counters(source: Source) -> list[tuple[str, str]]:
-    usage = source.usage
-    limit = usage.memory_limit
-    host_memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    total = host_memory if limit is None or limit >= UNLIMITED else min(limit, host_memory)
-    values: list[tuple[str, int | None]] = [
-        ("guest.cpu.time", None if usage.cpu_ns is None else usage.cpu_ns // 1000),
-        ("guest.ram.usage", None if usage.memory is None else usage.memory // MIB),
-        ("guest.ram.total", total // MIB if source.status in ALIVE else None),
-        ("guest.ram.swap", None if usage.swap is None else usage.swap // MIB),
-        ("guest.ram.oom_kill", usage.oom_kills),
-        ("guest.processes", usage.pids),
-        ("devices.disk.read_total", usage.io_read),
-        ("devices.disk.write_total", usage.io_written),
-    ]
-    return [(name, str(value)) for name, value in values if value is not None]
-
-
-def _wanted(pair: tuple[str, str], filters: Sequence[str]) -> bool:
-    return not filters or any(fnmatch.fnmatchcase(pair[0], pattern) for pattern in filters)
 
 
 def _machine_id() -> str:
