@@ -135,6 +135,7 @@ OPTIONS = [
     ("prlctl", "cpuunits", "8", "8"),
     ("vzctl", "cpuunits", "500000", "500000"),
     ("vzctl", "cpuweight", "100", "100"),
+    ("vzctl", "burst_cpulimit", "150", "150"),
     ("prlctl", "cpulimit", "50%", "50"),
     ("vzctl", "cpulimit", "200", "200"),
     ("prlctl", "cpumask", "0-1", "0-1"),

@@ -65,6 +65,9 @@ class Cgroups(Protocol):
     def usage(self, name: str) -> Usage:
         """Return what it uses now; all None when it has no cgroup."""
 
+    def cpus(self, name: str) -> str | None:
+        """Return the list of processors that it is kept on; None where nothing keeps it."""
+
     def counters(self, name: str) -> Counters:
         """Return what else is counted for it; all None when it has no cgroup."""
 

@@ -32,6 +32,9 @@ class Unapplied(NamedTuple):
     reason: str
 
 
+NO_BURST = Unapplied("cpu_burst", "the kernel has no bursts of CPU time (Linux 5.14)")
+
+
 def cpu_shares(units: int) -> int:
     """Return the v1 cpu.shares (2 to 262144, usually 1024) for UNITS cpuunits (usually 1000)."""
     return min(max(units * 1024 // 1000, 2), 262144)
@@ -84,6 +87,21 @@ def _swap(memory: int, memsw: int) -> int:
 
 def _v1_bytes(value: int) -> str:
     return "-1" if value >= UNLIMITED else str(value)
+
+
+def cpu_burst(percent: int) -> int:
+    """Return the microseconds of a burst beyond the quota."""
+    return max(percent, 0) * CPU_PERIOD // 100
+
+
+def with_burst(writes: Sequence[Write], limits: Limits, file: str) -> list[Write]:
+    """Return the writes of the quota with those of the burst, which must never be above it."""
+    if limits.cpu_percent is None and limits.cpu_burst is None:
+        return list(writes)
+    none = Write("cpu_burst", "cpu", file, "0")
+    if not limits.cpu_burst:
+        return [none, *writes]
+    return [none, *writes, none._replace(text=str(cpu_burst(limits.cpu_burst)))]
 
 
 def v1_cpu(limits: Limits) -> list[Write]:

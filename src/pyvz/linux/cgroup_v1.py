@@ -131,7 +131,7 @@ class CgroupsV1:
     ) -> tuple[plan.Unapplied, ...]:
         """Apply LIMITS to a container, running or not; return what the kernel cannot keep."""
         left: list[plan.Unapplied] = []
-        writes = [*plan.v1_cpu(limits), *plan.v1_pids(limits), *self._cpusets(limits)]
+        writes = [*self._cpu(name, limits, left), *plan.v1_pids(limits), *self._cpusets(limits)]
         writes += self._io(name, limits, disks, left)
         if limits.devices is not None:
             writes += plan.v1_devices(limits.devices, self.devices(name))
@@ -139,6 +139,18 @@ class CgroupsV1:
             self._write(name, write, left)
         self._apply_memory(name, limits, left)
         return tuple(dict.fromkeys(left))
+
+    def _cpu(self, name: str, limits: Limits, left: list[plan.Unapplied]) -> list[plan.Write]:
+        writes = plan.v1_cpu(limits)
+        if self._text("cpu", name, "cpu.cfs_burst_us") is not None:
+            return plan.with_burst(writes, limits, "cpu.cfs_burst_us")
+        if limits.cpu_burst:
+            left.append(plan.NO_BURST)
+        return writes
+
+    def cpus(self, name: str) -> str | None:
+        """Return the processors that it is kept on."""
+        return self._text("cpuset", name, "cpuset.cpus")
 
     def _cpusets(self, limits: Limits) -> list[plan.Write]:
         writes = []

@@ -146,7 +146,7 @@ class CgroupsV2:
         left: list[plan.Unapplied] = []
         writes = [
             *_cpusets(self.parent, limits),
-            *plan.v2_writes(limits, disks),
+            *self._with_burst(path, limits, disks, left),
             *_io_weight(path, limits),
         ]
         writes += self._unthrottle(path, limits, disks)
@@ -212,6 +212,24 @@ class CgroupsV2:
             io_written=written,
             pids_peak=cgroupfs.read_int(f"{path}/pids.peak"),
         )
+
+    def _with_burst(
+        self,
+        path: str,
+        limits: Limits,
+        disks: Sequence[tuple[int, int]],
+        left: list[plan.Unapplied],
+    ) -> list[plan.Write]:
+        writes = plan.v2_writes(limits, disks)
+        if os.path.exists(f"{path}/cpu.max.burst"):
+            return plan.with_burst(writes, limits, "cpu.max.burst")
+        if limits.cpu_burst:
+            left.append(plan.NO_BURST)
+        return writes
+
+    def cpus(self, name: str) -> str | None:
+        """Return the processors that it is kept on."""
+        return cgroupfs.read(f"{self.tree.path(name)}/cpuset.cpus")
 
     def counters(self, name: str) -> Counters:
         """Return what else is counted."""

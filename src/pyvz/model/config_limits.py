@@ -30,6 +30,7 @@ def limits_of(config: Config, *, cpus: int, mhz: float = 0.0) -> Limits:
         io_bps=_zero_if_unlimited(config.io.limit),
         io_iops=_zero_if_unlimited(config.io.operations),
         devices=None,
+        cpu_burst=cpu_burst(config, cpus=cpus, mhz=mhz),
     )
 
 
@@ -75,6 +76,15 @@ def cpu_percent(config: Config, *, cpus: int, mhz: float = 0.0) -> int:
     if 0 < visible < cpus:
         wanted = min(wanted or visible * 100, visible * 100)
     return min(wanted, cpus * 100)
+
+
+def cpu_burst(config: Config, *, cpus: int, mhz: float = 0.0) -> int:
+    """Return the percent above the CPU limit that a burst may have: BURST_CPULIMIT less the limit.
+
+    The kernel allows no burst above twice the limit (cpu.max.burst in cgroup-v2.rst).
+    """
+    limit, most = cpu_percent(config, cpus=cpus, mhz=mhz), config.cpu.burst_limit or 0
+    return min(most - limit, limit) if 0 < limit < most else 0
 
 
 def _usable(mask: str) -> str:

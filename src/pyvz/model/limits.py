@@ -48,6 +48,7 @@ class Limits(NamedTuple):
     memory: bytes of RAM.  swap: bytes of swap beside the memory.
     cpu_weight: cpuunits, 8 to 500000, 1000 is the usual share.
     cpu_percent: 100 is one whole CPU; 0 (or UNLIMITED) takes the limit away.
+    cpu_burst: percent of a CPU above that limit, of what was left unused before; 0: none.
     cpus, mems: cpuset lists ("0-3,5"); an empty text stands for everything the parent has.
     pids: number of processes and threads.
     io_weight: ioprio, 0 (least) to 7.
@@ -66,6 +67,7 @@ class Limits(NamedTuple):
     io_bps: int | None = None
     io_iops: int | None = None
     devices: tuple[DeviceRule, ...] | None = None
+    cpu_burst: int | None = None
 
 
 class IdRange(NamedTuple):

@@ -134,18 +134,11 @@ BURST_LIMIT = Param(
     "cpu.burst_limit",
     "BURST_CPULIMIT",
     Integer(0, 1000000),
-    help="limit while the average use is low",
+    help="limit of CPU time in a burst, from what was left unused before; 0: no bursts",
     options=tools(
-        vzctl=(
-            Option(
-                "burst_cpulimit",
-                "PERCENT",
-                "limit while the average use is low",
-                ignored="bursts need the kernel of OpenVZ",
-            ),
-        )
+        vzctl=(Option("burst_cpulimit", "PERCENT", "limit of CPU time in a burst; 0: none"),)
     ),
-    ignored="bursts need the kernel of OpenVZ",
+    live=True,
 )
 BURST_AVERAGE = Param(
     "cpu.burst_average",
@@ -158,11 +151,11 @@ BURST_AVERAGE = Param(
                 "burst_cpu_avg_usage",
                 "PERCENT",
                 "average use up to which a burst is allowed",
-                ignored="bursts need the kernel of OpenVZ",
+                ignored="the kernel lets bursts use what was left unused, whatever the average",
             ),
         )
     ),
-    ignored="bursts need the kernel of OpenVZ",
+    ignored="the kernel lets bursts use what was left unused, whatever the average",
 )
 IO_PRIORITY = Param(
     "io.priority",

@@ -8,20 +8,19 @@ written last, so it never promises what the kernel refused.
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import ExitStack
 from typing import NamedTuple
 
 from pyvz.errors import BadValue, NotEnoughResources, SetError, UsageError, VZError
 from pyvz.model import params
 from pyvz.model.config import Config
-from pyvz.model.config_limits import limits_of
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.limits import Limits
 from pyvz.model.param import normal
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import (
+    cpulimits,
     disk,
     guestsettings,
     lifecycle,
@@ -129,7 +128,9 @@ def _set_container(
 
 def limit_changes(old: Limits, new: Limits) -> Limits:
     """Return `new` with everything that equals `old` left out (None: leave it as it is)."""
-    return Limits._make(b if a != b else None for a, b in zip(old, new, strict=True))
+    changed = Limits._make(b if a != b else None for a, b in zip(old, new, strict=True))
+    # A burst belongs to its quota: whoever writes the one writes the other.
+    return changed if changed.cpu_percent is None else changed._replace(cpu_burst=new.cpu_burst)
 
 
 def _with_sample(node: Node, config: Config, given: GivenOptions) -> Config:
@@ -175,8 +176,7 @@ def _put_in_force(
 def _apply_limits(
     node: Node, env: Environment, old: Config, new: Config, undo: ExitStack
 ) -> list[str]:
-    cpus = os.cpu_count() or 1
-    before, after = limits_of(old, cpus=cpus), limits_of(new, cpus=cpus)
+    before, after = (cpulimits.limits(node, env.uuid, config) for config in (old, new))
     changed = limit_changes(before, after)
     if changed == Limits():
         return []

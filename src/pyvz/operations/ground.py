@@ -22,6 +22,7 @@ from pyvz.model.environment import Environment
 from pyvz.model.status import Status
 from pyvz.operations import (
     actionscript,
+    cpulimits,
     diskmount,
     figures,
     guestsettings,
@@ -75,6 +76,7 @@ def specification(
     return spec._replace(
         argv=tuple(argv),
         disks=disks,
+        limits=cpulimits.limits(node, env.uuid, config),
         figures=figures.wanted(node, config),
         merge=samepage.wanted(node, config),
     )

@@ -121,7 +121,9 @@ class MemoryWatch:
         return frozenset(
             env.uuid
             for env, config, _ in self._node.registry.snapshot()
-            if config.cpu.mask not in {"", "auto"} or config.cpu.nodemask not in {"", "auto"}
+            if config.cpu.mask not in {"", "auto"}
+            or config.cpu.nodemask not in {"", "auto"}
+            or config.cpu.cpus  # kept on so many processors (operations/cpulimits.py)
         )
 
     def _place(self, placed: Placed) -> None:
