@@ -46,7 +46,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
     ),
     "move": (
         ("--dst,--location", "PATH|POOL", "directory or pool to move it to (required)"),
-        ("--restart", "", "one that runs may be stopped for a moment, where it has to be"),
+        ("--restart", "", "stop and start one that runs instead of saving its memory"),
     ),
 }
 

@@ -332,7 +332,8 @@ class Environment(Api, VarlinkInterface, name="io.pyvz.Environment"):
     def Move(self, node: Node, *, ref: str, dst: str, restart: bool = False) -> Work:
         """Move its files to another directory of the node.  Can be called off.
 
-        restart: one that runs may be stopped for a moment, where it cannot be avoided.
+        restart: one that runs, and goes to another file system, is stopped and started for it
+        instead of taking its memory along.
         """
         return Work(
             "move",

@@ -181,6 +181,33 @@ def suspend(node: Node, env: Environment, options: DumpOptions, progress: Progre
     journal.done()
 
 
+def carried(env: Environment) -> dict[str, object]:
+    """Return what the record of an operation has to hold that calls `carry`."""
+    return {"target": os.fspath(default(env)), "stay": False}
+
+
+def carry(node: Node, env: Environment, progress: Progress) -> None:
+    """Suspend a container within an operation that has a record, with `carried` in it.
+
+    Raises as `suspend`; what a death leaves is for `repair_carried`.
+    """
+    _remove(default(env))
+    default(env).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        save(node, env, default(env), progress)
+    except BaseException:
+        _remove(default(env))
+        raise
+    _end(node, env)
+
+
+def repair_carried(node: Node, env: Environment, record: Record) -> None:
+    """Undo or finish a `carry` that was killed: it goes on, or is suspended."""
+    node.checkpoint.settle(env.uuid, _SETTLE)
+    _repair_suspend(node, env, record)
+    file.remove_tree(_images_of(env))
+
+
 def _end(node: Node, env: Environment) -> None:
     """Take away what a container that is on disk has left in the kernel."""
     node.runtime.kill(env.uuid, timeout=_KILL_TIMEOUT)

@@ -5,9 +5,10 @@ nobody inside notices (`moves_mounted`).
 
 To another file system the kernel has no way: a loop device that is written to cannot be given
 another file (LOOP_CHANGE_FD takes read-only ones), and a mounted file system cannot be given
-another device.  So an image is copied while the container runs, by rounds (follow.py); it is
-stopped for the last one, and started at the new place.  A disk that is a tree is copied while the
-container is stopped.  Whatever fails before the new place is the true one: it is started again
+another device.  So an image is copied while the container runs, by rounds (follow.py); for the
+last one its memory is written to disk (dump.py), and it goes on from there at the new place, with
+all its processes; or (`restart`) it is stopped and started.  A disk that is a tree is copied in
+that time as a whole.  Whatever fails before the new place is the true one: it is started again
 where it was.
 """
 
@@ -22,7 +23,7 @@ from pyvz.linux import file, run, syscall
 from pyvz.model.environment import Environment
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import lifecycle, transfer
+from pyvz.operations import dump, lifecycle, suspend, transfer
 from pyvz.operations.follow import SCRATCH, Follower
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
@@ -38,8 +39,9 @@ def move(
 ) -> None:
     """Take the home of the running or paused `old` to that of `new`; the caller holds the lease.
 
-    Raises InvalidState (it would have to be stopped, and `restart` is not given), NoSpace,
-    StorageError, StopError, Cancelled: then it runs where it was.
+    restart: it is stopped and started anew instead of taking its memory along.
+    Raises InvalidState (its memory cannot be saved, and `restart` is not given), Busy (programs of
+    exec run in it), NoSpace, StorageError, CheckpointError, StopError: then it runs where it was.
     """
     able = storage.find(old.home).capabilities(old.home)
     new.home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -47,9 +49,10 @@ def move(
         transfer.transfer(node, old, new, progress)
         return
     _check_may_stop(node, old, restart=restart)
-    journey = _Journey(node, old, progress)
+    journey = _Journey(node, old, progress, restart=restart)
+    more = {} if restart else dump.carried(old)
     try:
-        transfer.transfer(node, old, new, progress, fill=journey.fill)
+        transfer.transfer(node, old, new, progress, fill=journey.fill, more=more)
     except BaseException:
         journey.take_back()
         raise
@@ -59,18 +62,24 @@ def move(
 def _check_may_stop(node: Node, env: Environment, *, restart: bool) -> None:
     if node.status(env) != Status.RUNNING:
         raise InvalidState(f"{env.name} is {node.status(env)}", hint="Resume or stop it first.")
-    if not restart:
+    if restart:
+        return
+    try:
+        suspend.ready(node, env, node.registry.config(env))
+    except VZError as error:
         raise InvalidState(
-            f"{env.name} runs, and its disk cannot be exchanged below it",
+            f"{env.name} runs, and its disk cannot be exchanged below it: {error.message}",
             details="The new place is on another file system; what is mounted keeps the old one.",
             hint="--restart: it is copied while it runs, then stopped and started there.",
-        )
+        ) from error
+    suspend.foreign(node, env)
 
 
 class _Journey:
     """The copying of a home, during which its container is stopped."""
 
-    def __init__(self, node: Node, env: Environment, progress: Progress) -> None:
+    def __init__(self, node: Node, env: Environment, progress: Progress, *, restart: bool) -> None:
+        self._restart = restart
         self._node = node
         self._env = env
         self._progress = progress
@@ -97,11 +106,19 @@ class _Journey:
         self._progress.stage("Copying what has changed")
         for follower in followers:
             follower.finish()
+        if not self._restart:  # the memory
+            file.remove_tree(staging / "dump")
+            _copy_entry(self._env.home / "dump", staging / "dump", self._progress)
         _sync(staging)
 
     def _stop(self) -> None:
+        if self._restart:
+            self._stopped = True
+            lifecycle.halt(self._node, self._env, lifecycle.StopOptions(), self._progress)
+            return
+        suspend.foreign(self._node, self._env)
+        dump.carry(self._node, self._env, self._progress)
         self._stopped = True
-        lifecycle.halt(self._node, self._env, lifecycle.StopOptions(), self._progress)
 
     def take_back(self) -> None:
         """Undo after a failure: what was made here goes, the container runs again."""

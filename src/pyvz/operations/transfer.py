@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from pyvz.linux import archive, file, mount, run, syscall
 from pyvz.model.conffile import ConfFile
 from pyvz.model.environment import Environment
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import home
+from pyvz.operations import dump, home
 from pyvz.operations.follow import SCRATCH
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 VERB = "move"
 _CONF = "ve.conf"
+_NOTHING: Mapping[str, object] = {}
 
 
 def transfer(
@@ -42,15 +43,17 @@ def transfer(
     progress: Progress,
     *,
     fill: Callable[[Path], None] | None = None,
+    more: Mapping[str, object] = _NOTHING,
 ) -> None:
     """Take the home of `old` to that of `new` (the same environment, another place).
 
-    fill: makes the copy, compared, in the directory that it is given (None: we do).
+    fill: makes the copy, compared, in the directory that it is given (None: we do).  more: what the
+    record holds besides (dump.carried: its memory is taken along).
 
     Raises StorageError, PrivateExists, NoSpace, Cancelled: nothing has changed then.
     """
     conf = node.registry.conf_file(old)
-    data = home.to_data(old) | {"to": os.fspath(new.home)}
+    data = home.to_data(old) | {"to": os.fspath(new.home)} | dict(more)
     with Journal.begin(node.paths, old.uuid, VERB, data) as journal:
         try:
             with home.storage_errors(f"{old.home} could not be moved to {new.home}"):
@@ -99,6 +102,8 @@ def repair(node: Node, record: Record) -> None:
     new = old._replace(home=Path(str(record.data["to"])))
     log.warning("%s: cleaning up an unfinished move to %s", old.name, new.home)
     _unverify(node, old)
+    if "target" in record.data:
+        dump.repair_carried(node, old, record)
     conf = _conf_of(new)
     if conf is not None:
         _enrol(node, new, conf)
