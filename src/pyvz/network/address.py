@@ -7,6 +7,7 @@ with one address per line, as the original has it; the start of a container, and
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 from pathlib import Path
 
@@ -19,17 +20,41 @@ _LOCK_TIMEOUT = 10.0
 _SEARCHED = 1 << 16  # addresses of one range that are looked at
 
 
+@lru_cache(maxsize=1 << 16)
+def parsed(address: str) -> IPv4Address | IPv6Address:
+    """Return what a bare address means; ValueError.
+
+    The same ones are looked at again and again, and to parse one takes 10 microseconds: for a
+    container with a thousand of them that would be most of what one more costs.
+    """
+    return ip_address(address)
+
+
+@lru_cache(maxsize=1 << 16)
+def bare(address: str) -> str:
+    """Return a bare address as the kernel writes it."""
+    return str(parsed(address))
+
+
+@lru_cache(maxsize=1 << 16)
+def family(address: str) -> str:
+    """Return "4" or "6"."""
+    return str(parsed(address.partition("/")[0]).version)
+
+
+@lru_cache(maxsize=1 << 16)
 def with_prefix(address: Address, *, mask: bool = True) -> str:
     """Return "10.1.2.3/24"; without a mask (or mask=False) the address stands alone (/32, /128)."""
-    ip = ip_address(address.ip)
+    ip = parsed(address.ip)
     if not address.mask or not mask:
         return f"{ip}/{ip.max_prefixlen}"
     return str(ip_interface(f"{ip}/{address.mask}"))
 
 
+@lru_cache(maxsize=1 << 16)
 def check(address: str) -> None:
     """Raise BadValue for an address that no container can have."""
-    ip = ip_address(address)
+    ip = parsed(address)
     if ip.is_unspecified or ip.is_multicast or ip.is_loopback or ip.is_link_local:
         raise BadValue(f"{address} cannot be the address of a container")
     if isinstance(ip, IPv4Address) and int(ip) >> 24 in {0, 255}:
@@ -60,7 +85,7 @@ class Reservations:
 
     def set(self, uuid: str, addresses: Iterable[str]) -> None:
         """Reserve exactly ADDRESSES for a container; AddressInUse when another one has one."""
-        wanted = tuple(dict.fromkeys(str(ip_address(address)) for address in addresses))
+        wanted = tuple(dict.fromkeys(map(bare, addresses)))
         if wanted == self.of(uuid):
             return
         self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)

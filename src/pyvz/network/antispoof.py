@@ -18,7 +18,8 @@ from ipaddress import IPv6Address
 from typing import NamedTuple
 
 from pyvz.linux.nftables import ACCEPT, DROP, Command, Table, field, match, raw
-from pyvz.network.base import Interface, NetworkPlan, family
+from pyvz.network.address import family
+from pyvz.network.base import Interface, NetworkPlan
 
 _BEFORE_ALL = -500
 _RAW = -310  # before connection tracking (-200) knows of a packet that we drop

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Container, Mapping
-from ipaddress import ip_address
 from typing import Any, NamedTuple, Protocol
 
 from pyvz.errors import NetworkError
@@ -146,11 +145,6 @@ class InterfaceKind(Protocol):
 
     def interface(self, uuid: str, netif: NetIf, facts: NodeFacts) -> Interface:
         """Return the plan of one interface; NetworkError when the node cannot have it."""
-
-
-def family(address: str) -> str:
-    """Return "4" or "6"."""
-    return str(ip_address(address.partition("/")[0]).version)
 
 
 def host_name_of(mac: str) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
-
 from pyvz.errors import NetworkError
 from pyvz.model.grammar_net import NetIf
-from pyvz.network.address import with_prefix
+from pyvz.network.address import bare, family, with_prefix
 from pyvz.network.base import Filter, Interface, NodeFacts, card_mac, host_mac_of, host_name_of
 
 
@@ -23,7 +21,7 @@ def interface(uuid: str, netif: NetIf, facts: NodeFacts) -> Interface:
         mac=mac,
         host_mac=netif.host_mac or host_mac_of(mac),
         addresses=tuple(map(with_prefix, given)) if configured else (),
-        default="".join(str(ip_address(each).version) for each in gateways) if configured else "",
+        default="".join(family(each) for each in gateways) if configured else "",
         gateways=gateways if configured else (),
         bridge=_bridge(netif, facts),
         connected=netif.connected,
@@ -51,4 +49,4 @@ def _allowed(netif: NetIf) -> tuple[str, ...] | None:
     given = (*netif.ip, *netif.ip6)
     if not netif.ip_filter or netif.dhcp or netif.dhcp6 or not given:
         return None
-    return tuple(str(ip_address(each.ip)) for each in given)
+    return tuple(bare(each.ip) for each in given)

@@ -13,7 +13,8 @@ from ipaddress import ip_address
 from pyvz.errors import NetworkError
 from pyvz.linux.netlink import SCOPE_LINK, Link, Route, set_sysctl
 from pyvz.linux.rtnetlink import LinkChange, Requests
-from pyvz.network.base import Interface, NetworkPlan, Proxy, family
+from pyvz.network.address import family
+from pyvz.network.base import Interface, NetworkPlan, Proxy
 
 FAMILIES = {"4": socket.AF_INET, "6": socket.AF_INET6}
 

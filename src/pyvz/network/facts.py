@@ -7,7 +7,8 @@ from ipaddress import ip_interface
 
 from pyvz.linux.netlink import InterfaceAddress, Link
 from pyvz.model.vzconf import NodeConfig
-from pyvz.network.base import NodeFacts, Uplink, family
+from pyvz.network.address import family
+from pyvz.network.base import NodeFacts, Uplink
 
 _NO_UPLINK = frozenset({"veth", "dummy", "ifb", "tun", "wireguard", "sit", "ip6tnl", "gre"})
 

@@ -12,15 +12,8 @@ from pyvz.errors import AddressInUse, BadValue, NetworkError
 from pyvz.model.config import Config
 from pyvz.model.grammar_net import NetIf
 from pyvz.network import address as addresses
-from pyvz.network.base import (
-    ROUTED,
-    Interface,
-    InterfaceKind,
-    NetworkPlan,
-    NodeFacts,
-    Proxy,
-    family,
-)
+from pyvz.network.address import family
+from pyvz.network.base import ROUTED, Interface, InterfaceKind, NetworkPlan, NodeFacts, Proxy
 
 _KINDS = {"routed": "routed", "bridge": "bridged", "": "bridged"}  # type of NETIF -> module
 
@@ -64,8 +57,8 @@ def wanted(config: Config) -> bool:
 
 def reserved(config: Config) -> tuple[str, ...]:
     """Return every bare address that is the container's, running or not."""
-    found = [str(ip_address(each.ip)) for n in netifs(config) for each in (*n.ip, *n.ip6)]
-    found += [str(ip_address(each.ip)) for each in config.network.external_ip]
+    found = [addresses.bare(each.ip) for n in netifs(config) for each in (*n.ip, *n.ip6)]
+    found += [addresses.bare(each.ip) for each in config.network.external_ip]
     return tuple(dict.fromkeys(found))
 
 
@@ -81,7 +74,7 @@ def _with_external(interface: Interface, config: Config, facts: NodeFacts) -> In
     """
     if interface.kind != "routed" or interface.name != ROUTED:
         return interface
-    given = [str(ip_address(x.ip)) for x in config.network.external_ip]
+    given = [addresses.bare(x.ip) for x in config.network.external_ip]
     more = [each for each in given if facts.ipv6 or ":" not in each]
     allowed = interface.filter.addresses
     return interface._replace(
@@ -151,8 +144,10 @@ def _check_gateway(interface: Interface, gateway: str) -> None:
 
 def _proxies(interfaces: Iterable[Interface], facts: NodeFacts) -> Iterable[Proxy]:
     """The addresses that others look for on a network of the node: it answers for them there."""
+    places = [(u.name, [ip_network(net) for net in u.networks]) for u in facts.uplinks]
     for each in interfaces:
         for address in each.routes:
-            for uplink in facts.uplinks:
-                if any(ip_address(address) in ip_network(net) for net in uplink.networks):
-                    yield Proxy(address, uplink.name)
+            ip = addresses.parsed(address)
+            for name, networks in places:
+                if any(ip in net for net in networks):
+                    yield Proxy(address, name)

@@ -8,16 +8,13 @@ gateway, as on the venet of the original, and an IPv6 address needs no duplicate
 
 from __future__ import annotations
 
-from ipaddress import ip_address
-
 from pyvz.model.grammar_net import NetIf
-from pyvz.network.address import with_prefix
+from pyvz.network.address import bare, family, with_prefix
 from pyvz.network.base import (
     ROUTED,
     Filter,
     Interface,
     NodeFacts,
-    family,
     host_name_of,
     routed_host_name,
     routed_mac,
@@ -28,8 +25,8 @@ def interface(uuid: str, netif: NetIf, facts: NodeFacts) -> Interface:
     """Return the plan of a routed interface; its addresses are those of NETIF."""
     mac = netif.mac or routed_mac(uuid)
     given = [each for each in (*netif.ip, *netif.ip6) if facts.ipv6 or ":" not in each.ip]
-    bare = tuple(str(ip_address(each.ip)) for each in given)
-    families = "".join(sorted({family(each) for each in bare}))
+    own = tuple(bare(each.ip) for each in given)
+    families = "".join(sorted({family(each) for each in own}))
     host_name = netif.host_ifname or (
         host_name_of(netif.mac) if netif.mac and netif.ifname != ROUTED else routed_host_name(uuid)
     )
@@ -42,8 +39,8 @@ def interface(uuid: str, netif: NetIf, facts: NodeFacts) -> Interface:
         host_mac=mac,
         addresses=tuple(with_prefix(each, mask=facts.mask) for each in given) if configured else (),
         default=families if configured else "",
-        routes=bare,
+        routes=own,
         sources=tuple(each for each in facts.sources if family(each) in families),
         connected=netif.connected,
-        filter=Filter(mac=True, addresses=bare),
+        filter=Filter(mac=True, addresses=own),
     )

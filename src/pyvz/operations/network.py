@@ -20,8 +20,8 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.param import normal
 from pyvz.network import facts, netdev, plan
-from pyvz.network.address import Reservations
-from pyvz.network.base import Interface, NetworkPlan, NodeFacts, Proxy, family
+from pyvz.network.address import Reservations, family
+from pyvz.network.base import Interface, NetworkPlan, NodeFacts, Proxy
 from pyvz.network.ends import check_free
 from pyvz.network.links import Inside, Links
 from pyvz.operations import netdevice, options, traffic, virtualnet
@@ -138,10 +138,10 @@ def networks(node: Node) -> dict[str, str]:
     return {each.name: each.bridge for each in Networks(node.paths).stored() if each.bridge}
 
 
-def check(node: Node, env: Environment, old: Config, new: Config, undo: ExitStack) -> None:
+def check(node: Node, env: Environment, old: Config, new: Config, undo: ExitStack) -> NetworkPlan:
     """Reserve the addresses of NEW for a container that does not run, as `set` begins.
 
-    Raises AddressInUse, NetworkError, BadValue; undone by UNDO.
+    Returns the plan.  Raises AddressInUse, NetworkError, BadValue; undone by UNDO.
     """
     wanted = planned(node, env, new)
     _reserve(node, env, old, new, undo)
@@ -149,14 +149,14 @@ def check(node: Node, env: Environment, old: Config, new: Config, undo: ExitStac
     fresh = [each for each in wanted.proxies if each.address not in before]
     with Probes(node, fresh) as probes:
         probes.check(PROBE_PATIENCE)
+    return wanted
 
 
 def change(node: Node, env: Environment, old: Config, new: Config, undo: ExitStack) -> None:
     """Bring a running container's network from OLD to NEW; undone by UNDO."""
-    check(node, env, old, new, undo)
+    after = check(node, env, old, new, undo)
     links = Links(node.paths)
     before = links.applied(env.uuid) or NetworkPlan(env.uuid)
-    after = planned(node, env, new)
     if before == after:
         return
     undo.callback(_change_back, node, env, after, before)

@@ -68,10 +68,9 @@ def change(node: Node, env: Environment, old: Config, new: Config, undo: ExitSta
 
     Cards whose hardware address or name on the node changes are gone and added.
     """
-    network.check(node, env, old, new, undo)
+    after = network.check(node, env, old, new, undo)
     links = Links(node.paths)
     before = links.applied(env.uuid) or NetworkPlan(env.uuid)
-    after = network.planned(node, env, new)
     if before == after:
         return Change()
     undo.callback(links.change, after, before, None)
