@@ -78,23 +78,35 @@ def debian_mirror() -> list[str]:
     return []
 
 
-def debian_packages() -> list[str]:
-    """What our own template of Debian 12 installs."""
-    folder = REPO / "templates/debian/12/x86_64/config/os/default"
+def debian_packages(release: int = 12) -> list[str]:
+    """What our own template of Debian installs."""
+    folder = REPO / f"templates/debian/{release}/x86_64/config/os/default"
     lines = (folder / "packages").read_text().splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def build_debian(target: Path, packages: list[str]) -> None:
+def build_debian(target: Path, packages: list[str], suite: str = "bookworm") -> None:
     """A root file system as a compressed tar, at TARGET by rename."""
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="debian.new.") as work:
         made = Path(work) / "root.tar"
         # fmt: off
         run("mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}",
-            '--aptopt=Acquire::Retries "3"', "bookworm", made, *debian_mirror(), timeout=1200)
+            '--aptopt=Acquire::Retries "3"', suite, made, *debian_mirror(), timeout=1200)
         run("zstd", "--quiet", "-T0", "-3", "--rm", made)
         # fmt: on
         made.with_suffix(".tar.zst").rename(target)
+
+
+def debian_of(release: int, *more: str) -> Path:
+    """A Debian of another release, or with more packages; RuntimeError when it cannot be had."""
+    packages = [*debian_packages(release), *more]
+    suite = {11: "bullseye", 12: "bookworm", 13: "trixie"}[release]
+    name = f"debian-{release}-x86_64-{key('1', *packages)}"
+    target = CACHE / f"{name}.tar.zst"
+    with locked(name):
+        if not target.exists():
+            build_debian(target, packages, suite)
+    return target
 
 
 @pytest.fixture(scope="session")

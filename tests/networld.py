@@ -99,16 +99,17 @@ class NetWorld:
         """Run a program in a container."""
         return self.cli("prlctl", "exec", name, *argv, code=code)  # type: ignore[arg-type]
 
-    def pings(self, name: str, target: str, *more: str) -> bool:
-        """Whether a container gets an answer from TARGET."""
+    def pings(self, name: str, target: str, *more: str, patience: int = 5) -> bool:
+        """Whether a container gets an answer from TARGET; patience: give 1 where none is due."""
         word = "ping6" if ":" in target else "ping"
-        out = self.inside(name, word, "-c", "1", "-W", "1", *more, target, code=None)
+        out = self.inside(name, word, "-c", "1", "-W", str(patience), *more, target, code=None)
         return "1 packets received" in out
 
-    def reached(self, target: str) -> bool:
+    def reached(self, target: str, *, patience: int = 5) -> bool:
         """Whether the outside world gets an answer from TARGET."""
         word = "ping6" if ":" in target else "ping"
-        out = self.at(self.outside, "busybox", word, "-c", "1", "-W", "1", target, code=None)
+        wait = ("-c", "1", "-W", str(patience))
+        out = self.at(self.outside, "busybox", word, *wait, target, code=None)
         return "1 packets received" in out
 
     def rules(self) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
-from images import debian_tar
-from networld import NetWorld, busybox_root, busybox_tar, wait_for
+from images import debian_of, debian_tar
+from networld import NetWorld, busybox_root, busybox_tar, end, wait_for
 from networld import networld as world
 
 # Real boots and rates take their time: only with script/test --all.
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.long
 __all__ = ["busybox_root", "busybox_tar", "debian_tar", "world"]
 
 DEBIAN = "debian-12-x86_64"
+BOOT = 180  # seconds that a boot may take on a busy machine
 ADDRESSES = ("10.77.0.1/32", "fd77::1/128", "10.88.0.2/24", "fd88::2/64")
 
 
@@ -37,8 +39,8 @@ def booted(world: NetWorld) -> bool:
 
 
 def check(world: NetWorld) -> None:
-    wait_for(lambda: booted(world), 60)
-    assert addresses(world) == set(ADDRESSES)
+    wait_for(lambda: booted(world), BOOT)
+    wait_for(lambda: addresses(world) == set(ADDRESSES), BOOT)
     [route] = json.loads(world.inside("a", "ip", "-j", "route", "show", "default"))
     assert (route["dev"], route["scope"]) == ("venet0", "link")
     [route] = json.loads(world.inside("a", "ip", "-j", "-6", "route", "show", "default"))
@@ -64,7 +66,7 @@ def boot(world: NetWorld, archive: Path) -> None:
 
 
 def again(world: NetWorld) -> None:
-    """A boot; an address more, while it runs; a reboot from inside; one address less."""
+    """A boot, an address more, a reboot from inside, one less, an end of vzd, a restart."""
     world.prlctl("start", "a")
     check(world)
     world.prlctl("set", "a", "--ipadd", "10.77.0.7")
@@ -72,10 +74,13 @@ def again(world: NetWorld) -> None:
     started = world.inside("a", "stat", "-c", "%Y", "/proc/1")
     world.inside("a", "systemctl", "--no-block", "reboot", code=None)
     assert before
-    wait_for(lambda: _started(world) not in {"", started.strip()}, 60)
-    wait_for(lambda: booted(world), 60)
-    assert addresses(world) == {*ADDRESSES, "10.77.0.7/32"}
+    wait_for(lambda: _started(world) not in {"", started.strip()}, BOOT)
+    wait_for(lambda: booted(world), BOOT)
+    wait_for(lambda: addresses(world) == {*ADDRESSES, "10.77.0.7/32"}, BOOT)
     world.prlctl("set", "a", "--ipdel", "10.77.0.7")
+    check(world)
+    end(world.vzd(), signal.SIGKILL)
+    world.prlctl("restart", "a")
     check(world)
 
 
@@ -109,3 +114,29 @@ def test_debian_12_with_networkd(world: NetWorld, debian_tar: Path) -> None:
     again(world)
     assert (home / "etc/systemd/network/05-pyvz-venet0.network").exists()
     assert not (home / "etc/network/interfaces.d/pyvz").exists()
+
+
+GUESTS = {
+    "debian-11": (11, (), "etc/network/interfaces.d/pyvz"),
+    "debian-13": (13, (), "etc/network/interfaces.d/pyvz"),
+    "netplan": (12, ("netplan.io",), "etc/netplan/60-pyvz.yaml"),
+    "networkmanager": (
+        12,
+        ("network-manager",),
+        "etc/NetworkManager/system-connections/pyvz-venet0.nmconnection",
+    ),
+}
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("guest", GUESTS)
+def test_other_guests(world: NetWorld, guest: str) -> None:
+    release, more, file = GUESTS[guest]
+    try:
+        archive = debian_of(release, *more)
+    except RuntimeError as error:
+        pytest.skip(f"it cannot be had: {error}")
+    boot(world, archive)
+    again(world)
+    home = next((world.root / "vz/root").iterdir())
+    assert (home / file).exists()

@@ -34,7 +34,7 @@ def test_routed_containers_reach_each_other_and_the_world(world: NetWorld) -> No
     assert world.reached("10.77.0.9")
     assert world.reached("10.99.0.77")  # an address of the uplink's network: proxy ARP
     world.prlctl("set", "a", "--ipdel", "10.77.0.9")
-    assert not world.reached("10.77.0.9")
+    assert not world.reached("10.77.0.9", patience=1)
     assert world.reached("10.99.0.77")
     world.prlctl("restart", "a")
     assert world.reached("10.77.0.1")
@@ -80,7 +80,7 @@ def test_everything_survives_the_daemon_and_a_reboot(world: NetWorld) -> None:
     world.prlctl("set", "a", "--ipadd", "10.77.0.5")
     assert world.reached("10.77.0.5")
     world.inside("a", "reboot", code=None)
-    wait_for(lambda: world.reached("10.77.0.5"))
+    wait_for(lambda: world.reached("10.77.0.5", patience=1))
     end(world.vzd(), signal.SIGKILL)
     for line in world.at(world.node, "ip", "-j", "link").splitlines():
         assert uuid in line
@@ -112,15 +112,15 @@ def test_bridged_containers(world: NetWorld) -> None:
     for target in ("10.88.0.1", "10.88.0.3", OUTSIDE4):
         assert world.pings("a", target) == (target != OUTSIDE4), target  # no way back from there
     assert world.pings("b", "10.88.0.2")
-    wait_for(lambda: world.pings("b", "fd88::2"))
+    wait_for(lambda: world.pings("b", "fd88::2", patience=1))
     # The cable, the address, the card.
     world.prlctl("set", "b", "--device-disconnect", "net0")
-    assert not world.pings("a", "10.88.0.3")
+    assert not world.pings("a", "10.88.0.3", patience=1)
     world.prlctl("set", "b", "--device-connect", "net0")
-    wait_for(lambda: world.pings("a", "10.88.0.3"))
+    wait_for(lambda: world.pings("a", "10.88.0.3", patience=1))
     world.prlctl("set", "b", "--device-set", "net0", "--ipset", "10.88.0.4/24")
     assert world.pings("a", "10.88.0.4")
-    assert not world.pings("a", "10.88.0.3")
+    assert not world.pings("a", "10.88.0.3", patience=1)
     world.prlctl("set", "b", "--device-del", "net0")
     assert "lan0" not in world.inside("b", "ip", "link")
     world.prlctl("set", "b", "--device-del", "net0", code=255)
@@ -142,20 +142,20 @@ def test_a_container_that_lies_reaches_nobody(world: NetWorld) -> None:
                  "--ipadd", "10.88.0.2/24", "--ipadd", "fd88::2/64")  # fmt: skip
     world.create("victim", "--ipadd", "10.77.0.2", *BRIDGED,
                  "--ipadd", "10.88.0.3/24", "--ipadd", "fd88::3/64")  # fmt: skip
-    wait_for(lambda: world.pings("liar", "fd88::3"))
+    wait_for(lambda: world.pings("liar", "fd88::3", patience=1))
     assert world.pings("liar", "10.77.0.2")
     for address, device in (("10.77.0.66", "venet0"), ("10.88.0.66", "eth0"), ("fd88::66", "eth0")):
         length = "128" if ":" in address else "24" if device == "eth0" else "32"
         world.inside("liar", "ip", "addr", "add", f"{address}/{length}", "dev", device)
     wait_for(lambda: "tentative" not in world.inside("liar", "ip", "addr"))
     # A foreign source.
-    assert not world.pings("liar", "10.77.0.2", "-I", "10.77.0.66")
-    assert not world.pings("liar", OUTSIDE4, "-I", "10.77.0.66")
-    assert not world.pings("liar", "10.88.0.3", "-I", "10.88.0.66")
-    assert not world.pings("liar", "fd88::3", "-I", "fd88::66")
+    assert not world.pings("liar", "10.77.0.2", "-I", "10.77.0.66", patience=1)
+    assert not world.pings("liar", OUTSIDE4, "-I", "10.77.0.66", patience=1)
+    assert not world.pings("liar", "10.88.0.3", "-I", "10.88.0.66", patience=1)
+    assert not world.pings("liar", "fd88::3", "-I", "fd88::66", patience=1)
     # Nobody finds it there: its ARP and NDP answers go nowhere.
-    assert not world.pings("victim", "10.88.0.66")
-    assert not world.pings("victim", "fd88::66")
+    assert not world.pings("victim", "10.88.0.66", patience=1)
+    assert not world.pings("victim", "fd88::66", patience=1)
     # The victim's own address, by a gratuitous ARP and as a source.
     world.inside("liar", "ip", "addr", "add", "10.88.0.3/24", "dev", "eth0")
     world.inside("liar", "arping", "-A", "-c", "2", "-I", "eth0", "10.88.0.3", code=None)
@@ -170,10 +170,10 @@ def test_a_container_that_lies_reaches_nobody(world: NetWorld) -> None:
     world.inside("liar", "ip", "link", "set", "eth0", "down")
     world.inside("liar", "ip", "link", "set", "eth0", "address", "c4:37:72:99:99:99")
     world.inside("liar", "ip", "link", "set", "eth0", "up")
-    assert not world.pings("liar", "10.88.0.1")
+    assert not world.pings("liar", "10.88.0.1", patience=1)
     # Filters that were switched off are off.
     world.prlctl("set", "liar", "--device-set", "net0", "--ipfilter", "off", "--macfilter", "off")
-    wait_for(lambda: world.pings("liar", "10.88.0.1", "-I", "10.88.0.66"))
+    wait_for(lambda: world.pings("liar", "10.88.0.1", "-I", "10.88.0.66", patience=1))
 
 
 def test_rules_and_links_of_others_live_on(world: NetWorld) -> None:
@@ -205,7 +205,7 @@ def test_interfaces_of_the_node_are_moved_inside(world: NetWorld) -> None:
     assert "nic0" not in world.links()
     world.inside("a", "ip", "addr", "add", "10.55.0.2/24", "dev", "nic0")
     world.inside("a", "ip", "link", "set", "nic0", "up")
-    wait_for(lambda: world.pings("a", "10.55.0.1"))
+    wait_for(lambda: world.pings("a", "10.55.0.1", patience=1))
     assert json.loads(world.prlctl("list", "-a", "-o", "netdev", "-j"))[0]["netdev"] == "nic0"
     # It comes back with the end of the container, and goes in again with its start.
     world.prlctl("stop", "a", "--kill")
@@ -236,7 +236,7 @@ def test_external_addresses_and_new_hardware_addresses(world: NetWorld) -> None:
     world.inside("a", "ip", "addr", "add", "10.77.9.9/32", "dev", "lo")
     assert world.reached("10.77.9.9")
     world.vzctl("set", "a", "--ext_ipdel", "10.77.9.9", "--save")
-    assert not world.reached("10.77.9.9")
+    assert not world.reached("10.77.9.9", patience=1)
     bridge(world)
     world.prlctl("set", "a", *BRIDGED, "--ipadd", "10.88.0.2/24")
     old = world.inside("a", "cat", "/sys/class/net/eth0/address")
@@ -244,4 +244,4 @@ def test_external_addresses_and_new_hardware_addresses(world: NetWorld) -> None:
     new = world.inside("a", "cat", "/sys/class/net/eth0/address")
     assert new.startswith("c4:37:72:")
     assert new != old
-    wait_for(lambda: world.pings("a", "10.88.0.1"))
+    wait_for(lambda: world.pings("a", "10.88.0.1", patience=1))
