@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 TYPES: Final = ("ext4", "xfs")
 MINIMUM: Final = {"ext4": 8 << 20, "xfs": 300 << 20}  # bytes; mkfs.xfs refuses less since 5.19
+_MORTAL_RETRIES: Final = 5  # seconds
 FREEZE_TIMEOUT: Final = 30.0  # seconds after which the watchdog thaws
 _CAP_SYS_RESOURCE: Final = 24
 _FIFREEZE: Final = 0xC0045877
@@ -201,6 +202,26 @@ def mount_detached(
             f"{device} could not be mounted as {kind}: {os.strerror(number)}",
             details=errno.errorcode.get(number, ""),
         ) from error
+
+
+def mount_mortal(device: Path, kind: str, *, readonly: bool = False) -> int:
+    """As `mount_detached`, of a device that may die while it is used.
+
+    xfs tries for ever to write metadata (Documentation/admin-guide/xfs.rst, "Error handling"): a
+    freeze of it then never ends, and every sync(2) of the machine waits for that.  Here it gives
+    up after a while.
+    """
+    mounted = mount_detached(device, kind, readonly=readonly)
+    if kind == "xfs" and not readonly:
+        policy = Path("/sys/fs/xfs") / device.name / "error/metadata"
+        try:
+            for error in ("EIO", "default"):
+                limit = policy / error / "retry_timeout_seconds"
+                limit.write_text(f"{_MORTAL_RETRIES}\n", encoding="ascii")
+        except OSError as error:
+            os.close(mounted)
+            raise MountError(f"{policy} could not be set: {error.strerror}") from error
+    return mounted
 
 
 def place(mounted: int, target: Path) -> None:

@@ -120,7 +120,7 @@ class Driver(base.Extras):
             disk.check_idle()
             with disk.device(readonly=readonly) as (loop, kind):
                 ploopdisk.place(
-                    filesystem.mount_detached(loop.device, kind, readonly=readonly), target
+                    filesystem.mount_mortal(loop.device, kind, readonly=readonly), target
                 )
 
     def umount(self, home: Path, target: Path) -> None:
@@ -256,7 +256,7 @@ class Driver(base.Extras):
             if not places:
                 found.check_idle()
                 found.make_whole()
-                found.tool("snapshot", "-q", "-c", guid, found.image)
+                found.change("snapshot", "-q", "-c", guid, found.image)
                 return
             with _still(places[0].target):
                 found.daemon.flush()
@@ -275,7 +275,7 @@ class Driver(base.Extras):
             size = qcow2.require(found.image).now.size
             _known(found, guid)
             found.make_whole()
-            found.tool("snapshot", "-q", "-a", guid, found.image)
+            found.change("snapshot", "-q", "-a", guid, found.image)
             if qcow2.require(found.image).now.size < size:
                 qcow2size.grow(found, size)
 
@@ -300,7 +300,7 @@ class Driver(base.Extras):
                 return
             found.check_idle()
             found.make_whole()
-            found.tool("snapshot", "-q", "-d", guid, found.image)
+            found.change("snapshot", "-q", "-d", guid, found.image)
 
     def mount_snapshot(self, home: Path, guid: str, target: Path, *, disk: str = ROOT_DISK) -> None:
         """Show the snapshot by a daemon of its own and mount it read-only."""
@@ -445,7 +445,7 @@ def _opened(disk: Disk) -> Iterator[int]:
         return
     disk.check_idle()
     with disk.device() as (loop, kind):
-        mounted = filesystem.mount_detached(loop.device, kind)
+        mounted = filesystem.mount_mortal(loop.device, kind)
         try:
             yield mounted
         finally:

@@ -26,7 +26,7 @@ def build(disk: Disk, size: int, source: Path | None, progress: Progress) -> Non
     disk.tool("create", "-q", "-f", "qcow2", "-o", OPTIONS, disk.image, str(size))
     with disk.shown() as (loop, _):
         filesystem.make(loop.device, kind)
-        mounted = filesystem.mount_detached(loop.device, kind)
+        mounted = filesystem.mount_mortal(loop.device, kind)
         try:
             root = Path(f"/proc/{os.getpid()}/fd/{mounted}")
             root.chmod(0o755)
@@ -46,7 +46,7 @@ def grow(disk: Disk, size: int) -> None:
     disk.check_idle()
     disk.make_whole()
     if size > qcow2.require(disk.image).now.size:
-        disk.tool("resize", "-q", "-f", "qcow2", disk.image, str(size))
+        disk.change("resize", "-q", "-f", "qcow2", disk.image, str(size))
     with disk.device() as (loop, kind):
         if size > filesystem.space_at(loop.device).spanned + GRAIN:
             filesystem.resize_offline(loop.device, kind, size)
@@ -81,7 +81,7 @@ def shrink(disk: Disk, size: int) -> None:
         if kind != "ext4":
             raise Unsupported(f"A disk with {kind} in it cannot be made smaller")
         filesystem.resize_offline(loop.device, kind, size)
-    disk.tool("resize", "-q", "--shrink", "-f", "qcow2", disk.image, str(size))
+    disk.change("resize", "-q", "--shrink", "-f", "qcow2", disk.image, str(size))
 
 
 def check_whole(disk: Disk, what: str) -> None:
