@@ -28,6 +28,7 @@ from pyvz.errors import (
     NotFound,
     PrivateMissing,
     StorageError,
+    Timeout,
     Unsupported,
     VZError,
 )
@@ -258,10 +259,15 @@ class Driver(base.Extras):
                 found.make_whole()
                 found.change("snapshot", "-q", "-c", guid, found.image)
                 return
-            with _still(places[0].target):
-                found.daemon.flush()
-                what = {"device": NODE, "name": guid}
-                found.daemon.execute("blockdev-snapshot-internal-sync", what)
+            what = {"device": NODE, "name": guid}
+            try:
+                with _still(places[0].target):
+                    found.daemon.flush()
+                    found.daemon.execute("blockdev-snapshot-internal-sync", what)
+            except Timeout:  # it has seen writes, or may come yet
+                with contextlib.suppress(VZError):
+                    found.daemon.execute("blockdev-snapshot-delete-internal-sync", what)
+                raise
 
     def switch(self, home: Path, guid: str, *, disk: str = ROOT_DISK) -> None:
         """Make the disk refer to what the snapshot refers to; it keeps its size."""

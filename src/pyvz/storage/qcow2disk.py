@@ -330,8 +330,9 @@ def format_node(*, readonly: bool = False) -> Node:
 
 
 def pool_of(directory: Path) -> Path:
-    """Return the pool of a disk's directory, which is that of a home or in staging beside one."""
-    return directory.parent.parent
+    """Return the pool of a disk's directory, which is in a home, in staging beside or in one."""
+    place = directory.parent.parent
+    return place.parent if (place / "ve.conf").exists() else place
 
 
 @contextlib.contextmanager
