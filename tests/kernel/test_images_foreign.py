@@ -1,4 +1,4 @@
-"""Every image that a disk's life leaves is read by somebody else's tool: qemu-img check, compare."""
+"""Every image that a disk leaves is read by another tool: qemu-img check and compare."""
 
 from __future__ import annotations
 
