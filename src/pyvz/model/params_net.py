@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyvz.errors import BadValue
 from pyvz.model.grammar import Choice, Hostname, Text, YesNo
 from pyvz.model.grammar_firewall import Firewalls
 from pyvz.model.grammar_list import INTERFACES, Addresses, Domains, Nameservers, Rates
@@ -366,7 +367,32 @@ ACTIONS = (
         ignored="give --gw with an interface instead",
     ),
 )
+_CARDS = ("virtio", "e1000", "rtl")
+
+
+def _adapter(card: NetIf, text: str) -> NetIf:
+    """Keep the model of a machine's card in a pair of ours; virtio is not written."""
+    if text not in _CARDS:
+        raise BadValue(f"'{text}' is not one of {', '.join(_CARDS)}")
+    rest = tuple(pair for pair in card.other if pair[0] != "card")
+    return card._replace(other=rest if text == "virtio" else (*rest, ("card", text)))
+
+
 MACHINE_ONLY = (
-    Option("adapter-type", "virtio|hyperv|e1000|rtl", "card", scope="netif", kinds=MACHINES),
-    Option("preventpromisc", "on|off", "no promiscuous mode", scope="netif", kinds=MACHINES),
+    Option(
+        "adapter-type",
+        "virtio|e1000|rtl",
+        "model of the card",
+        merge=_adapter,
+        scope="netif",
+        kinds=MACHINES,
+    ),
+    Option(
+        "preventpromisc",
+        "on|off",
+        "only its own hardware address may be used (as --macfilter)",
+        merge=lambda card, text: card._replace(mac_filter=YesNo().parse(text)),
+        scope="netif",
+        kinds=MACHINES,
+    ),
 )

@@ -163,7 +163,7 @@ def bring_up(
             process = node.machines.start(launch)
             undo.callback(node.machines.kill, env.uuid, timeout=KILL_TIMEOUT)
         monitor = node.machines.monitor(env.uuid)
-        machinenet.connected(node, env, config)
+        machinenet.connected(node, env, config, monitor)
         type_ = _machine_type(monitor)
         _remember_type(node, env, type_)
         if launch.spec.remote is not None and launch.spec.remote.password:

@@ -69,7 +69,8 @@ def set_options(node: Node, env: Environment, dialect: str, given: GivenOptions)
         machine.repair(node, env)
         old = node.registry.config(env)
         base = _with_sample(node, old, given)
-        made = machineoptions.plan(base, dialect, machinenet.with_addresses(node, given))
+        given = machinenet.with_addresses(node, base, given)
+        made = machineoptions.plan(base, dialect, given)
         running = node.status(env) in {Status.RUNNING, Status.PAUSED}
         if made.password is not None and not running:
             raise UsageError(
@@ -100,7 +101,8 @@ def _change(
         machinedisk.settled(node, env, old, made.config, made.flags) as (new, changes),
         ExitStack() as undo,
     ):
-        machinenet.check(node, env, old, new, undo)
+        if not running:
+            machinenet.check(node, env, old, new, undo)
         if running:
             live = _Live(node, env, old, new, node.machines.monitor(env.uuid))
             waiting |= _put_in_force(live, changes, undo)
@@ -133,7 +135,7 @@ def _put_in_force(live: _Live, changes: Changes, undo: ExitStack) -> set[str]:
         waiting.add("memory.physpages")
     if _drives(live, changes, undo):
         waiting.add("machine.drives")
-    machinenet.change(live.node, live.env, live.old, live.new, undo)
+    machinenet.change(live.node, live.env, (live.old, live.new), live.monitor, undo)
     return waiting
 
 
