@@ -247,6 +247,43 @@ def test_a_guest_that_obeys_nobody(guest: Guest) -> None:
     assert "forcibly" in guest.prlctl("stop", "vm1")
 
 
+def test_snapshots_with_memory(guest: Guest) -> None:
+    """Back and forth in the tree: memory, disk, CPUs and memory that were plugged in meanwhile."""
+    guest.start()
+    ids = {}
+
+    def take(name: str) -> None:
+        guest.inside(f"echo {name} >/root/mark; echo {name} | dd of=/dev/sda conv=fsync")
+        said = guest.prlctl("snapshot", "vm1", "--name", name)
+        ids[name] = re.search(r"{.*}", said)[0]  # type: ignore[index]
+
+    def at(name: str, cpus: int) -> None:
+        assert guest.inside("cat /root/mark") == f"{name}\n"
+        assert guest.inside("head -n 1 /dev/sda") == f"{name}\n"
+        found = guest.inside("ls -d /sys/devices/system/cpu/cpu[0-9]*").split()
+        assert len(found) == cpus
+
+    take("first")
+    guest.prlctl("set", "vm1", "--cpus", "2")
+    guest.prlctl("set", "vm1", "--memsize", "320")
+    take("second")
+    guest.inside("echo lost >/root/mark")
+    guest.prlctl("snapshot-switch", "vm1", "--id", ids["first"])
+    at("first", 1)
+    guest.kill_vzd()
+    guest.prlctl("snapshot-switch", "vm1", "--id", ids["second"])
+    at("second", 2)
+    listed = guest.prlctl("snapshot-list", "vm1")
+    assert f"{ids['first']} *{ids['second']}" in listed
+    guest.prlctl("stop", "vm1", "--kill")
+    guest.prlctl("snapshot-delete", "vm1", "--id", ids["first"])
+    guest.prlctl("snapshot-switch", "vm1", "--id", ids["second"])
+    at("second", 2)
+    assert "cpus=2" in guest.prlctl("list", "-i", "vm1")
+    guest.prlctl("snapshot-delete", "vm1", "--id", ids["second"])
+    assert not list((guest.home / "snapshots").iterdir())
+
+
 def test_bad_input(guest: Guest, tmp_path: Path) -> None:
     home = guest.home
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", tmp_path / "x", "1M"], check=True)

@@ -8,47 +8,30 @@ which a saved state of it needs (machinestate.py).
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import NamedTuple
 
 from pyvz.errors import Disabled, InvalidState, NotRunning, StopError, Timeout, VZError
-from pyvz.linux.process import boot_id
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import (
-    leftovers,
-    machinedrives,
-    machinelimits,
-    machinenet,
-    machineserial,
-    machinestate,
-    memory,
-    vncpassword,
-)
+from pyvz.operations import leftovers, machineground, machinenet, machineshot, machinestate
+from pyvz.operations.machineground import KILL_TIMEOUT, State
 from pyvz.operations.node import Node
 from pyvz.operations.transition import require
 from pyvz.store.journal import Journal, Record
 from pyvz.store.state import RunState
-from pyvz.vm import accelerator, channels
+from pyvz.vm import channels
 from pyvz.vm.agent import Agent
-from pyvz.vm.monitor import Monitor
-from pyvz.vm.runtime import End, Launch, Process
-from pyvz.vm.spec import OVERHEAD, Layout, from_config, laid_out, layout_of
+from pyvz.vm.runtime import End
 
 log = logging.getLogger(__name__)
 
-KILL_TIMEOUT = 30.0
-QUIT = 10.0  # seconds for QEMU to write its caches and end
 BOOT_TIMEOUT = 300.0  # --wait
 EXIT_LEASE_TIMEOUT = 120.0
 SUSPEND = "machine-suspend"  # of the journal; that of a container is another (dump.py)
-
-Continue = Callable[[Monitor], None]
 
 
 class Start(NamedTuple):
@@ -92,7 +75,7 @@ def begin(node: Node, env: Environment, options: Start, progress: Progress) -> N
     require(node, env, "start")
     config = checked(node, env, options)
     progress.stage("Starting")
-    bring_up(node, env, config)
+    machineground.bring_up(node, env, config)
     node.publish("ve-start", env)
 
 
@@ -101,9 +84,8 @@ def wake(node: Node, env: Environment, progress: Progress) -> None:
     progress.stage("Resuming")
     made = machinestate.layout(env)
     config = node.registry.config(env)
-    bring_up(
-        node, env, config, layout=made, load=lambda monitor: machinestate.put_in(env, monitor, made)
-    )
+    state = State(made, lambda monitor: machinestate.put_in(env, monitor, made))
+    machineground.bring_up(node, env, config, state)
     node.publish("ve-resume", env)
 
 
@@ -118,12 +100,12 @@ def suspend(node: Node, env: Environment, progress: Progress | None = None) -> E
         journal = Journal.begin(node.paths, env.uuid, SUSPEND, {})
         try:
             monitor = node.machines.monitor(env.uuid)
-            machinestate.save(env, monitor, layout(node, env), progress)
+            machinestate.save(env, monitor, machineground.layout(node, env), progress)
         except BaseException:
             journal.done()
             raise
-        _quit(node, env)
-        clear(node, env)
+        machineground.quit_machine(node, env)
+        machineground.clear(node, env)
         journal.done()
     node.publish("ve-suspend", env)
     return env
@@ -137,127 +119,6 @@ def checked(node: Node, env: Environment, options: Start) -> Config:
     if config.identity.type == "template":
         raise InvalidState(f"{env.name} is a template", hint="Clone it, or set --template no.")
     return config
-
-
-def bring_up(
-    node: Node,
-    env: Environment,
-    config: Config,
-    *,
-    layout: Layout | None = None,
-    load: Continue | None = None,
-) -> None:
-    """Start QEMU and let it go; a failure undoes everything.
-
-    layout, load: of a saved state: how it must be put together, and what puts the state in.
-    """
-    journal = Journal.begin(node.paths, env.uuid, "start", {})
-    with ExitStack() as undo:
-        undo.callback(journal.done)
-        undo.callback(memory.release, node, env.uuid)
-        memory.admit(node, env, config, overhead=OVERHEAD)
-        undo.callback(machinenet.clean, node, env.uuid)
-        with ExitStack() as opened:
-            launch = _launch(node, env, config, layout, opened)
-            undo.callback(node.machines.clean, env.uuid)
-            process = node.machines.start(launch)
-            undo.callback(node.machines.kill, env.uuid, timeout=KILL_TIMEOUT)
-        monitor = node.machines.monitor(env.uuid)
-        machinenet.connected(node, env, config, monitor)
-        type_ = _machine_type(monitor)
-        _remember_type(node, env, type_)
-        if launch.spec.remote is not None and launch.spec.remote.password:
-            vncpassword.put_in_force(env, monitor)
-        if load is not None:
-            load(monitor)
-        made = layout or layout_of(launch.spec._replace(type=type_))
-        running_state(process, made).save(node.paths, env.uuid)
-        undo.callback(RunState.clear, node.paths, env.uuid)
-        journal.note("going")  # from here on its disks change: a saved state is void
-        monitor.execute("cont")
-        undo.pop_all()
-    memory.activate(node, env)
-    if load is not None:
-        machinestate.forget(env)
-    journal.done()
-    (env.home / ".running").touch()
-
-
-def _launch(
-    node: Node, env: Environment, config: Config, layout: Layout | None, opened: ExitStack
-) -> Launch:
-    """Open everything that QEMU gets and say how it is started."""
-    chosen = accelerator.choose(node.paths.run, node.config().values.get(accelerator.KEY, ""))
-    cpus = os.cpu_count() or 1
-    spec = from_config(env.uuid, env.name, config, cpus=cpus, accelerator=chosen.name)
-    if layout is not None:
-        spec = laid_out(spec, layout)
-    drives = machinedrives.open_all(env, config, opened)
-    files = list(drives.descriptors)
-    if config.machine.efi:
-        firmware, descriptor = machinedrives.open_firmware(env, opened)
-        spec = spec._replace(firmware=firmware)
-        files.append(descriptor)
-    nics = machinenet.open_all(node, env, config, opened)
-    serials = machineserial.open_all(env, config, opened)
-    spec = spec._replace(
-        drives=drives.drives,
-        nics=nics,
-        serials=serials.ports,
-        files=(*files, *serials.files),
-        incoming=layout is not None,
-    )
-    return Launch(
-        spec=spec,
-        descriptors=(*files, *serials.files, *serials.sockets, *(nic.tap for nic in nics)),
-        uid=node.id_ranges.allocate(env.uuid).first,
-        limits=machinelimits.of(config, spec, cpus=cpus),
-        disks=drives.disks,
-        log=node.paths.log / "vm" / f"{env.uuid}.log",
-    )
-
-
-def running_state(process: Process, layout: Layout) -> RunState:
-    """Return the run state of a machine that was just started."""
-    return RunState(
-        boot_id=boot_id(),
-        pid=process.pid,
-        start_time=process.start_time,
-        status=Status.RUNNING,
-        started_at=time.time(),
-        data={"layout": layout._asdict()},
-    )
-
-
-def layout(node: Node, env: Environment) -> Layout:
-    """Return how a running machine is put together now; raises NotRunning."""
-    state = RunState.load(node.paths, env.uuid)
-    try:
-        return Layout.from_json(state.data["layout"] if state else None)
-    except (ValueError, KeyError):
-        raise NotRunning(f"{env.name} is not running") from None
-
-
-def note_layout(node: Node, env: Environment, changed: Layout) -> None:
-    """Remember that a running machine is put together otherwise now."""
-    state = RunState.load(node.paths, env.uuid)
-    if state is not None:
-        data = dict(state.data) | {"layout": changed._asdict()}
-        state._replace(data=data).save(node.paths, env.uuid)
-
-
-def _machine_type(monitor: Monitor) -> str:
-    """Return the machine type with its version, which "q35" is short for."""
-    name = str(monitor.execute("qom-get", {"path": "/machine", "property": "type"}))
-    return name.removesuffix("-machine")
-
-
-def _remember_type(node: Node, env: Environment, type_: str) -> None:
-    """Keep the machine's type, so that a later QEMU gives the guest the same hardware."""
-    conf = node.registry.conf_file(env)
-    if conf.get("VM_MACHINE") != type_:
-        conf.set("VM_MACHINE", type_)
-        node.registry.save(env, conf)
 
 
 def stop(node: Node, env: Environment, options: Stop, progress: Progress | None = None) -> str:
@@ -296,8 +157,8 @@ def halt(node: Node, env: Environment, options: Stop, progress: Progress) -> str
         journal.done()
         raise
     if killed:
-        _quit(node, env)
-    clear(node, env)
+        machineground.quit_machine(node, env)
+    machineground.clear(node, env)
     journal.done()
     node.publish("ve-stop", env, reason="killed" if killed else "halt")
     return "killed" if killed else "stopped"
@@ -336,15 +197,6 @@ def _ask_agent(node: Node, env: Environment) -> bool:
         log.info("%s: its agent was not able to stop it: %s", env.name, error)
         return False
     return True
-
-
-def _quit(node: Node, env: Environment) -> None:
-    """End QEMU: it writes its caches first, unless it does not answer."""
-    with suppress(VZError):
-        node.machines.monitor(env.uuid).execute("quit", timeout=QUIT)
-    if not node.machines.wait_end(env.uuid, QUIT):
-        log.warning("%s: QEMU did not quit and is killed", env.name)
-    node.machines.kill(env.uuid, timeout=KILL_TIMEOUT)
 
 
 def restart(
@@ -412,12 +264,15 @@ def repair(node: Node, env: Environment) -> None:
     record = Journal.leftover(node.paths, env.uuid)
     if record is not None and leftovers.repair(node, record):
         record = None
+    if record is not None and record.verb in machineshot.VERBS:
+        machineshot.repair(node, env, record)
+        record = None
     running = env.uuid in node.machines.running()
     if record is not None:
         _repair_record(node, env, record, running=running)
     elif not running and _has_left(node, env):
         log.warning("%s: its QEMU is gone and nobody cleaned up", env.name)
-        clear(node, env)
+        machineground.clear(node, env)
 
 
 def _repair_record(node: Node, env: Environment, record: Record, *, running: bool) -> None:
@@ -431,10 +286,10 @@ def _repair_record(node: Node, env: Environment, record: Record, *, running: boo
         if running:
             node.machines.monitor(env.uuid).execute("cont")
         else:
-            clear(node, env)
+            machineground.clear(node, env)
     elif record.verb == "start" or not running:
         node.machines.kill(env.uuid, timeout=KILL_TIMEOUT)
-        clear(node, env)
+        machineground.clear(node, env)
     else:
         _mark_running(node, env)
     Journal.forget(node.paths, env.uuid)
@@ -460,15 +315,6 @@ def _has_left(node: Node, env: Environment) -> bool:
     return RunState.load(node.paths, env.uuid) is not None
 
 
-def clear(node: Node, env: Environment) -> None:
-    """Undo, in reverse, what a start made; idempotent."""
-    memory.release(node, env.uuid)
-    machinenet.clean(node, env.uuid)
-    node.machines.clean(env.uuid)
-    (env.home / ".running").unlink(missing_ok=True)
-    RunState.clear(node.paths, env.uuid)
-
-
 def ended(node: Node, end: End) -> None:
     """Take note of the end of a machine that nobody of us has stopped, and clean up."""
     try:
@@ -481,7 +327,7 @@ def ended(node: Node, end: End) -> None:
         state = RunState.load(node.paths, env.uuid)
         if state is None or state.pid != end.pid or env.uuid in node.machines.running():
             return
-        clear(node, env)
+        machineground.clear(node, env)
         reason = "halt" if end.reason.startswith("guest-") else end.reason or "killed"
         log.info("%s: QEMU ended: %s", env.name, reason)
         node.publish("ve-stop", env, reason=reason)

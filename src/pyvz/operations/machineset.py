@@ -22,6 +22,7 @@ from pyvz.operations import (
     machine,
     machinedisk,
     machinedrives,
+    machineground,
     machineguest,
     machinelimits,
     machinenet,
@@ -174,13 +175,13 @@ def _cpus(live: _Live, undo: ExitStack) -> bool:
     wanted = cpus_of(live.new)
     if wanted == cpus_of(live.old):
         return False
-    made = machine.layout(live.node, live.env)
+    made = machineground.layout(live.node, live.env)
     there = made.cpus + made.plugged
     if wanted < there or not live.old.machine.cpu_hotplug:
         return True
-    undo.callback(machine.note_layout, live.node, live.env, made)
+    undo.callback(machineground.note_layout, live.node, live.env, made)
     plug.add_cpus(live.monitor, wanted)
-    machine.note_layout(live.node, live.env, made._replace(plugged=wanted - made.cpus))
+    machineground.note_layout(live.node, live.env, made._replace(plugged=wanted - made.cpus))
     return False
 
 
@@ -189,15 +190,15 @@ def _memory(live: _Live, undo: ExitStack) -> bool:
     wanted, before = memory_of(live.new), memory_of(live.old)
     if wanted == before:
         return False
-    made = machine.layout(live.node, live.env)
+    made = machineground.layout(live.node, live.env)
     there = made.memory + sum(made.dimms)
     if wanted > there:
         if not live.old.machine.mem_hotplug or _dimm(made, wanted) + there > made.max_memory:
             return True
         size = _dimm(made, wanted)
-        undo.callback(machine.note_layout, live.node, live.env, made)
+        undo.callback(machineground.note_layout, live.node, live.env, made)
         plug.add_memory(live.monitor, len(made.dimms), size)
-        machine.note_layout(live.node, live.env, made._replace(dimms=(*made.dimms, size)))
+        machineground.note_layout(live.node, live.env, made._replace(dimms=(*made.dimms, size)))
     undo.callback(_balloon_quietly, live.monitor, before)
     plug.balloon(live.monitor, wanted)
     return False

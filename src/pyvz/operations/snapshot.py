@@ -17,10 +17,10 @@ from uuid import uuid4
 
 from pyvz.errors import AlreadyMounted, BadValue, Busy, SnapshotNotFound, Unsupported
 from pyvz.linux import mount
-from pyvz.model.environment import Environment
+from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import dump, ground, home, lifecycle, provision, shot, suspend
+from pyvz.operations import dump, ground, home, lifecycle, machinesnapshot, provision, shot, suspend
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store import savedstates
@@ -69,6 +69,8 @@ def create(
     wanted = wanted or Wanted()
     env = node.registry.resolve(ref)
     item = savedstates.new_item(wanted.guid or str(uuid4()), wanted.name, wanted.description)
+    if env.kind == Kind.VM:
+        return Taken(*machinesnapshot.create(node, env, item, progress))
     with node.lease(env, "snapshot"):
         provision.repair(node, env)
         status = lifecycle.require(node, env, "snapshot")
@@ -129,6 +131,8 @@ def switch(
     """
     progress = progress or NoProgress()
     env = node.registry.resolve(ref)
+    if env.kind == Kind.VM:
+        return machinesnapshot.switch(node, env, guid, resume=resume, progress=progress)
     with node.lease(env, "snapshot-switch"):
         provision.repair(node, env)
         states = savedstates.load(env.home)
@@ -159,6 +163,9 @@ def delete(
     """
     progress = progress or NoProgress()
     env = node.registry.resolve(ref)
+    if env.kind == Kind.VM:
+        machinesnapshot.delete(node, env, guid, children=children, progress=progress)
+        return
     with node.lease(env, "snapshot-delete"):
         provision.repair(node, env)
         states = savedstates.load(env.home)

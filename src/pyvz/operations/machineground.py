@@ -1,0 +1,179 @@
+"""The ground of a virtual machine's verbs: QEMU brought up with everything it needs, and all of it
+taken away again.  Who calls holds the lease and has checked.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from typing import NamedTuple
+
+from pyvz.errors import NotRunning, VZError
+from pyvz.linux.process import boot_id
+from pyvz.model.config import Config
+from pyvz.model.environment import Environment
+from pyvz.model.status import Status
+from pyvz.operations import (
+    machinedrives,
+    machinelimits,
+    machinenet,
+    machineserial,
+    machinestate,
+    memory,
+    vncpassword,
+)
+from pyvz.operations.node import Node
+from pyvz.store.journal import Journal
+from pyvz.store.state import RunState
+from pyvz.vm import accelerator
+from pyvz.vm.monitor import Monitor
+from pyvz.vm.runtime import Launch, Process
+from pyvz.vm.spec import OVERHEAD, Layout, from_config, laid_out, layout_of
+
+log = logging.getLogger(__name__)
+
+KILL_TIMEOUT = 30.0
+QUIT = 10.0  # seconds for QEMU to write its caches and end
+
+
+class State(NamedTuple):
+    """A saved state to go on from: how the machine must be put together, what puts the state in.
+
+    incoming: QEMU waits for it from the start (a file of machinestate.py).  paused: it was paused.
+    """
+
+    layout: Layout
+    load: Callable[[Monitor], None]
+    incoming: bool = True
+
+
+def bring_up(node: Node, env: Environment, config: Config, state: State | None = None) -> None:
+    """Start QEMU and let it go, from a saved STATE or anew; a failure undoes everything."""
+    journal = Journal.begin(node.paths, env.uuid, "start", {})
+    with ExitStack() as undo:
+        undo.callback(journal.done)
+        undo.callback(memory.release, node, env.uuid)
+        memory.admit(node, env, config, overhead=OVERHEAD)
+        undo.callback(machinenet.clean, node, env.uuid)
+        with ExitStack() as opened:
+            launch = _launch(node, env, config, state, opened)
+            undo.callback(node.machines.clean, env.uuid)
+            process = node.machines.start(launch)
+            undo.callback(node.machines.kill, env.uuid, timeout=KILL_TIMEOUT)
+        monitor = node.machines.monitor(env.uuid)
+        machinenet.connected(node, env, config, monitor)
+        type_ = _machine_type(monitor)
+        _remember_type(node, env, type_)
+        if launch.spec.remote is not None and launch.spec.remote.password:
+            vncpassword.put_in_force(env, monitor)
+        if state is not None:
+            state.load(monitor)
+        made = state.layout if state else layout_of(launch.spec._replace(type=type_))
+        running_state(process, made).save(node.paths, env.uuid)
+        undo.callback(RunState.clear, node.paths, env.uuid)
+        journal.note("going")  # from here on its disks change: a saved state is void
+        monitor.execute("cont")
+        undo.pop_all()
+    memory.activate(node, env)
+    if state is not None:
+        machinestate.forget(env)
+    journal.done()
+    (env.home / ".running").touch()
+
+
+def _launch(
+    node: Node, env: Environment, config: Config, state: State | None, opened: ExitStack
+) -> Launch:
+    """Open everything that QEMU gets and say how it is started."""
+    chosen = accelerator.choose(node.paths.run, node.config().values.get(accelerator.KEY, ""))
+    cpus = os.cpu_count() or 1
+    spec = from_config(env.uuid, env.name, config, cpus=cpus, accelerator=chosen.name)
+    if state is not None:
+        spec = laid_out(spec, state.layout)
+    drives = machinedrives.open_all(env, config, opened)
+    files = list(drives.descriptors)
+    if config.machine.efi:
+        firmware, descriptor = machinedrives.open_firmware(env, opened)
+        spec = spec._replace(firmware=firmware)
+        files.append(descriptor)
+    nics = machinenet.open_all(node, env, config, opened)
+    serials = machineserial.open_all(env, config, opened)
+    spec = spec._replace(
+        drives=drives.drives,
+        nics=nics,
+        serials=serials.ports,
+        files=(*files, *serials.files),
+        incoming=state is not None and state.incoming,
+    )
+    return Launch(
+        spec=spec,
+        descriptors=(*files, *serials.files, *serials.sockets, *(nic.tap for nic in nics)),
+        uid=node.id_ranges.allocate(env.uuid).first,
+        limits=machinelimits.of(config, spec, cpus=cpus),
+        disks=drives.disks,
+        log=node.paths.log / "vm" / f"{env.uuid}.log",
+    )
+
+
+def running_state(process: Process, layout: Layout) -> RunState:
+    """Return the run state of a machine that was just started."""
+    return RunState(
+        boot_id=boot_id(),
+        pid=process.pid,
+        start_time=process.start_time,
+        status=Status.RUNNING,
+        started_at=time.time(),
+        data={"layout": layout._asdict()},
+    )
+
+
+def layout(node: Node, env: Environment) -> Layout:
+    """Return how a running machine is put together now; raises NotRunning."""
+    state = RunState.load(node.paths, env.uuid)
+    try:
+        return Layout.from_json(state.data["layout"] if state else None)
+    except (ValueError, KeyError):
+        raise NotRunning(f"{env.name} is not running") from None
+
+
+def note_layout(node: Node, env: Environment, changed: Layout) -> None:
+    """Remember that a running machine is put together otherwise now."""
+    state = RunState.load(node.paths, env.uuid)
+    if state is not None:
+        data = dict(state.data) | {"layout": changed._asdict()}
+        state._replace(data=data).save(node.paths, env.uuid)
+
+
+def _machine_type(monitor: Monitor) -> str:
+    """Return the machine type with its version, which "q35" is short for."""
+    name = str(monitor.execute("qom-get", {"path": "/machine", "property": "type"}))
+    return name.removesuffix("-machine")
+
+
+def _remember_type(node: Node, env: Environment, type_: str) -> None:
+    """Keep the machine's type, so that a later QEMU gives the guest the same hardware."""
+    conf = node.registry.conf_file(env)
+    if conf.get("VM_MACHINE") != type_:
+        conf.set("VM_MACHINE", type_)
+        node.registry.save(env, conf)
+
+
+def quit_machine(node: Node, env: Environment) -> None:
+    """End QEMU: it writes its caches first, unless it does not answer."""
+    with suppress(VZError):
+        node.machines.monitor(env.uuid).execute("quit", timeout=QUIT)
+    if not node.machines.wait_end(env.uuid, QUIT):
+        log.warning("%s: QEMU did not quit and is killed", env.name)
+    node.machines.kill(env.uuid, timeout=KILL_TIMEOUT)
+
+
+def clear(node: Node, env: Environment) -> None:
+    """Undo, in reverse, what a start made; idempotent."""
+    memory.release(node, env.uuid)
+    machinenet.clean(node, env.uuid)
+    node.machines.clean(env.uuid)
+    (env.home / ".running").unlink(missing_ok=True)
+    RunState.clear(node.paths, env.uuid)

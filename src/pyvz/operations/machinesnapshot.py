@@ -1,0 +1,113 @@
+"""Snapshots of a virtual machine: the verbs; what each of them does is in machineshot.py."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pyvz.errors import SnapshotNotFound, Unsupported
+from pyvz.model.environment import Environment
+from pyvz.model.status import Status
+from pyvz.model.task import Progress
+from pyvz.operations import home, machine, machineshot
+from pyvz.operations.machineshot import POWERON, SHOT, SWITCH
+from pyvz.operations.node import Node
+from pyvz.operations.transition import require
+from pyvz.store import savedstates
+from pyvz.store.journal import Journal
+from pyvz.store.savedstates import SavedState
+
+
+class Taken(NamedTuple):
+    """A new snapshot.  memory: it has the memory of a machine that ran."""
+
+    guid: str
+    running: bool
+    memory: bool
+
+
+def create(node: Node, env: Environment, item: SavedState, progress: Progress) -> Taken:
+    """Keep disks, configuration and, of a machine that runs, the memory.
+
+    Raises AlreadyExists, BadValue, Unsupported, SnapshotError: nothing has changed then.
+    """
+    with node.lease(env, "snapshot"):
+        machine.repair(node, env)
+        status = require(node, env, "snapshot")
+        running = status in {Status.RUNNING, Status.PAUSED}
+        config = node.registry.config(env)
+        disks = machineshot.disks_of(config)
+        if running and not disks:
+            raise Unsupported("A virtual machine without a qcow2 disk has no place for its memory")
+        states = savedstates.load(env.home).with_snapshot(
+            item._replace(state=POWERON if running else savedstates.POWEROFF)
+        )
+        progress.stage(f"Creating snapshot {item.guid}")
+        data = home.to_data(env) | {"guid": item.guid}
+        with Journal.begin(node.paths, env.uuid, SHOT, data) as journal:
+            try:
+                machineshot.take(node, env, item.guid, disks, running=running)
+                savedstates.save(env.home, states)
+            except BaseException:
+                machineshot.discard(node, env, item.guid, disks)
+                journal.done()
+                raise
+    node.publish("ve-snapshot", env, guid=item.guid)
+    return Taken(item.guid, running, running)
+
+
+def switch(
+    node: Node,
+    env: Environment,
+    guid: str | None,
+    *,
+    resume: bool = True,
+    progress: Progress,
+) -> str:
+    """Make the machine what it was at a snapshot; with memory (and resume) it runs again.
+
+    What is on its disks and in its memory now is lost.  Raises SnapshotNotFound, SnapshotError.
+    """
+    with node.lease(env, "snapshot-switch"):
+        machine.repair(node, env)
+        states = savedstates.load(env.home)
+        wanted = guid or states.current
+        if not wanted:
+            raise SnapshotNotFound("No snapshot to revert to.")
+        item = states.get(wanted)
+        conf = machineshot.configuration(node, env, item.guid)
+        progress.stage(f"Switching to snapshot {item.guid}")
+        progress.check()
+        data = home.to_data(env) | {"guid": item.guid}
+        with Journal.begin(node.paths, env.uuid, SWITCH, data):
+            machineshot.end(node, env)
+            machineshot.apply(node, env, states, item, conf)
+        if item.state == POWERON and resume:
+            machineshot.load_memory(node, env, item.guid)
+    node.publish("ve-snapshot-switch", env, guid=item.guid)
+    node.publish("ve-config", env, fields="")
+    return item.guid
+
+
+def delete(
+    node: Node,
+    env: Environment,
+    guid: str,
+    *,
+    children: bool = False,
+    progress: Progress,
+) -> None:
+    """Forget a snapshot, with `children` all below it too; else those move up to its parent."""
+    with node.lease(env, "snapshot-delete"):
+        machine.repair(node, env)
+        states = savedstates.load(env.home)
+        gone = states.subtree(guid) if children else (states.get(guid),)
+        progress.stage(f"Deleting snapshot {states.get(guid).guid}")
+        progress.check()
+        left = states.without_subtree(guid) if children else states.without(guid)
+        disks = machineshot.disks_of(node.registry.config(env))
+        # First the list: what it does not name is nobody's, and only costs room.
+        savedstates.save(env.home, left)
+        for item in gone:
+            machineshot.discard(node, env, item.guid, disks)
+    for item in gone:
+        node.publish("ve-snapshot-delete", env, guid=item.guid)

@@ -1,0 +1,83 @@
+"""The network of virtual machines: the same addresses, filters and counters as containers have."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from networld import LAUNCH, OUTSIDE4, NetWorld, busybox_root, busybox_tar, networld
+from tinyguest import tiny_iso
+
+__all__ = ["busybox_root", "busybox_tar", "networld", "tiny_iso"]
+pytestmark = pytest.mark.requires("program:qemu-system-x86_64", "program:qemu-img")
+
+
+def boot(world: NetWorld, iso: Path, *options: str) -> None:
+    world.prlctl("create", "vm", "--vmtype", "vm", "--no-hdd")
+    world.prlctl("set", "vm", "--memsize", "192", "--cpus", "1")
+    world.prlctl("set", "vm", "--device-set", "cdrom0", "--image", os.fspath(iso))
+    world.prlctl("set", "vm", "--device-add", "net", *options)
+    world.prlctl("start", "vm")
+    argv = ["nsenter", f"--net=/run/netns/{world.node}", sys.executable, "-IS", "-c"]
+    argv += [LAUNCH.format("prlctl"), "exec", "vm", "true"]
+    for _ in range(300):
+        done = subprocess.run(
+            argv, env=world.env, stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+        if done.returncode == 0:
+            return
+        time.sleep(0.5)
+    pytest.fail(f"the guest does not boot: {done.stderr!r}")
+
+
+def inside(world: NetWorld, command: str, code: int | None = 0) -> str:
+    return world.cli("prlctl", "exec", "vm", command, code=code)  # type: ignore[arg-type]
+
+
+def address(world: NetWorld, device: str, given: str) -> None:
+    inside(world, f"ip link set {device} up; ip addr add {given}/32 dev {device}")
+
+
+def test_machines_and_containers_reach_each_other(networld: NetWorld, tiny_iso: Path) -> None:
+    world = networld
+    world.create("ct", "--ipadd", "10.77.0.1")
+    before = world.links()
+    boot(world, tiny_iso, "--type", "routed", "--ipadd", "10.77.0.2")
+    address(world, "eth0", "10.77.0.2")
+    inside(world, "ip route add default dev eth0")
+    assert world.pings("ct", "10.77.0.2")
+    assert " 0% packet loss" in inside(world, "ping -c 2 10.77.0.1")
+    assert world.reached("10.77.0.2")
+    # What it may not be.
+    inside(world, "ip addr add 10.77.0.66/32 dev eth0")
+    assert "100% packet loss" in inside(world, "ping -c 1 -W 1 -I 10.77.0.66 10.77.0.1", None)
+    assert not world.reached("10.77.0.66")
+    # The cable, and a second card.
+    world.prlctl("set", "vm", "--device-disconnect", "net0")
+    assert not world.reached("10.77.0.2")
+    world.prlctl("set", "vm", "--device-connect", "net0")
+    assert world.reached("10.77.0.2")
+    world.prlctl("set", "vm", "--device-add", "net", "--type", "routed", "--ipadd", "10.77.0.3")
+    time.sleep(1)
+    address(world, "eth1", "10.77.0.3")
+    inside(world, f"ip route add {OUTSIDE4} dev eth1")
+    assert world.reached("10.77.0.3")
+    world.prlctl("set", "vm", "--device-del", "net1")
+    assert not world.reached("10.77.0.3")
+    # Through the disk and back; the traffic was counted.
+    world.prlctl("suspend", "vm")
+    assert not world.reached("10.77.0.2")
+    world.prlctl("resume", "vm")
+    assert world.reached("10.77.0.2")
+    assert "net.classful.traffic:\t1 " in world.prlctl("statistics", "vm")
+    assert "10.77.0.2" in world.prlctl("list", "-a", "vm")
+    world.prlctl("stop", "vm", "--kill")
+    assert world.links() == before
+    # An address that somebody has.
+    refused = world.prlctl("set", "vm", "--ipadd", "10.77.0.1", code=255)
+    assert "in use" in refused
