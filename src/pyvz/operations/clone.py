@@ -22,10 +22,10 @@ from pyvz.linux.guestroot import GuestRoot
 from pyvz.model import params_net as params
 from pyvz.model.conffile import ConfFile
 from pyvz.model.config import Config
-from pyvz.model.environment import Environment, check_name
+from pyvz.model.environment import Environment, Kind, check_name
 from pyvz.model.grammar_net import NetIf
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import home, lifecycle, pool, provision, shot
+from pyvz.operations import home, lifecycle, machineclone, pool, provision, shot
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store import savedstates
@@ -66,6 +66,9 @@ def clone(
     """
     progress = progress or NoProgress()
     source = node.registry.resolve(ref)
+    if source.kind == Kind.VM:
+        wanted = (options.destination, options.template, options.linked)
+        return machineclone.clone(node, source, name, wanted, progress)
     copy = _identity(node, source, name, options.destination)
     with ExitStack() as held:
         held.enter_context(home.reserved(node, copy.uuid, copy.name))

@@ -8,6 +8,7 @@ from pyvz.errors import Unsupported
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import home, lifecycle, provision
 from pyvz.operations.node import Node
+from pyvz.operations.transition import containers_only
 from pyvz.storage import base as storage
 
 
@@ -24,6 +25,7 @@ def compact(node: Node, ref: str, *, progress: Progress | None = None) -> Compac
     """
     progress = progress or NoProgress()
     env = node.registry.resolve(ref)
+    containers_only(env, "its disks give space back by themselves (discard)")
     with node.lease(env, "compact"):
         provision.repair(node, env)
         lifecycle.require(node, env, "compact")

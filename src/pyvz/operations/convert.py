@@ -8,6 +8,7 @@ from pyvz.model.environment import Environment
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import convertlayout, home, image, lifecycle, provision
 from pyvz.operations.node import Node
+from pyvz.operations.transition import containers_only
 from pyvz.storage import base as storage
 from pyvz.storage.base import StorageDriver
 
@@ -28,6 +29,7 @@ def convert(node: Node, ref: str, layout: str, *, progress: Progress | None = No
     """
     progress = progress or NoProgress()
     env = node.registry.resolve(ref)
+    containers_only(env, "its disks have no layout to convert")
     target = storage.load(provision.driver_name(node, layout))
     with node.lease(env, convertlayout.VERB):
         provision.repair(node, env)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,24 +89,6 @@ def configuration(node: Node, env: Environment, wanted: Machine) -> ConfFile:
         conf.set(key, value)
     conf.set("VE_PRIVATE", str(env.home))
     return conf
-
-
-def clone(
-    node: Node,
-    source: Environment,
-    copy: Environment,
-    conf: ConfFile,
-    fill: Callable[[Path, Config], None],
-) -> Environment:
-    """Make COPY with the configuration CONF; FILL puts its images into the home."""
-    with ExitStack() as held:
-        held.enter_context(node.lease(copy, "clone"))
-        home.check_place(node, copy.home)
-        with home.born(node, copy, conf, "clone") as staging:
-            furnish(node, staging)
-            fill(staging, Config.parse(conf.values()))
-    node.publish("ve-create", copy, source=source.uuid)
-    return copy
 
 
 def identity(node: Node, uuid: str, name: str, directory: str | None) -> Environment:

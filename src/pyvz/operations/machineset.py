@@ -20,6 +20,7 @@ from pyvz.model.limits import Limits
 from pyvz.model.status import Status
 from pyvz.operations import (
     machine,
+    machineclone,
     machinedisk,
     machinedrives,
     machineground,
@@ -79,6 +80,8 @@ def set_options(node: Node, env: Environment, dialect: str, given: GivenOptions)
                 hint="Start it; the guest needs its agent for it.",
             )
         new = machinenet.settled(node, env, made.config)
+        if old.identity.type == "template" and new.identity.type != "template":
+            machineclone.check_unused(node, env)
         waiting, warnings = _change(node, env, old, made._replace(config=new), running=running)
     node.publish("ve-config", env, fields=" ".join(made.fields))
     return Done(made.echo, waiting, (*made.warnings, *warnings))

@@ -19,6 +19,7 @@ from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import departure, home, lifecycle, provision
 from pyvz.operations.giving import Giving
 from pyvz.operations.node import Node
+from pyvz.operations.transition import containers_only
 from pyvz.store.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ def migrate(node: Node, ref: str, request: Request, progress: Progress | None = 
     """
     progress = progress or NoProgress()
     env = node.registry.resolve(ref)
+    containers_only(env, "it cannot be migrated by this version")
     address = addresses.parse(request.target)
     with node.lease(env, "migrate"):
         provision.repair(node, env)

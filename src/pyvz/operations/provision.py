@@ -40,6 +40,7 @@ from pyvz.operations import (
     home,
     leftovers,
     lifecycle,
+    machineclone,
     machinecreate,
     options,
     pool,
@@ -145,6 +146,8 @@ def delete(
     with node.lease(env, "delete"):
         repair(node, env)
         lifecycle.require(node, env, "delete")
+        if env.kind == Kind.VM:
+            machineclone.check_unused(node, env)
         _check_is_home(env)
         home.bury(node, env, progress)
     node.publish("ve-delete", env)

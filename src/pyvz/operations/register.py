@@ -33,7 +33,6 @@ from pyvz.storage import base as storage
 
 log = logging.getLogger(__name__)
 
-CONF = "ve.conf"
 _SHARED = ("nfs", "ceph", "gfs2", "ocfs2", "lustre", "cifs", "9p", "virtiofs", "glusterfs", "fuse.")
 
 
@@ -55,10 +54,11 @@ def register(  # noqa: PLR0913  the fields of the API call
     Raises PrivateMissing, ConfigError, InvalidState (owner), BadValue: nothing was changed then.
     """
     place = _checked_place(node, path)
-    text = read_text_limited(place / CONF)
+    kind = _kind(place)
+    text = read_text_limited(place / kind.conf_name)
     conf = ConfFile.parse(text)
-    Config.parse(conf.values(), source=os.fspath(place / CONF))
-    if conf.get("ROOT_DISK") != "no":
+    Config.parse(conf.values(), source=os.fspath(place / kind.conf_name))
+    if kind == Kind.CT and conf.get("ROOT_DISK") != "no":
         storage.find(place)
     if not force:
         _check_owner(node, place)
@@ -101,10 +101,15 @@ def _enter(node: Node, env: Environment, conf: ConfFile, former: str) -> None:
     with ExitStack() as undo, home.storage_errors(f"{env.home} could not be registered"):
         undo.callback(_restore, env.home / home.OWNER, _content(env.home / home.OWNER))
         home.take_ownership(node, env.home)
-        undo.callback(_restore, env.home / CONF, former)
+        undo.callback(_restore, env.conf, former)
         undo.callback(node.registry.remove, env, keep_files=True)
         node.registry.add(env, conf)
         undo.pop_all()
+
+
+def _kind(place: Path) -> Kind:
+    """Return what the home at PLACE is of, by the file that is there."""
+    return Kind.VM if (place / Kind.VM.conf_name).exists() else Kind.CT
 
 
 def _checked_place(node: Node, path: str) -> Path:
@@ -112,10 +117,10 @@ def _checked_place(node: Node, path: str) -> Path:
     place = Path(os.path.realpath(path))
     if not place.is_dir():
         raise PrivateMissing(f"There is no directory {path}")
-    conf = place / CONF
+    conf = place / _kind(place).conf_name
     if not conf.exists() or not stat.S_ISREG(conf.lstat().st_mode):
         raise PrivateMissing(
-            f"{path} is not the private area of a container: it has no {CONF} of its own"
+            f"{path} is not the private area of a container: it has no {conf.name} of its own"
         )
     if place.stat().st_uid != 0 or conf.stat().st_uid != 0:
         raise StorageError(f"{path} does not belong to root and was not registered")
@@ -145,7 +150,7 @@ def _identity(
     text = uuid if uuid is not None else conf.get("UUID") or "" if preserve else str(uuid4())
     found = canonical_uuid(text)
     if found is None:
-        raise (BadValue if uuid else ConfigError)(f"'{text}' in {place / CONF} is not a UUID")
+        raise (BadValue if uuid else ConfigError)(f"'{text}' in {place} is not a UUID")
     if ctid is not None and not is_legacy_ctid(ctid):
         raise BadValue(f"'{ctid}' is not a container id")
     former = conf.get("VEID") or ""
@@ -153,7 +158,7 @@ def _identity(
         ctid = former
     envid = found if ctid is None else str(int(ctid))
     label = check_name(name) if name else _free_name(node, conf.get("NAME") or envid)
-    return Environment(found, envid, label, Kind.CT, place)
+    return Environment(found, envid, label, _kind(place), place)
 
 
 def _free_name(node: Node, name: str) -> str:

@@ -11,6 +11,7 @@ from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import home, lifecycle, onlinemove, provision, storagepool
 from pyvz.operations.node import Node
 from pyvz.operations.transfer import transfer
+from pyvz.operations.transition import containers_only
 from pyvz.storage import base as storage
 
 
@@ -31,6 +32,7 @@ def move(
     """
     progress = progress or NoProgress()
     old = node.registry.resolve(ref)
+    containers_only(old, "its home cannot be moved by this version")
     parent = destination.rstrip("/")
     if "/" not in destination:
         parent = os.fspath(storagepool.chosen(node, destination).path)

@@ -29,6 +29,7 @@ from pyvz.model.status import Status
 from pyvz.model.task import Progress
 from pyvz.operations.node import Node
 from pyvz.operations.templateguest import Target, app_names, save_app_names, template_of
+from pyvz.operations.transition import containers_only
 from pyvz.template import base, build, cache, catalog, record, settings, shipped
 from pyvz.template.base import Package, Update
 from pyvz.template.cache import CacheFile
@@ -170,6 +171,7 @@ def install(
     Raises TemplateNotFound, TemplateInstalled, TemplateError, NotRunning, CommandFailed.
     """
     env = node.registry.resolve(ref)
+    containers_only(env, "vzpkg is for containers")
     with node.lease(env, "installing"):
         target = Target(node, env, template_of(node, env))
         apps = [] if packages else target.apps(names)
@@ -191,6 +193,7 @@ def install(
 def install_files(node: Node, ref: str, files: Sequence[str], *, progress: Progress) -> Changes:
     """Install (or update to) package files of the node in a running container."""
     env = node.registry.resolve(ref)
+    containers_only(env, "vzpkg is for containers")
     paths = [Path(name) for name in files]
     for path in paths:
         if not path.is_file():
@@ -211,6 +214,7 @@ def update(
     Raises TemplateNotInstalled for an application template that the container has not.
     """
     env = node.registry.resolve(ref)
+    containers_only(env, "vzpkg is for containers")
     with node.lease(env, "updating"):
         target = Target(node, env, template_of(node, env))
         present = app_names(node, env)
@@ -238,6 +242,7 @@ def remove(
     with_depends: also what needs them; without it that is an error and nothing is removed.
     """
     env = node.registry.resolve(ref)
+    containers_only(env, "vzpkg is for containers")
     with node.lease(env, "removing"):
         target = Target(node, env, template_of(node, env))
         present = app_names(node, env)
@@ -341,6 +346,7 @@ def list_container(node: Node, ref: str, *, packages: bool = False) -> list[dict
     packages: rows {name, arch, version, summary} of its packages instead; it must be mounted.
     """
     env = node.registry.resolve(ref)
+    containers_only(env, "vzpkg is for containers")
     os_template = template_of(node, env)
     if packages:
         manager = base.load(os_template.package_manager)

@@ -8,13 +8,20 @@ from pyvz.errors import (
     InvalidState,
     NotMounted,
     NotRunning,
+    Unsupported,
 )
-from pyvz.model.environment import Environment
+from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import LEGAL_FROM, Status
 from pyvz.operations.node import Node
 
 # What needs the disks of a stopped environment for itself.
 _UNMOUNTED = frozenset({"delete", "clone", "move", "migrate", "unregister", "restore"})
+
+
+def containers_only(env: Environment, what: str) -> None:
+    """Raise Unsupported for a virtual machine, of which WHAT cannot be had by this version."""
+    if env.kind == Kind.VM:
+        raise Unsupported(f"{env.name} is a virtual machine: {what}")
 
 
 def require(node: Node, env: Environment, verb: str) -> Status:
