@@ -128,7 +128,7 @@ PRLCTL: tuple[OptionRow, ...] = (
     ("--iface", "ide|scsi|virtio", ""),
     ("--subtype", "virtio-scsi|hyperv", ""),
     ("--position", "N", ""),
-    ("--adapter-type", "virtio|hyperv|e1000|rtl", ""),
+    ("--adapter-type", "virtio|e1000|rtl", ""),
     ("--preventpromisc", "on|off", ""),
     ("--3d-accelerate", "VALUE", ""),
     ("--vertical-sync", "VALUE", ""),

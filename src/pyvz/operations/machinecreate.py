@@ -30,12 +30,16 @@ Options = tuple[tuple[str, str | None], ...]
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What is wanted.  sample: a configuration sample.  disk: make hdd0."""
+    """What is wanted.  sample: a configuration sample.  disk: make hdd0.
+
+    template: name and golden image of the template that hdd0 is a copy of.
+    """
 
     options: Options = ()
     dialect: str = "prlctl"
     sample: str | None = None
     disk: bool = True
+    template: tuple[str, Path] | None = None
 
 
 def parent_of(node: Node) -> Path:
@@ -55,10 +59,19 @@ def create(node: Node, env: Environment, wanted: Machine, progress: Progress) ->
             furnish(node, staging)
             if wanted.disk:
                 progress.stage("Making the disk")
-                image.create(staging / DISK, DISK_SIZE * KIB)
+                _make_disk(staging / DISK, wanted, progress)
             progress.check()
     node.publish("ve-create", env)
     return env
+
+
+def _make_disk(path: Path, wanted: Machine, progress: Progress) -> None:
+    """Make hdd0: empty, or a copy of the template's image, which the guest grows into."""
+    if wanted.template is None:
+        image.create(path, DISK_SIZE * KIB)
+        return
+    image.copy(wanted.template[1], path, progress)
+    image.resize(path, DISK_SIZE * KIB, "qcow2")
 
 
 def furnish(node: Node, directory: Path) -> None:
@@ -88,6 +101,10 @@ def configuration(node: Node, env: Environment, wanted: Machine) -> ConfFile:
     for key, value in made.config.differences(old).items():
         conf.set(key, value)
     conf.set("VE_PRIVATE", str(env.home))
+    if wanted.template is not None:
+        name = wanted.template[0]
+        conf.set("OSTEMPLATE", f".{name}")
+        conf.set("DISTRIBUTION", name.partition("-")[0])
     return conf
 
 

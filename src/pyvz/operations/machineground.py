@@ -18,6 +18,7 @@ from pyvz.model.environment import Environment
 from pyvz.model.status import Status
 from pyvz.operations import (
     machinedrives,
+    machinefiles,
     machinelimits,
     machinenet,
     machineserial,
@@ -105,6 +106,7 @@ def _launch(
         drives=drives.drives,
         nics=nics,
         serials=serials.ports,
+        told=machinefiles.payload(env.name, config),
         files=(*files, *serials.files),
         incoming=state is not None and state.incoming,
     )

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 from uuid import uuid4
@@ -42,6 +42,7 @@ from pyvz.operations import (
     lifecycle,
     machineclone,
     machinecreate,
+    machinetemplate,
     options,
     pool,
     storagepool,
@@ -126,8 +127,9 @@ def _create_machine(node: Node, request: CreateRequest, progress: Progress) -> E
     wanted = machinecreate.Machine(
         tuple(request.options), request.dialect, request.config, disk=not request.no_disk
     )
-    if request.ostemplate is not None:
-        raise Unsupported("Templates of virtual machines are not supported by this version")
+    if request.ostemplate is not None and wanted.disk:
+        made = machinetemplate.ensure(node, request.ostemplate, progress)
+        wanted = replace(wanted, template=made)
     with home.reserved(node, env.uuid, env.name):
         return machinecreate.create(node, env, wanted, progress)
 

@@ -23,6 +23,7 @@ from pyvz.vm.spec import (
 PROGRAM = "qemu-system-x86_64"
 ROOT_PORTS = 16  # cards 0 to 7, then virtio disks 0 to 7
 AGENT_PORT = "org.qemu.guest_agent.0"
+FW_CFG = "opt/io.pyvz/files"  # read by the template's pyvz-guest (template/machinetree.py)
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _MODELS = {"virtio": "virtio-net-pci", "e1000": "e1000", "rtl": "rtl8139"}
 _VNC_BASE = 5900
@@ -38,6 +39,8 @@ def argv(spec: MachineSpec, sockets: Sockets) -> list[str]:
     words += _board(spec)
     words += ["-rtc", "base=utc,driftfix=slew", "-global", "kvm-pit.lost_tick_policy=delay"]
     words += ["-boot", f"menu={'on' if spec.boot_menu else 'off'},strict=on"]
+    if spec.told:
+        words += ["-fw_cfg", f"name={FW_CFG},string={spec.told}"]
     words += _channel("monitor", sockets.monitor)
     words += ["-mon", "chardev=monitor,mode=control"]
     for descriptor in spec.files:

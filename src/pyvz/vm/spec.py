@@ -90,7 +90,7 @@ class MachineSpec(NamedTuple):
 
     cpus: that it starts with; max_cpus: with those that may be added.  memory: MiB; max_memory.
     files: descriptors that drives and firmware name as /dev/fdset/N.
-    incoming: it goes on from a saved state.
+    told: what the inside is told by fw_cfg, in base64.  incoming: it goes on from a saved state.
     """
 
     uuid: str
@@ -113,6 +113,7 @@ class MachineSpec(NamedTuple):
     nics: tuple[NicSpec, ...] = ()
     serials: tuple[SerialSpec, ...] = ()
     files: tuple[int, ...] = ()
+    told: str = ""
     incoming: bool = False
 
 
