@@ -12,7 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from pyvz.errors import Busy, InvalidState, Unsupported
-from pyvz.linux.file import reflink
+from pyvz.linux.file import write_atomic
 from pyvz.model.conffile import ConfFile
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment, check_name
@@ -119,9 +119,7 @@ def _fill(
             image.copy(path, target, progress)
     variables = source.home / firmware.VARIABLES
     if variables.exists():
-        (staging / firmware.VARIABLES).touch(mode=0o600)
-        if not reflink(variables, staging / firmware.VARIABLES):
-            (staging / firmware.VARIABLES).write_bytes(variables.read_bytes())
+        write_atomic(staging / firmware.VARIABLES, variables.read_bytes(), 0o600)
 
 
 def check_unused(node: Node, env: Environment) -> None:

@@ -154,12 +154,13 @@ def convert(
 
 def copy(source: Path, target: Path, progress: Progress) -> None:
     """Copy an image as it is, snapshots included: a reflink where the file system can."""
-    target.touch(mode=0o600)
     if reflink(source, target):
+        target.chmod(0o600)
         return
     try:
         argv: list[str | Path] = ["cp", "--sparse=always", "--", source, target]
         run(argv, timeout=None, poll=progress.check)
+        target.chmod(0o600)
     except BaseException:
         target.unlink(missing_ok=True)
         raise
