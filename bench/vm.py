@@ -1,0 +1,156 @@
+"""Start of a virtual machine, list and statistics of many: ours beside bare QEMU, in one run.
+
+    .venv/bin/python -m bench.vm [--runs N] [--many N]
+
+Medians in milliseconds, and in brackets ours divided by bare QEMU's: `prlctl start` until it has
+returned, against QEMU with the same command line until its monitor says `running`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench.peer import unmount_below
+from pyvz.container.client import KeeperClient
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+PRLCTL = (
+    f"import sys; sys.path.insert(0, {os.fspath(SOURCE)!r}); "
+    "from pyvz.cli.prlctl import main; sys.exit(main(sys.argv[1:]))"
+)
+DEADLINE = 120.0
+
+
+class Node:
+    """A node below a temporary root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.env = {**os.environ, "PYVZ_ROOT": os.fspath(root), "PYVZ_PYTHON": sys.executable}
+
+    def prlctl(self, *words: str) -> float:
+        """Run prlctl and return how many milliseconds it took."""
+        began = time.monotonic()
+        argv = [sys.executable, "-IS", "-c", PRLCTL, *words]
+        subprocess.run(argv, env=self.env, check=True, stdout=subprocess.DEVNULL)
+        return (time.monotonic() - began) * 1000
+
+    def words(self) -> list[str]:
+        """The command line of the machine that runs, without its descriptors."""
+        path = next((self.root / "run/pyvz/vm").glob("*/process.json"))
+        pid = json.loads(path.read_text())["pid"]
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
+
+    def end(self) -> None:
+        """End the daemons that we started, and unmount what they made."""
+        run = self.root / "run/pyvz"
+        keeper = KeeperClient(run / "keeper.sock")
+        pids = [int((run / "vzd.lock").read_text()), int(keeper.call("ping").data["pid"])]
+        keeper.close()
+        for pid, number in zip(pids, (signal.SIGTERM, signal.SIGKILL), strict=True):
+            os.kill(pid, number)
+        time.sleep(1)
+        unmount_below(self.root)
+
+
+def own_sockets(words: list[str], work: Path) -> list[str]:
+    """Return a command line with sockets that QEMU makes itself, and no descriptors of ours."""
+    argv: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        if "-add-fd" in {before, word}:
+            continue
+        if word.startswith("socket,id="):
+            name = word.split(",")[1].removeprefix("id=")
+            path = work / f"{name}.sock"
+            path.unlink(missing_ok=True)
+            argv.append(f"socket,id={name},path={path},server=on,wait=off")
+        else:
+            argv.append(word)
+    return argv
+
+
+def connected(path: Path) -> socket.socket:
+    """Connect to QEMU's monitor as soon as it is there."""
+    began = time.monotonic()
+    while True:
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.connect(os.fspath(path))
+        except OSError:
+            sock.close()
+            if time.monotonic() - began > DEADLINE:
+                raise
+            time.sleep(0.002)
+        else:
+            return sock
+
+
+def bare(words: list[str], work: Path) -> float:
+    """Start QEMU with WORDS, its sockets made by itself; milliseconds until it runs."""
+    argv = own_sockets(words, work)
+    began = time.monotonic()
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
+    try:
+        with connected(work / "monitor.sock") as sock, sock.makefile("rwb") as talk:
+            for command in ("qmp_capabilities", "cont", "query-status"):
+                talk.write(json.dumps({"execute": command}).encode() + b"\n")
+            talk.flush()
+            for text in talk:
+                answer = json.loads(text).get("return")
+                if isinstance(answer, dict) and answer.get("status") == "running":
+                    return (time.monotonic() - began) * 1000
+        raise RuntimeError("QEMU has ended")
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def line(name: str, ours: list[float], peer: list[float] | None = None) -> None:
+    """Print one row."""
+    middle = statistics.median(ours)
+    text = f"{name:32} {middle:8.0f}"
+    if peer:
+        other = statistics.median(peer)
+        text += f"   bare QEMU {other:8.0f}   [{middle / other:.2f}]"
+    print(text)
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--many", type=int, default=50)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="pb-", dir="/tmp") as name:
+        node = Node(Path(name))
+        node.prlctl("create", "one", "--vmtype", "vm", "--no-hdd")
+        node.prlctl("set", "one", "--memsize", "256")
+        ours: list[float] = []
+        peer: list[float] = []
+        for _ in range(given.runs):
+            ours.append(node.prlctl("start", "one"))
+            words = node.words()
+            node.prlctl("stop", "one", "--kill")
+            peer.append(bare(words, Path(name)))
+        line("start until it runs", ours, peer)
+        for number in range(given.many - 1):
+            node.prlctl("create", f"m{number}", "--vmtype", "vm", "--no-hdd")
+        line(f"list of {given.many}", [node.prlctl("list", "-a") for _ in range(given.runs)])
+        for number in range(given.many - 1):
+            node.prlctl("delete", f"m{number}")
+        node.prlctl("delete", "one")
+        node.end()
+
+
+if __name__ == "__main__":
+    main()

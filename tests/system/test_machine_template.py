@@ -1,0 +1,98 @@
+"""A virtual machine from a template: it boots, has its name and address, and answers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from images import CACHE, locked
+from networld import LAUNCH, NetWorld, busybox_root, busybox_tar, networld
+
+__all__ = ["busybox_root", "busybox_tar", "networld"]
+pytestmark = [
+    pytest.mark.requires("program:qemu-system-x86_64", "program:qemu-img", "program:mmdebstrap"),
+    pytest.mark.long,
+    pytest.mark.timeout(2400),
+]
+NAME = "debian-12-x86_64.qcow2"
+BUILD, BOOT = 1500, 600  # seconds; emulated, on a machine that others use
+
+
+@pytest.fixture
+def world(networld: NetWorld) -> NetWorld:
+    """A node whose golden image is kept from one run to the next."""
+    with locked("vm-template"):
+        kept = CACHE / f"vm-{NAME}"
+        place = networld.root / "vz/template/vm"
+        place.mkdir(parents=True)
+        if kept.exists():
+            shutil.copy(kept, place / NAME)
+    return networld
+
+
+def prlctl(world: NetWorld, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    # The node's own network namespace has no way out, and a build needs the mirror.
+    argv = ["nsenter", f"--net=/run/netns/{world.node}", sys.executable, "-IS", "-c"]
+    argv += [LAUNCH.format("prlctl"), *words]
+    return subprocess.run(
+        argv,
+        env=world.env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def test_a_machine_from_a_template_needs_no_hand(world: NetWorld) -> None:
+    if not (world.root / "vz/template/vm" / NAME).exists():
+        build(world)
+    world.create("ct", "--ipadd", "10.77.0.1")
+    world.prlctl("create", "vm", "--vmtype", "vm", "--ostemplate", "debian-12")
+    world.prlctl("set", "vm", "--device-add", "net", "--type", "routed", "--ipadd", "10.77.0.2")
+    world.prlctl("set", "vm", "--hostname", "first.example.org")
+    world.prlctl("start", "vm")
+    deadline = time.monotonic() + BOOT
+    while (done := prlctl(world, "exec", "vm", "uname -a")).returncode:
+        assert time.monotonic() < deadline, done.stderr
+        time.sleep(2)
+    assert done.stdout.startswith("Linux first")
+    for _ in range(60):
+        if world.pings("ct", "10.77.0.2"):
+            break
+        time.sleep(1)
+    assert world.reached("10.77.0.2")
+    assert "0% packet loss" in world.prlctl("exec", "vm", "ping -c 1 10.77.0.1")
+    # It has grown into its disk, and has keys of its own.
+    size = int(world.prlctl("exec", "vm", "df --output=size -k / | tail -n 1"))
+    assert size > 50 << 20
+    assert "ssh_host_" in world.prlctl("exec", "vm", "ls /etc/ssh")
+    world.prlctl("set", "vm", "--userpasswd", "root:secret")
+    assert "root:$" in world.prlctl("exec", "vm", "grep ^root /etc/shadow")
+    world.prlctl("stop", "vm")
+    assert "stopped" in world.prlctl("status", "vm")
+
+
+def build(world: NetWorld) -> None:
+    """Make the golden image on a node that has a way out, and keep it."""
+    root = Path(os.fspath(world.root))
+    env = {**world.env}
+    code = (
+        "import sys; from pathlib import Path; from pyvz.store.paths import Paths; "
+        "from pyvz.store import defaults; from pyvz.store.registry import Registry; "
+        "from types import SimpleNamespace; from pyvz.model.task import NoProgress; "
+        "from pyvz.operations import machinetemplate; p = Paths(Path(sys.argv[1])); "
+        "defaults.seed(p); n = SimpleNamespace(paths=p, registry=Registry(p)); "
+        "print(machinetemplate.ensure(n, 'debian-12', NoProgress()))"
+    )
+    subprocess.run([sys.executable, "-c", code, root], env=env, check=True, timeout=BUILD)
+    with locked("vm-template"):
+        shutil.copy(root / "vz/template/vm" / NAME, CACHE / f"vm-{NAME}.new")
+        (CACHE / f"vm-{NAME}.new").rename(CACHE / f"vm-{NAME}")
