@@ -253,6 +253,50 @@ def memory_is_limited() -> None:
 
 
 @step
+def memory_is_promised() -> None:
+    """The guarantee is in force, up to the root; what cannot be kept is refused."""
+    running()
+    mib = 1 << 20
+    run("prlctl", "set", NAME, "--memsize", "512M", "--memguarantee", "25")
+    need(int(limit("memory.min")) == 128 * mib, "memory.min")
+    for above in groups()[0].parents:
+        if above == Path("/sys/fs/cgroup"):
+            break
+        need(int((above / "memory.min").read_text()) >= 128 * mib, f"memory.min of {above}")
+    need("128Mb of" in run("prlsrvctl", "info"), "prlsrvctl info does not show the guarantee")
+    said = run("vcmmdctl", "update", uuid(), "--guarantee", "3g", "--limit", "4g", code=1)
+    need("Unable to apply VE guarantee" in said and "can promise only" in said, "not refused")
+    for policy in ("pressure", "noop", "performance", "density", "pressure"):
+        run("vcmmdctl", "set-policy", policy)
+        need(int(limit("memory.max")) == 512 * mib, f"{policy} touched the limit")
+        need(int(limit("memory.min")) == 128 * mib, f"{policy} touched the guarantee")
+    run("prlctl", "set", NAME, "--memguarantee", "auto")
+    need(int(limit("memory.min")) == 0, "the guarantee is still in force")
+
+
+@step
+def a_lower_limit_kills_nobody() -> None:
+    """Page cache is given back for a lower limit; memory in use is a refusal."""
+    running()
+    mib = 1 << 20
+    killed = re.findall(r"oom_kill (\d+)", limit("memory.events"))
+    ct("head -c 200M /dev/urandom >/root/cache && sync && cat /root/cache >/dev/null")
+    need(int(limit("memory.current")) > 200 * mib, "no page cache")
+    run("prlctl", "set", NAME, "--memsize", "200M")
+    need(int(limit("memory.current")) <= 200 * mib, "it uses more than its limit")
+    holder = "(head -c 100M /dev/zero; sleep 1000) | tail -c 100M"
+    ct(f"setsid sh -c '{holder}' </dev/null >/dev/null 2>&1 &")
+    until(lambda: int(limit("memory.stat").split()[1]) > 100 * mib, "it holds its memory")
+    said = run("prlctl", "set", NAME, "--memsize", "64M", "--swap", "0", code=255)
+    need("could give back only down to" in said, "no figures in the refusal")
+    need(int(limit("memory.max")) == 200 * mib, "the old limit is gone")
+    need(limit("memory.high") == "max", "memory.high was left behind")
+    need(re.findall(r"oom_kill (\d+)", limit("memory.events")) == killed, "somebody was killed")
+    run("prlctl", "set", NAME, "--memsize", "512M")
+    ct("pkill tail; rm /root/cache", code=None)
+
+
+@step
 def a_fork_bomb_ends_inside() -> None:
     """The number of processes is limited; the node still answers."""
     running()

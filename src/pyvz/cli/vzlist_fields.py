@@ -309,6 +309,7 @@ _UBC: tuple[tuple[str, str], ...] = (
 )
 _UBC_MEMBERS: tuple[tuple[str, str, str, bool], ...] = (
     ("", "", "held", True),
+    (".h", ".H", "held", True),
     (".m", ".M", "maxheld", True),
     (".b", ".B", "barrier", False),
     (".l", ".L", "limit", False),
