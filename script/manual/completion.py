@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pyvz.cli import options, prlctl, prlsrvctl, vzctl, vzlist
 from pyvz.cli.arguments import option_names
-from pyvz.cli.vzlist_fields import FIELDS
+from pyvz.cli.vzlist_fields import FIELDS, HIDDEN
 
 if TYPE_CHECKING:
     from pyvz.cli.arguments import OptionRow
@@ -84,7 +84,7 @@ def _prlsrvctl() -> str:
 
 
 def _vzlist() -> str:
-    fields = " ".join(FIELDS)
+    fields = " ".join(name for name in FIELDS if name not in HIDDEN)
     return f"""{_HEAD}_vzlist() {{
     local cur=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}}
     COMPREPLY=()

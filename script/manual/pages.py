@@ -19,7 +19,7 @@ from pyvz.cli import (
 )
 from pyvz.cli.arguments import option_names
 from pyvz.cli.prlctl_list import ALIASES, COLUMNS
-from pyvz.cli.vzlist_fields import FIELDS
+from pyvz.cli.vzlist_fields import FIELDS, HIDDEN
 from pyvz.model.param import Option
 
 if TYPE_CHECKING:
@@ -203,7 +203,8 @@ def vzctl_page() -> str:
 
 def vzlist_page() -> str:
     """Return vzlist(8)."""
-    fields = [(name, field[0]) for name, field in FIELDS.items() if not name.startswith("slm")]
+    shown = (name for name in FIELDS if name not in HIDDEN and not name.startswith("slm"))
+    fields = [(name, FIELDS[name][0]) for name in shown]
     return (
         roff.heading("vzlist", "8", "list containers", DATE)
         + roff.chapter("SYNOPSIS", ".B vzlist\n[\n.I options\n] [\n.I ctid\n\\&...]\n")

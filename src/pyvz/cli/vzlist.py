@@ -8,7 +8,7 @@ import sys
 from pyvz.cli import arguments
 from pyvz.cli.program import run
 from pyvz.cli.server import Server
-from pyvz.cli.vzlist_fields import FIELDS
+from pyvz.cli.vzlist_fields import FIELDS, HIDDEN
 from pyvz.errors import PermissionDenied, UsageError, VZError
 from pyvz.version import VERSION
 
@@ -70,7 +70,8 @@ def dispatch(argv: list[str]) -> int:
         sys.stdout.write(vzlist_usage())
         return 0
     if args.has("list"):
-        sys.stdout.write("".join(f"{name:<15} {field[0]:<15}\n" for name, field in FIELDS.items()))
+        listed = (name for name in FIELDS if name not in HIDDEN)
+        sys.stdout.write("".join(f"{name:<15} {FIELDS[name][0]:<15}\n" for name in listed))
         return 0
     columns = _columns(args)
     sort = _sort_name(args)

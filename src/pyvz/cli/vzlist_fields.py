@@ -316,6 +316,9 @@ _UBC_MEMBERS: tuple[tuple[str, str, str, bool], ...] = (
     (".f", ".F", "failcnt", True),
 )
 
+# Other names that are understood and not listed: held, as some panels ask for it.
+HIDDEN = frozenset(f"{name}.h" for name, _ in _UBC)
+
 
 def _ubc() -> list[tuple[str, Field]]:
     return [
