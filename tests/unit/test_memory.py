@@ -365,7 +365,7 @@ def world() -> World:
     made.set("hot", 500, 1.0)
     for name in ("c1", "c2", "c3"):
         made.set(name, 20, 0.0)
-    for _ in range(6):
+    for _ in range(10):
         made.round(400)
     for number, name in enumerate(("c1", "c2", "c3")):
         made.set(name, 160 + number, 0.3, fresh=5000)
@@ -416,7 +416,7 @@ def test_cold_ones_give_before_the_working_set_is_missed() -> None:
     world.set("hot", 300, 1.0)
     for name, once in (("c1", 0.9), ("c2", 0.1), ("c3", 0.9)):
         world.set(name, 230, once)
-    for _ in range(6):
+    for _ in range(10):
         world.round(10)
     world.set("hot", 280, 1.0, refaults=20 * MIB)
     world.round(0)

@@ -177,7 +177,7 @@ def figures(args: Arguments) -> dict[str, int | None]:
 def _size(key: str, text: str) -> int:
     digits, unit = text.lower(), 1
     for suffix, factor in _SIZES:
-        if digits.endswith(suffix) and not digits.startswith("0x"):
+        if digits.endswith(suffix):
             digits, unit = digits[:-1], factor
             break
     try:

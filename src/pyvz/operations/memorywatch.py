@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from pyvz.errors import Unsupported, VZError
 from pyvz.linux import numa
@@ -35,6 +36,7 @@ class MemoryWatch:
         self._numa: tuple[NumaNode, ...] = ()
         self._pinned: frozenset[str] = frozenset()
         self._read = 0.0
+        self.wake: Callable[[], None] = lambda: None  # brings the next round forward
 
     @property
     def policy(self) -> Policy:
@@ -77,6 +79,7 @@ class MemoryWatch:
             if keep and book.conf().policy != wanted.name:
                 book.save_conf(book.conf().with_policy(wanted.name))
         self._settle()
+        self.wake()
         log.info("the memory policy is %s now", wanted.name)
 
     def forget(self, name: str) -> None:

@@ -11,7 +11,7 @@ stray   it goes on bringing in data that it never had, beyond its proven set.  M
         spare it one read.
 
 When somebody hot finds no free memory, strays give first, down to a window; then the cold ones,
-the coldest first: cache that was used once before the rest, an eighth of which goes in each round.
+the coldest first: cache that was used once, and a sixteenth of the rest in each round.
 Who gave gets a ceiling there (memory.high), so that what was won is not read over.  A cold one that
 misses what it gave is hot then; its ceiling rises until it misses nothing: so its true working set
 is found by asking, idle pages included.  Strays get ceilings already when memory becomes scarce.
@@ -33,8 +33,8 @@ _MANY: Final = 100.0  # VEs that are looked at in one second at most
 _HEAT: Final = 1 * MIB  # bytes per second that come back: from here on it is hot
 _STALL: Final = 0.1  # or so much of its time that its tasks wait for what they had
 _MEMORY: Final = 0.5  # how much of the heat of the last round counts in this one
-_QUIET: Final = 20.0  # so often per second may something be brought in by one that is quiet
-_PROOF: Final = 2.0  # seconds after which what a quiet one holds is its proven set
+_QUIET: Final = 4.0  # so often per second may something be brought in by one that is quiet
+_PROOF: Final = 8.0  # seconds after which what a quiet one holds is its proven set
 _REST: Final = 10.0  # seconds in which one is left alone that missed what it had given
 _LONG: Final = 300.0  # seconds after which a set that was fought for may be idle
 _ROOM: Final = 16 * MIB  # what everybody keeps beside what cannot be taken
@@ -88,15 +88,13 @@ class _Known:
         """Whether it brings in data beyond its proven set."""
         return self.calm < _PROOF and ve.now.used > max(self.proven, _floor(ve)) + _WINDOW
 
-    def may_give(self, *, trying: bool) -> bool:
-        """Whether it is cold.  trying: for somebody who may have no better use for it."""
-        if self.hot or self.rest > 0.0:
-            return False
-        return self.since >= _LONG if trying else True
+    def may_give(self) -> bool:
+        """Whether it is cold: it misses nothing, and did not for long."""
+        return not self.hot and self.rest <= 0.0 and self.since >= _LONG
 
-    def order(self, ve: Ve) -> tuple[bool, float, int]:
-        """Return who of the cold gives first: not hot for long, coldest, most that is used once."""
-        return self.since < _LONG, self.heat / max(ve.now.used, 1), -_used_once(ve)
+    def order(self, ve: Ve) -> tuple[float, int]:
+        """Return who of the cold gives first: the coldest, then who has used most only once."""
+        return self.heat / max(ve.now.used, 1), -_used_once(ve)
 
 
 class Policy:
@@ -179,13 +177,12 @@ class Policy:
         """Have others give WANTED bytes; return who gives how much."""
         take: dict[str, int] = {}
         others = {n: ve for n, ve in view.ves.items() if n not in claims}
-        trying = any(self._known[n].stray(view.ves[n]) for n in claims)
         strays = [n for n, ve in others.items() if self._known[n].stray(ve)]
         for name in sorted(strays, key=lambda n: -others[n].now.used):
             # It grows again at once: its ceiling comes down even when nothing is needed yet.
             amount = _surplus(others[name], self._known[name].proven) // 2
             wanted -= self._have_give(name, others[name], amount, take)
-        cold = [n for n in others if n not in strays and self._known[n].may_give(trying=trying)]
+        cold = [n for n in others if n not in strays and self._known[n].may_give()]
         for name in sorted(cold, key=lambda n: self._known[n].order(others[n])):
             amount = min(_offer(others[name]), wanted)
             wanted -= self._have_give(name, others[name], amount, take)
@@ -289,6 +286,6 @@ def _surplus(ve: Ve, proven: int) -> int:
 
 
 def _offer(ve: Ve) -> int:
-    """Return what a cold VE gives in one round: what it used once, and an eighth of the rest."""
-    offer = _used_once(ve) + ve.now.active // 8
+    """Return what a cold VE gives in one round: what it used once, a sixteenth of the rest."""
+    offer = _used_once(ve) + ve.now.active // 16
     return max(min(offer, ve.now.used - _floor(ve)), 0)
