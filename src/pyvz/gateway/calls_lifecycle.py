@@ -156,10 +156,7 @@ def _start(call: Call, progress: Progress, dom: Key, flags: int) -> None:
 
 
 def _running(call: Call, dom: Key) -> Environment:
-    found = domain.find(call.office.node, dom)
-    if not found.running:
-        raise Failure(failure.OPERATION_INVALID, f"Domain is not running: {found.env.name}")
-    return found.env
+    return domain.find_running(call.office.node, dom).env
 
 
 def _undefine(call: Call, dom: Key, flags: int) -> None:

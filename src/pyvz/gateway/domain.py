@@ -83,6 +83,14 @@ def find(node: Node, dom: dict[str, Any]) -> Domain:
     return lookup(node, dom["uuid"])
 
 
+def find_running(node: Node, dom: dict[str, Any]) -> Domain:
+    """Return the environment that a client names; raises Failure (42, 55) when it does not run."""
+    found = find(node, dom)
+    if not found.running:
+        raise Failure(failure.OPERATION_INVALID, f"Domain is not running: {found.env.name}")
+    return found
+
+
 def lookup(node: Node, ref: str) -> Domain:
     """Return the environment with that UUID or name; raises Failure (42)."""
     try:

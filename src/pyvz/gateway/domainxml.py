@@ -14,7 +14,7 @@ import os
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement
 
-from pyvz.gateway import metadata
+from pyvz.gateway import notes
 from pyvz.gateway.domain import Domain
 from pyvz.gateway.nodexml import memory, text_of
 from pyvz.model.config import Config
@@ -49,7 +49,7 @@ def described(node: Node, domain: Domain, *, live: bool) -> str:
         top.set("id", str(domain.number))
     SubElement(top, "name").text = domain.env.name
     SubElement(top, "uuid").text = domain.env.uuid
-    metadata.add(top, domain)
+    notes.add(top, domain)
     for tag in ("memory", "currentMemory"):
         SubElement(top, tag, unit="KiB").text = str(memory_limit(config) // KIB)
     vcpu = SubElement(top, "vcpu", placement="static")

@@ -11,11 +11,38 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
 
-from pyvz.gateway import calls_connect, calls_domain, calls_lifecycle, events, procedures
+from pyvz.gateway import (
+    calls_connect,
+    calls_console,
+    calls_define,
+    calls_domain,
+    calls_empty,
+    calls_lifecycle,
+    calls_network,
+    calls_resources,
+    calls_snapshot,
+    calls_statistics,
+    calls_storage,
+    events,
+    procedures,
+)
 from pyvz.gateway.connection import Handler, asking, working
 from pyvz.gateway.procedures import WRITE, Procedure
 
-MODULES: Final[tuple[ModuleType, ...]] = (calls_connect, calls_domain, calls_lifecycle, events)
+MODULES: Final[tuple[ModuleType, ...]] = (
+    calls_connect,
+    calls_console,
+    calls_define,
+    calls_domain,
+    calls_empty,
+    calls_lifecycle,
+    calls_network,
+    calls_resources,
+    calls_snapshot,
+    calls_statistics,
+    calls_storage,
+    events,
+)
 
 
 def handlers() -> dict[str, Handler]:

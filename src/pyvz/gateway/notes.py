@@ -21,6 +21,7 @@ from pyvz.linux import file
 
 NAME: Final = "libvirt.xml"
 LIMIT: Final = 1 << 20  # bytes
+DESCRIPTION, TITLE, ELEMENT = range(3)  # kinds of metadata
 
 
 def parsed(text: str, what: str) -> Element:
@@ -58,3 +59,58 @@ def add(top: Element, domain: Domain) -> None:
         SubElement(top, "description").text = domain.config.identity.description
     if kept is not None:
         top.append(kept)
+
+
+def replace(home: Path, title: str, kept: Element | None) -> None:
+    """Note what a whole description says; what it leaves out is noted no more."""
+    notes = Element("notes")
+    if title:
+        SubElement(notes, "title").text = title
+    if kept is not None:
+        notes.append(kept)
+    save(home, notes)
+
+
+def change(home: Path, kind: int, text: str | None, name: tuple[str, str]) -> None:
+    """Note a title (1), or an element of the client's own (2) under (prefix, URI); None: no more.
+
+    Raises Failure.
+    """
+    notes = load(home)
+    if kind == TITLE:
+        for each in notes.findall("title"):
+            notes.remove(each)
+        if text:
+            SubElement(notes, "title").text = text
+    elif kind == ELEMENT and name[1]:
+        _change_element(notes, text, name[1])
+    else:
+        raise Failure(failure.INVALID_ARGUMENT, f"Metadata of the type {kind} does not exist")
+    save(home, notes)
+
+
+def noted(found: Domain, kind: int, uri: str) -> str:
+    """Return a description (0), a title (1), or the element under an URI (2); "" for none."""
+    if kind == DESCRIPTION:
+        return found.config.identity.description or ""
+    notes = load(found.env.home)
+    if kind == TITLE:
+        return notes.findtext("title") or ""
+    kept = notes.find("metadata")
+    for each in kept if kept is not None else ():
+        if each.tag.startswith(f"{{{uri}}}"):
+            return tostring(each, encoding="unicode")
+    return ""
+
+
+def _change_element(notes: Element, text: str | None, uri: str) -> None:
+    kept = notes.find("metadata")
+    kept = SubElement(notes, "metadata") if kept is None else kept
+    for each in [each for each in kept if each.tag.startswith(f"{{{uri}}}")]:
+        kept.remove(each)
+    if text:
+        element = parsed(text, "metadata")
+        element.tag = f"{{{uri}}}{element.tag.rpartition('}')[2]}"
+        kept.append(element)
+    if len(kept) == 0:
+        notes.remove(kept)

@@ -1,0 +1,315 @@
+"""Making and changing domains by their descriptions, and their devices one by one.
+
+A new container is made from the OS template that its root file system names, or registered when
+that is the disk of a home that lies there already.  A description of a known one is compared with
+what it is, and the differences are set as `prlctl set` would.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+from pyvz.errors import EnvironmentNotFound
+from pyvz.gateway import domain, domaindefine, domainxml, failure, notes
+from pyvz.gateway.calls_lifecycle import change
+from pyvz.gateway.connection import Call, Values
+from pyvz.gateway.domain import Domain
+from pyvz.gateway.domaindefine import Card, Wanted
+from pyvz.gateway.failure import Failure
+from pyvz.gateway.notes import parsed
+from pyvz.model.environment import Environment
+from pyvz.model.grammar_net import NetIf
+from pyvz.model.task import Progress
+from pyvz.operations import configure, lifecycle, provision, register, virtualnet
+from pyvz.operations.configure import SetRequest
+from pyvz.operations.provision import CreateRequest
+from pyvz.storage import base as storage
+from pyvz.units import KIB
+
+Key = dict[str, Any]
+Options = list[tuple[str, str | None]]
+
+LIVE: Final = 1
+SAMPLE: Final = "vswap.1024MB"  # what the original driver starts from
+
+
+def domain_define_xml(call: Call, progress: Progress, *, xml: str) -> Values:
+    """Make a domain, or change the one with that UUID."""
+    return {"dom": _define(call, progress, xml).key}
+
+
+def domain_define_xml_flags(call: Call, progress: Progress, *, xml: str, flags: int) -> Values:
+    """The same; flag 1 asks for a check against a schema, which ours is anyway."""
+    _ = flags
+    return {"dom": _define(call, progress, xml).key}
+
+
+def domain_create_xml(call: Call, progress: Progress, *, xml_desc: str, flags: int) -> Values:
+    """Make a domain and start it; nothing of ours is transient, so it stays when it stops."""
+    _ = flags
+    found = _define(call, progress, xml_desc)
+    lifecycle.start(call.office.node, found.env.uuid, progress=progress)
+    return {"dom": domain.lookup(call.office.node, found.env.uuid).key}
+
+
+def domain_attach_device(call: Call, progress: Progress, *, dom: Key, xml: str) -> None:
+    """Give a running one an interface."""
+    domain_attach_device_flags(call, progress, dom=dom, xml=xml, flags=LIVE)
+
+
+def domain_attach_device_flags(
+    call: Call, progress: Progress, *, dom: Key, xml: str, flags: int
+) -> None:
+    """Give it an interface; in force at once and saved."""
+    _check_live(call, dom, flags)
+    change(call, progress, dom, *_addition(call, _card(xml)))
+
+
+def domain_detach_device(call: Call, progress: Progress, *, dom: Key, xml: str) -> None:
+    """Take an interface from a running one."""
+    domain_detach_device_flags(call, progress, dom=dom, xml=xml, flags=LIVE)
+
+
+def domain_detach_device_flags(
+    call: Call, progress: Progress, *, dom: Key, xml: str, flags: int
+) -> None:
+    """Take an interface away, named by its MAC or by its name inside."""
+    _check_live(call, dom, flags)
+    found = domain.find(call.office.node, dom)
+    change(call, progress, dom, *_removal(found, _card(xml)))
+
+
+def domain_update_device_flags(
+    call: Call, progress: Progress, *, dom: Key, xml: str, flags: int
+) -> None:
+    """Change an interface: its network, or whether its cable is plugged in."""
+    _check_live(call, dom, flags)
+    found = domain.find(call.office.node, dom)
+    wanted = _card(xml)
+    present = _present(found, wanted)
+    options: Options = [("device-set", present.ifname)]
+    network = _network(call, wanted)
+    if network and network != (present.network or domainxml.DEFAULT_NETWORK):
+        options.append(("network", network))
+    if len(options) > 1:
+        change(call, progress, dom, *options)
+    if wanted.connected != present.connected:
+        word = "device-connect" if wanted.connected else "device-disconnect"
+        change(call, progress, dom, (word, present.ifname))
+
+
+def domain_set_metadata(  # noqa: PLR0913  the fields of the call
+    call: Call,
+    progress: Progress,
+    *,
+    dom: Key,
+    type: int,
+    metadata: str | None,
+    key: str | None,
+    uri: str | None,
+    flags: int,
+) -> None:
+    """Note a description (0), a title (1), or XML of the client's own (2) under its URI."""
+    _ = flags
+    if type == 0:
+        change(call, progress, dom, ("description", metadata or ""))
+        return
+    found = domain.find(call.office.node, dom)
+    notes.change(found.env.home, type, metadata, (key or "", uri or ""))
+
+
+def domain_get_metadata(call: Call, *, dom: Key, type: int, uri: str | None, flags: int) -> Values:
+    """What was noted; raises Failure (80) where nothing was."""
+    _ = flags
+    text = notes.noted(domain.find(call.office.node, dom), type, uri or "")
+    if not text:
+        raise Failure(failure.NO_METADATA, "There is no such metadata")
+    return {"metadata": text}
+
+
+def _define(call: Call, progress: Progress, xml: str) -> Domain:
+    wanted = domaindefine.read(xml)
+    if wanted.os_type != "exe":
+        raise Failure(
+            failure.UNSUPPORTED, "Virtual machines are made with prlctl create --vmtype vm here"
+        )
+    domaindefine.check_devices(xml)
+    node = call.office.node
+    present = _known(call, wanted)
+    if present is not None:
+        _redefine(call, progress, present, wanted)
+        env = present.env
+    else:
+        env = _make(call, progress, wanted)
+    notes.replace(env.home, wanted.title, wanted.metadata)
+    return domain.lookup(node, env.uuid)
+
+
+def _known(call: Call, wanted: Wanted) -> Domain | None:
+    """Return the domain that is meant; raises Failure when its name is another's."""
+    found = None
+    for ref in (wanted.uuid, wanted.name):
+        try:
+            env = call.office.node.registry.resolve(ref) if ref else None
+        except EnvironmentNotFound:
+            continue
+        if env is not None and ref == wanted.uuid:
+            return domain.lookup(call.office.node, env.uuid)
+        if env is not None and env.name == wanted.name:
+            found = env
+    if found is not None:
+        raise Failure(
+            failure.FAILED,
+            f"domain '{wanted.name}' already exists with uuid {found.uuid}",
+        )
+    return None
+
+
+def _make(call: Call, progress: Progress, wanted: Wanted) -> Environment:
+    node = call.office.node
+    roots = [each for each in wanted.file_systems if each.target == "/"]
+    if len(roots) != 1 or len(wanted.file_systems) > 1:
+        raise Failure(
+            failure.UNSUPPORTED,
+            "A container has one filesystem, with the target '/', to begin with",
+        )
+    if roots[0].kind != "template":
+        return _registered(call, progress, wanted, Path(roots[0].source))
+    request = CreateRequest(
+        name=wanted.name,
+        ostemplate=roots[0].source,
+        config=SAMPLE,
+        uuid=wanted.uuid or None,
+        options=_limits(wanted),
+    )
+    with ExitStack() as undo:
+        env = provision.create(node, request, progress)
+        undo.callback(provision.delete, node, env.uuid, force=True)
+        for each in wanted.cards:
+            options = _addition(call, each)
+            configure.set_options(node, env.uuid, SetRequest("prlctl", options), progress)
+        undo.pop_all()
+    return env
+
+
+def _registered(call: Call, progress: Progress, wanted: Wanted, disk: Path) -> Environment:
+    home = disk.parent if disk.name == storage.ROOT_DISK else disk
+    env = register.register(
+        call.office.node, os.fspath(home), uuid=wanted.uuid or None, name=wanted.name
+    )
+    found = domain.lookup(call.office.node, env.uuid)
+    _redefine(call, progress, found, wanted)
+    return env
+
+
+def _redefine(call: Call, progress: Progress, present: Domain, wanted: Wanted) -> None:
+    """Set what differs; disks are changed with prlctl only, and a difference is refused."""
+    config = present.config
+    options: Options = []
+    if wanted.name != present.env.name:
+        options.append(("name", wanted.name))
+    if wanted.description != (config.identity.description or ""):
+        options.append(("description", wanted.description))
+    if wanted.memory and wanted.memory // KIB != domainxml.memory_limit(config) // KIB:
+        options.append(("memsize", f"{wanted.memory // KIB}K"))
+    if wanted.cpus and wanted.cpus != domainxml.processors(config):
+        options.append(("cpus", str(wanted.cpus)))
+    if wanted.shares and wanted.shares != config.cpu.units:
+        options.append(("cpuunits", str(wanted.shares)))
+    if wanted.cpuset and wanted.cpuset != (config.cpu.mask or ""):
+        options.append(("cpumask", wanted.cpuset))
+    changes = [options] if options else []
+    cards = [each for each in config.network.interfaces or () if each.ifname != "venet0"]
+    kept = [_match(each, cards) for each in wanted.cards if not domaindefine.is_routed(each)]
+    changes += [[("device-del", each.ifname)] for each in cards if each not in kept]
+    changes += [
+        _addition(call, each)
+        for each in wanted.cards
+        if not domaindefine.is_routed(each) and _match(each, cards) is None
+    ]
+    for each in changes:
+        configure.set_options(
+            call.office.node, present.env.uuid, SetRequest("prlctl", each), progress
+        )
+
+
+def _limits(wanted: Wanted) -> Options:
+    found: Options = []
+    if wanted.memory:
+        found.append(("memsize", f"{wanted.memory // KIB}K"))
+    if wanted.cpus:
+        found.append(("cpus", str(wanted.cpus)))
+    if wanted.shares:
+        found.append(("cpuunits", str(wanted.shares)))
+    if wanted.cpuset:
+        found.append(("cpumask", wanted.cpuset))
+    if wanted.description:
+        found.append(("description", wanted.description))
+    return found
+
+
+def _card(xml: str) -> Card:
+    element = parsed(xml, "description of the device")
+    if element.tag != "interface":
+        raise Failure(
+            failure.UNSUPPORTED,
+            f"A <{element.tag}> cannot be attached to a container; an <interface> can",
+        )
+    return domaindefine.card(element)
+
+
+def _addition(call: Call, wanted: Card) -> Options:
+    if domaindefine.is_routed(wanted):
+        return [("ipadd", ip) for ip in wanted.ips]
+    options: Options = [("device-add", "net"), ("network", _network(call, wanted))]
+    if wanted.mac:
+        options.append(("mac", wanted.mac))
+    if wanted.ifname:
+        options.append(("ifname", wanted.ifname))
+    return [*options, *(("ipadd", ip) for ip in wanted.ips)]
+
+
+def _removal(found: Domain, wanted: Card) -> Options:
+    if domaindefine.is_routed(wanted):
+        return [("ipdel", ip) for ip in wanted.ips] or [("ipdel", "all")]
+    return [("device-del", _present(found, wanted).ifname)]
+
+
+def _present(found: Domain, wanted: Card) -> NetIf:
+    card = _match(wanted, list(found.config.network.interfaces or ()))
+    if card is None:
+        raise Failure(
+            failure.INVALID_ARGUMENT,
+            f"{found.env.name} has no interface with the MAC address '{wanted.mac}'",
+        )
+    return card
+
+
+def _match(wanted: Card, cards: list[NetIf]) -> NetIf | None:
+    for each in cards:
+        if (wanted.mac and each.mac.lower() == wanted.mac) or (
+            not wanted.mac and wanted.ifname and each.ifname == wanted.ifname
+        ):
+            return each
+    return None
+
+
+def _network(call: Call, wanted: Card) -> str:
+    """Return the name of the network that is meant; raises Failure for an unknown bridge."""
+    if not wanted.bridge:
+        return wanted.network
+    for each in virtualnet.states(call.office.node):
+        if wanted.bridge in (each.network.bridge, each.network.name):
+            return each.network.name
+    raise Failure(
+        failure.NO_NETWORK,
+        f"No virtual network has the bridge '{wanted.bridge}' (prlsrvctl net list)",
+    )
+
+
+def _check_live(call: Call, dom: Key, flags: int) -> None:
+    if flags & LIVE:
+        domain.find_running(call.office.node, dom)

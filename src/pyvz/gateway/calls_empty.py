@@ -1,0 +1,81 @@
+"""Kinds of objects that this node has none of: clients list them, and are content with nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyvz.gateway import failure
+from pyvz.gateway.connection import Call, Values
+from pyvz.gateway.failure import Failure
+
+Arguments = dict[str, Any]
+
+
+async def connect_list_all_interfaces(_call: Call, _arguments: Arguments) -> Values:
+    """The node's cards are no business of ours."""
+    return {"ifaces": [], "ret": 0}
+
+
+async def interface_lookup_by_name(_call: Call, arguments: Arguments) -> Values:
+    """See above."""
+    raise Failure(failure.NO_INTERFACE, f"There is no interface '{arguments['name']}'")
+
+
+async def node_num_of_devices(_call: Call, _arguments: Arguments) -> Values:
+    """No device of the node is shown."""
+    return {"num": 0}
+
+
+async def connect_list_all_node_devices(_call: Call, _arguments: Arguments) -> Values:
+    """See above."""
+    return {"devices": [], "ret": 0}
+
+
+async def node_list_devices(_call: Call, _arguments: Arguments) -> Values:
+    """See above."""
+    return {"names": []}
+
+
+async def node_device_lookup_by_name(_call: Call, arguments: Arguments) -> Values:
+    """See above."""
+    raise Failure(failure.NO_NODE_DEVICE, f"There is no node device '{arguments['name']}'")
+
+
+async def connect_list_all_secrets(_call: Call, _arguments: Arguments) -> Values:
+    """Secrets are not kept here."""
+    return {"secrets": [], "ret": 0}
+
+
+async def secret_lookup_by_uuid(_call: Call, arguments: Arguments) -> Values:
+    """See above."""
+    raise Failure(failure.NO_SECRET, f"There is no secret {arguments['uuid']}")
+
+
+async def connect_list_all_nwfilters(_call: Call, _arguments: Arguments) -> Values:
+    """Filters belong to interfaces here (`prlctl set --fw`)."""
+    return {"filters": [], "ret": 0}
+
+
+async def nwfilter_lookup_by_name(_call: Call, arguments: Arguments) -> Values:
+    """See above."""
+    raise Failure(failure.NO_NWFILTER, f"There is no network filter '{arguments['name']}'")
+
+
+async def connect_list_all_nwfilter_bindings(_call: Call, _arguments: Arguments) -> Values:
+    """See above."""
+    return {"bindings": [], "ret": 0}
+
+
+async def network_list_all_ports(_call: Call, _arguments: Arguments) -> Values:
+    """Ports are not shown."""
+    return {"ports": [], "ret": 0}
+
+
+async def domain_list_all_checkpoints(_call: Call, _arguments: Arguments) -> Values:
+    """Checkpoints in libvirt's sense are not kept."""
+    return {"checkpoints": [], "ret": 0}
+
+
+async def domain_get_disk_errors(_call: Call, _arguments: Arguments) -> Values:
+    """One whose disk fails is halted, and the event says so."""
+    return {"errors": [], "nerrors": 0}

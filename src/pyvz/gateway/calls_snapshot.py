@@ -1,0 +1,222 @@
+"""Snapshots: names are the GUIDs without braces, descriptions hold what `snapshot-list` shows."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+from uuid import uuid4
+from xml.etree.ElementTree import Element, SubElement
+
+from pyvz.errors import BadValue, SnapshotNotFound
+from pyvz.gateway import domain, failure
+from pyvz.gateway.connection import Call, Values
+from pyvz.gateway.failure import Failure
+from pyvz.gateway.nodexml import text_of
+from pyvz.gateway.notes import parsed
+from pyvz.model.environment import Environment, canonical_uuid
+from pyvz.model.task import Progress
+from pyvz.operations import lifecycle, snapshot
+from pyvz.store import savedstates
+from pyvz.store.savedstates import POWEROFF, SavedState, SavedStates
+
+Key = dict[str, Any]
+
+CHILDREN, CHILDREN_ONLY = 1, 4  # flags of the removal
+ROOTS, LEAVES, NO_LEAVES = 1, 4, 8  # flags of the list
+REVERT_RUNNING, REVERT_PAUSED = 1, 2
+CREATE_DISK_ONLY, CREATE_QUIESCE = 16, 64
+_DATE: Final = "%Y-%m-%d %H:%M:%S"
+
+
+def domain_snapshot_create_xml(
+    call: Call, progress: Progress, *, dom: Key, xml_desc: str, flags: int
+) -> Values:
+    """Take a snapshot; of the description, name and description count."""
+    if flags & ~(CREATE_DISK_ONLY | CREATE_QUIESCE):
+        raise Failure(failure.UNSUPPORTED, f"A snapshot with the flags 0x{flags:x}")
+    env = domain.find(call.office.node, dom).env
+    top = parsed(xml_desc, "description of the snapshot")
+    for each in top:
+        if each.tag not in {"name", "description", "disks", "memory"}:
+            raise Failure(failure.UNSUPPORTED, f"The element <{each.tag}> of a snapshot")
+    taken = snapshot.create(
+        call.office.node,
+        env.uuid,
+        guid=str(uuid4()),
+        name=top.findtext("name") or "",
+        description=top.findtext("description") or "",
+        progress=progress,
+    )
+    return {"snap": _key(call, env, taken.guid)}
+
+
+def domain_snapshot_get_xml_desc(call: Call, *, snap: Key, flags: int) -> Values:
+    """Describe a snapshot."""
+    _ = flags
+    env, states, item = _find(call, snap)
+    top = Element("domainsnapshot")
+    SubElement(top, "name").text = _name(item)
+    text = "\n".join(part for part in (item.name, item.description) if part)
+    if text:
+        SubElement(top, "description").text = text
+    SubElement(top, "state").text = "shutoff" if item.state in ("", POWEROFF) else "running"
+    if item.parent:
+        SubElement(SubElement(top, "parent"), "name").text = item.parent.strip("{}")
+    SubElement(top, "creationTime").text = str(_seconds(item.date))
+    about = SubElement(top, "domain")
+    SubElement(about, "uuid").text = env.uuid
+    _ = states
+    return {"xml": text_of(top)}
+
+
+def domain_snapshot_lookup_by_name(call: Call, *, dom: Key, name: str, flags: int) -> Values:
+    """A snapshot by its GUID, or by its name where that is of one snapshot only."""
+    _ = flags
+    env = domain.find(call.office.node, dom).env
+    items = savedstates.load(env.home).items
+    guid = canonical_uuid(name)
+    found = [each for each in items if _name(each) == guid or each.name == name]
+    if len(found) != 1:
+        raise Failure(failure.NO_SNAPSHOT, f"No domain snapshot with the name '{name}'")
+    return {"snap": _key(call, env, found[0].guid)}
+
+
+def domain_list_all_snapshots(call: Call, *, dom: Key, need_results: int, flags: int) -> Values:
+    """Every snapshot, or those without parent or children."""
+    env = domain.find(call.office.node, dom).env
+    states = savedstates.load(env.home)
+    found = [_key(call, env, each.guid) for each in _selected(states, flags)]
+    return {"snapshots": found if need_results else [], "ret": len(found)}
+
+
+def domain_snapshot_num(call: Call, *, dom: Key, flags: int) -> Values:
+    """How many there are."""
+    env = domain.find(call.office.node, dom).env
+    return {"num": len(_selected(savedstates.load(env.home), flags))}
+
+
+def domain_snapshot_list_names(call: Call, *, dom: Key, maxnames: int, flags: int) -> Values:
+    """Their names."""
+    env = domain.find(call.office.node, dom).env
+    found = [_name(each) for each in _selected(savedstates.load(env.home), flags)]
+    return {"names": found[: max(0, maxnames)]}
+
+
+def domain_snapshot_list_all_children(
+    call: Call, *, snapshot: Key, need_results: int, flags: int
+) -> Values:
+    """Those below one: directly, or with flag 1 all."""
+    env, states, item = _find(call, snapshot)
+    below = states.subtree(item.guid)[1:] if flags & 1 else states.children(item.guid)
+    found = [_key(call, env, each.guid) for each in below]
+    return {"snapshots": found if need_results else [], "ret": len(found)}
+
+
+def domain_snapshot_num_children(call: Call, *, snap: Key, flags: int) -> Values:
+    """How many are below one."""
+    _, states, item = _find(call, snap)
+    below = states.subtree(item.guid)[1:] if flags & 1 else states.children(item.guid)
+    return {"num": len(below)}
+
+
+def domain_has_current_snapshot(call: Call, *, dom: Key, flags: int) -> Values:
+    """Whether the disks go on from a snapshot."""
+    _ = flags
+    env = domain.find(call.office.node, dom).env
+    return {"result": int(bool(savedstates.load(env.home).current))}
+
+
+def domain_snapshot_current(call: Call, *, dom: Key, flags: int) -> Values:
+    """The snapshot that the disks go on from."""
+    _ = flags
+    env = domain.find(call.office.node, dom).env
+    current = savedstates.load(env.home).current
+    if not current:
+        raise Failure(failure.NO_SNAPSHOT, f"The domain {env.name} has no current snapshot")
+    return {"snap": _key(call, env, current)}
+
+
+def domain_snapshot_is_current(call: Call, *, snap: Key, flags: int) -> Values:
+    """Whether it is that one."""
+    _ = flags
+    _, states, item = _find(call, snap)
+    return {"current": int(states.current == item.guid)}
+
+
+def domain_snapshot_has_metadata(call: Call, *, snap: Key, flags: int) -> Values:
+    """Ours have none that would be lost."""
+    _ = flags
+    _find(call, snap)
+    return {"metadata": 0}
+
+
+def domain_snapshot_get_parent(call: Call, *, snap: Key, flags: int) -> Values:
+    """The snapshot that it was taken after."""
+    _ = flags
+    env, _, item = _find(call, snap)
+    if not item.parent:
+        raise Failure(failure.NO_SNAPSHOT, f"The snapshot {_name(item)} has no parent")
+    return {"snap": _key(call, env, item.parent)}
+
+
+def domain_revert_to_snapshot(call: Call, progress: Progress, *, snap: Key, flags: int) -> None:
+    """Bring disks and configuration back; one that runs is stopped for it, as by every driver."""
+    node = call.office.node
+    env, _, item = _find(call, snap)
+    if domain.lookup(node, env.uuid).running:
+        lifecycle.stop(node, env.uuid, options=lifecycle.StopOptions(kill=True), progress=progress)
+    snapshot.switch(node, env.uuid, item.guid, progress=progress)
+    if flags & (REVERT_RUNNING | REVERT_PAUSED) and not domain.lookup(node, env.uuid).running:
+        lifecycle.start(node, env.uuid, progress=progress)
+    if flags & REVERT_PAUSED:
+        lifecycle.pause(node, env.uuid)
+
+
+def domain_snapshot_delete(call: Call, progress: Progress, *, snap: Key, flags: int) -> None:
+    """Forget it, with flag 1 all below it too, with flag 4 only those."""
+    node = call.office.node
+    env, states, item = _find(call, snap)
+    if flags & CHILDREN_ONLY:
+        for each in states.children(item.guid):
+            snapshot.delete(node, env.uuid, each.guid, children=True, progress=progress)
+        return
+    below = bool(flags & CHILDREN)
+    snapshot.delete(node, env.uuid, item.guid, children=below, progress=progress)
+
+
+def _find(call: Call, snap: Key) -> tuple[Environment, SavedStates, SavedState]:
+    env = domain.find(call.office.node, snap["dom"]).env
+    states = savedstates.load(env.home)
+    try:
+        return env, states, states.get(snap["name"])
+    except (SnapshotNotFound, BadValue) as error:
+        raise Failure(
+            failure.NO_SNAPSHOT, f"No domain snapshot with the name '{snap['name']}'"
+        ) from error
+
+
+def _selected(states: SavedStates, flags: int) -> list[SavedState]:
+    found = list(states.items)
+    if flags & ROOTS:
+        found = [each for each in found if not each.parent]
+    if flags & LEAVES:
+        found = [each for each in found if not states.children(each.guid)]
+    if flags & NO_LEAVES:
+        found = [each for each in found if states.children(each.guid)]
+    return found
+
+
+def _key(call: Call, env: Environment, guid: str) -> Key:
+    return {"name": guid.strip("{}"), "dom": domain.lookup(call.office.node, env.uuid).key}
+
+
+def _name(item: SavedState) -> str:
+    return item.guid.strip("{}")
+
+
+def _seconds(date: str) -> int:
+    """Return a date of Snapshots.xml (local time) as seconds since the epoch, 0 for none."""
+    try:
+        return int(time.mktime(time.strptime(date, _DATE)))
+    except (ValueError, OverflowError):
+        return 0

@@ -1,0 +1,190 @@
+"""Domain XML of a client, read: what it asks for, with nothing dropped in silence.
+
+`read` makes a `Wanted` of a description and refuses, by name, every element that we cannot keep
+(code 67).  A few are taken and have no meaning for a container: clients write them without being
+asked (a clock in UTC, a VNC screen, the actions on power-off).
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+from xml.etree.ElementTree import Element
+
+from pyvz.gateway import failure
+from pyvz.gateway.domainxml import ROUTED
+from pyvz.gateway.failure import Failure
+from pyvz.gateway.notes import parsed
+from pyvz.model.environment import canonical_uuid
+from pyvz.units import GIB, KIB, MIB
+
+_UNITS: Final = {
+    "b": 1, "bytes": 1, "KB": 1000, "k": KIB, "KiB": KIB, "MB": 10**6, "M": MIB, "MiB": MIB,
+    "GB": 10**9, "G": GIB, "GiB": GIB, "TB": 10**12, "T": GIB * KIB, "TiB": GIB * KIB,
+}  # fmt: skip
+# Taken, without a meaning here.
+_NO_MEANING: Final = frozenset(
+    {"currentMemory", "clock", "on_poweroff", "on_reboot", "on_crash", "features", "pm", "cpu",
+     "resource", "genid", "idmap"}
+)  # fmt: skip
+_NO_MEANING_DEVICES: Final = frozenset({"emulator", "graphics", "video", "console", "input"})
+_READ: Final = frozenset(
+    {"name", "uuid", "title", "description", "metadata", "memory", "vcpu", "cputune", "os",
+     "devices"}
+)  # fmt: skip
+
+
+class Card(NamedTuple):
+    """An interface.  network: a virtual network, or ROUTED.  bridge: in place of a network."""
+
+    network: str = ""
+    bridge: str = ""
+    mac: str = ""
+    ips: tuple[str, ...] = ()  # with prefixes
+    ifname: str = ""
+    connected: bool = True
+
+
+class FileSystem(NamedTuple):
+    """A disk of a container.  kind: template, file (an image) or mount (a tree of ours)."""
+
+    kind: str
+    source: str
+    target: str
+
+
+class Wanted(NamedTuple):
+    """What a description asks for.  memory: bytes; uuid "" when it names none."""
+
+    name: str
+    uuid: str
+    os_type: str
+    memory: int
+    cpus: int
+    cpuset: str
+    shares: int
+    title: str
+    description: str
+    metadata: Element | None
+    file_systems: tuple[FileSystem, ...]
+    cards: tuple[Card, ...]
+
+
+def read(text: str) -> Wanted:
+    """Return what a description asks for; raises Failure (27: no XML, 67: not supported)."""
+    top = parsed(text, "description of the domain")
+    if top.tag != "domain":
+        raise Failure(failure.XML, f"This describes no domain but a <{top.tag}>")
+    if top.get("type") not in {"vz", "parallels"}:
+        raise Failure(failure.UNSUPPORTED, f"Domains of type '{top.get('type')}' are not run here")
+    for each in top:
+        if each.tag not in _READ | _NO_MEANING and "}" not in each.tag:
+            raise _unsupported(each.tag)
+    name = (top.findtext("name") or "").strip()
+    uuid = (top.findtext("uuid") or "").strip()
+    if not name:
+        raise Failure(failure.XML, "The domain has no name")
+    if uuid and canonical_uuid(uuid) is None:
+        raise Failure(failure.XML, f"'{uuid}' is no UUID")
+    os_type = (top.findtext("os/type") or "").strip()
+    if os_type not in {"exe", "hvm"}:
+        raise Failure(failure.UNSUPPORTED, f"The OS type '{os_type}' is neither exe nor hvm")
+    vcpu = top.find("vcpu")
+    devices = top.find("devices")
+    parts = list(devices) if devices is not None else []
+    return Wanted(
+        name=name,
+        uuid=canonical_uuid(uuid) or "",
+        os_type=os_type,
+        memory=size_of(top.find("memory")),
+        cpus=_number(vcpu, "vcpu"),
+        cpuset=(vcpu.get("cpuset") or "") if vcpu is not None else "",
+        shares=_shares(top.find("cputune")),
+        title=top.findtext("title") or "",
+        description=top.findtext("description") or "",
+        metadata=top.find("metadata"),
+        file_systems=tuple(_file_system(each) for each in parts if each.tag == "filesystem"),
+        cards=tuple(card(each) for each in parts if each.tag == "interface"),
+    )
+
+
+def check_devices(top_text: str) -> None:
+    """Refuse devices that a container cannot have; raises Failure (67)."""
+    devices = parsed(top_text, "description of the domain").find("devices")
+    for each in devices if devices is not None else ():
+        if each.tag not in {"filesystem", "interface"} | _NO_MEANING_DEVICES:
+            raise _unsupported(f"devices/{each.tag}")
+
+
+def card(element: Element) -> Card:
+    """Return an interface; raises Failure (67) for what no interface of ours has."""
+    kind = element.get("type")
+    source = element.find("source")
+    if kind not in {"network", "bridge"} or source is None:
+        raise Failure(
+            failure.UNSUPPORTED, f"An interface of type '{kind}' is not supported, network is"
+        )
+    for each in element:
+        if each.tag not in {"source", "mac", "model", "target", "guest", "ip", "link", "address",
+                            "alias"}:  # fmt: skip
+            raise _unsupported(f"interface/{each.tag}")
+    mac, link, guest = element.find("mac"), element.find("link"), element.find("guest")
+    return Card(
+        network=source.get("network") or "",
+        bridge=source.get("bridge") or "" if kind == "bridge" else "",
+        mac=(mac.get("address") or "").lower() if mac is not None else "",
+        ips=tuple(_address(each) for each in element.findall("ip")),
+        ifname=(guest.get("dev") or "") if guest is not None else "",
+        connected=link is None or link.get("state") != "down",
+    )
+
+
+def is_routed(found: Card) -> bool:
+    """Whether a card stands for venet."""
+    return found.network in {ROUTED, "Routed"}
+
+
+def size_of(element: Element | None) -> int:
+    """Return a size with its unit (KiB where none is said) in bytes; raises Failure (27)."""
+    value = _number(element, "memory")
+    unit = (element.get("unit") or "KiB") if element is not None else "KiB"
+    if unit not in _UNITS:
+        raise Failure(failure.XML, f"'{unit}' is no unit of memory")
+    return value * _UNITS[unit]
+
+
+def _number(element: Element | None, what: str) -> int:
+    text = (element.text or "").strip() if element is not None else ""
+    if not text:
+        return 0
+    if not text.isascii() or not text.isdigit():
+        raise Failure(failure.XML, f"<{what}>: '{text}' is no number")
+    return int(text)
+
+
+def _shares(tune: Element | None) -> int:
+    if tune is None:
+        return 0
+    for each in tune:
+        if each.tag != "shares":
+            raise _unsupported(f"cputune/{each.tag}")
+    return _number(tune.find("shares"), "shares")
+
+
+def _file_system(element: Element) -> FileSystem:
+    kind = element.get("type") or "mount"
+    source, target = element.find("source"), element.find("target")
+    attribute = {"template": "name", "file": "file", "mount": "dir"}.get(kind)
+    if attribute is None or source is None or target is None:
+        raise Failure(
+            failure.UNSUPPORTED, f"A filesystem of type '{kind}' is not supported; template is"
+        )
+    return FileSystem(kind, source.get(attribute) or "", target.get("dir") or "")
+
+
+def _address(element: Element) -> str:
+    prefix = element.get("prefix")
+    return (element.get("address") or "") + (f"/{prefix}" if prefix else "")
+
+
+def _unsupported(tag: str) -> Failure:
+    return Failure(failure.UNSUPPORTED, f"The element <{tag}> is not supported for a container")
