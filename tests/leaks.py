@@ -27,6 +27,7 @@ from pathlib import Path
 
 import pytest
 
+from pyvz.linux import libnftables
 from pyvz.operations import pool
 from pyvz.store.paths import Paths
 
@@ -72,6 +73,7 @@ def leak_guard(
     if base not in _roots:
         _roots.append(base)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libnftables.run("list tables")  # keeps its socket open as long as the process lives
     before = snapshot()
     yield
     problems = _settle(before)

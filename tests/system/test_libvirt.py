@@ -22,14 +22,14 @@ pytestmark = pytest.mark.requires("root", "program:virsh")
 class Virsh:
     """virsh on the node's own socket."""
 
-    def __init__(self, node: World, *, readonly: bool = False) -> None:
+    def __init__(self, node: World, *, readonly: bool = False, quiet: bool = True) -> None:
         name = "virtvzd-sock-ro" if readonly else "virtvzd-sock"
         self.uri = f"vz+unix:///system?socket={node.root}/run/libvirt/{name}"
-        self.options = ["--readonly"] if readonly else []
+        self.options = ["--readonly"] * readonly + ["-q"] * quiet
 
     def __call__(self, *words: str, code: int = 0) -> str:
         done = subprocess.run(
-            ["virsh", "-q", "-c", self.uri, *self.options, *words],
+            ["virsh", "-c", self.uri, *self.options, *words],
             env={**os.environ, "LC_ALL": "C", "HOME": "/nonexistent"},
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -202,7 +202,7 @@ class Paused:
         self.inits: dict[str, object] = {}
         self.stopped: set[str] = set()
 
-    def running(self) -> dict[str, object]:
+    def running(self, _uuid: str | None = None) -> dict[str, object]:
         return self.inits
 
     def frozen(self, uuid: str) -> bool:

@@ -28,6 +28,7 @@ from pyvz.linux import mount
 from pyvz.model.vzconf import under
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
+from pyvz.storage import embedded
 from pyvz.store.pools import Pool, Pools, check_name
 from pyvz.units import MIB, parse_size
 
@@ -198,6 +199,8 @@ def _mark(home: str) -> str | None:
 
 
 def _state(node: Node, pool: Pool) -> PoolState:
+    if pool.builtin and pool.driver == "ploop" and embedded.file_of(node.paths).exists():
+        pool = pool._replace(path=embedded.directory(node.paths))  # where its homes really go
     try:
         driver = storage.load(pool.driver)
         # The pool of vz.conf is made with the first container in it.

@@ -1,0 +1,159 @@
+"""A tour of virsh commands over a container that virsh itself has defined."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_libvirt import Virsh
+
+from images import busybox_root, busybox_tar
+from realnode import World, world
+
+__all__ = ["busybox_root", "busybox_tar", "world"]
+
+pytestmark = pytest.mark.requires("root", "program:virsh")
+
+UUID = "5a7d6c0e-3f35-4f4e-9a1e-0c6d1f5e9b11"
+DOMAIN = f"""
+<domain type='vz'>
+  <name>web</name>
+  <uuid>{UUID}</uuid>
+  <title>A title</title>
+  <description>A description</description>
+  <metadata><app:note xmlns:app="http://example.org/app">kept</app:note></metadata>
+  <memory unit='MiB'>128</memory>
+  <vcpu>1</vcpu>
+  <os><type arch='x86_64'>exe</type><init>/sbin/init</init></os>
+  <devices>
+    <filesystem type='template'><source name='busybox-1'/><target dir='/'/></filesystem>
+    <interface type='network'>
+      <source network='host-routed'/><ip address='10.99.0.5' prefix='32'/>
+    </interface>
+    <console type='pty'/>
+    <graphics type='vnc' port='-1'/>
+  </devices>
+</domain>
+"""
+# (words of virsh, what its output has to contain); in this order, on one container.
+TOUR = [
+    ("list --all", r"web +shut off"),
+    ("list --name --all", "^web$"),
+    ("list --uuid --all", UUID),
+    ("list --title --all", "A title"),
+    ("dominfo web", r"Max memory: +131072 KiB"),
+    ("domuuid web", UUID),
+    ("domid web", "-"),
+    ("domstate web --reason", r"shut off \(unknown\)"),
+    ("dumpxml web", '<source network="host-routed" />'),
+    ("dumpxml web --inactive", "kept"),
+    ("desc web", "A description"),
+    ("desc web --title", "A title"),
+    ("desc web --title --new-desc Other", "updated"),
+    ("desc web --title", "Other"),
+    ("metadata web http://example.org/app", "kept"),
+    ("metadata web http://example.org/app --key app --set <note>new</note>", "modified"),
+    ("metadata web http://example.org/app", "new"),
+    ("start web", "started"),
+    ("domstate web --reason", r"running \(booted\)"),
+    ("domid web", r"^\d+$"),
+    ("domname " + UUID, "web"),
+    ("dominfo web", r"State: +running"),
+    ("domcontrol web", "ok"),
+    ("domstats web", "balloon.rss="),
+    ("domstats --state --cpu-total", "cpu.time="),
+    ("domstats --list-running", "Domain: 'web'"),
+    ("dommemstat web", r"rss \d+"),
+    ("cpu-stats web --total", r"cpu_time +[\d.]+ seconds"),
+    ("vcpuinfo web", "CPU Affinity"),
+    ("vcpucount web", "maximum"),
+    ("vcpucount web --current --live", "1"),
+    ("vcpupin web", "VCPU +CPU Affinity"),
+    ("setvcpus web 2 --live", ""),
+    ("vcpucount web --current --live", "2"),
+    ("setmem web 160M --live", ""),
+    ("dominfo web", r"Max memory: +163840 KiB"),
+    ("setmaxmem web 192M --config", ""),
+    ("memtune web", r"hard_limit *: 196608"),
+    ("memtune web --hard-limit 131072", ""),
+    ("schedinfo web", r"cpu_shares +: 1000"),
+    ("schedinfo web --set cpu_shares=2000", r"cpu_shares +: 2000"),
+    ("blkiotune web", r"weight +: \d+"),
+    ("blkiotune web --weight 800", ""),
+    ("domiflist web", "host-routed"),
+    ("domifstat web venet0", r"venet0 rx_bytes \d+"),
+    ("domblkstat web root", r"rd_bytes \d+"),
+    ("domblkinfo web root", r"Allocation: +\d+"),
+    ("suspend web", "suspended"),
+    ("domstate web --reason", r"paused \(user\)"),
+    ("resume web", "resumed"),
+    ("reboot web", "rebooted"),
+    ("reset web", "reset"),
+    ("autostart web", "marked as autostarted"),
+    ("list --autostart --all", "web"),
+    ("autostart web --disable", "unmarked"),
+    ("list --no-autostart --all", "web"),
+    ("domjobinfo web", "Job type: +None"),
+    ("domhostname web", "web"),
+    ("net-list --all", "host-routed"),
+    ("net-info host-routed", r"Active: +yes"),
+    ("net-dumpxml host-routed", '<forward mode="route" />'),
+    ("net-uuid host-routed", "-"),
+    ("pool-list --all", "default +active"),
+    ("pool-info default", r"State: +running"),
+    ("pool-dumpxml default", "<path>"),
+    ("pool-refresh default", "refreshed"),
+    ("vol-list default", UUID),
+    (f"vol-info {UUID} --pool default", r"Type: +dir"),
+    (f"vol-dumpxml {UUID} --pool default", "<key>"),
+    (f"vol-path {UUID} --pool default", UUID),
+    ("iface-list", ""),
+    ("nodedev-list", ""),
+    ("secret-list", ""),
+    ("nwfilter-list", ""),
+    ("uri", "vz"),
+    ("version", "hypervisor: vz"),
+    ("hostname", ""),
+    ("nodeinfo", "Memory size"),
+    ("nodecpumap", r"CPUs present: +\d"),
+    ("nodecpustats", "user:"),
+    ("nodememstats", "total"),
+    ("freecell", r"Total: \d+ KiB"),
+    ("maxvcpus", r"\d"),
+    ("capabilities", "<os_type>exe</os_type>"),
+    ("domcapabilities", "<domain>vz</domain>"),
+    ("destroy web", "destroyed"),
+    ("domrename web shop", "successfully renamed"),
+    ("domstate shop", "shut off"),
+    ("undefine shop", "undefined"),
+    ("list --all --name", "^$"),
+]
+
+
+@pytest.fixture
+def virsh(world: World, tmp_path: Path) -> Iterator[Virsh]:
+    world.run("prlctl", "list", "-a")  # the daemon
+    made = Virsh(world, quiet=False)
+    file = tmp_path / "web.xml"
+    file.write_text(DOMAIN)
+    assert "defined" in made("define", str(file))
+    yield made
+    for name in world.run("prlctl", "list", "-a", "-H", "-o", "name").split():
+        world.run("prlctl", "delete", name, "--force")
+
+
+def test_tour(world: World, virsh: Virsh) -> None:
+    home = world.run("prlctl", "list", "-H", "-o", "home", "web").strip()
+    wrong = []
+    for words, pattern in TOUR:
+        try:
+            printed = virsh(*words.split(" "))
+        except AssertionError as error:
+            wrong.append(f"{words}: {error}"[:400])
+            continue
+        if not re.search(pattern, printed, re.MULTILINE):
+            wrong.append(f"{words}: no {pattern} in:\n{printed}")
+    assert not wrong, "\n".join(wrong)
+    world.run("prlctl", "register", home)
