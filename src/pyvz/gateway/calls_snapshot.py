@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from typing import Any, Final
-from uuid import uuid4
 from xml.etree.ElementTree import Element, SubElement
 
 from pyvz.errors import BadValue, SnapshotNotFound
@@ -16,6 +15,7 @@ from pyvz.gateway.notes import parsed
 from pyvz.model.environment import Environment, canonical_uuid
 from pyvz.model.task import Progress
 from pyvz.operations import lifecycle, snapshot
+from pyvz.operations.snapshot import Wanted
 from pyvz.store import savedstates
 from pyvz.store.savedstates import POWEROFF, SavedState, SavedStates
 
@@ -39,14 +39,13 @@ def domain_snapshot_create_xml(
     for each in top:
         if each.tag not in {"name", "description", "disks", "memory"}:
             raise Failure(failure.UNSUPPORTED, f"The element <{each.tag}> of a snapshot")
-    taken = snapshot.create(
-        call.office.node,
-        env.uuid,
-        guid=str(uuid4()),
+    memory = top.find("memory")
+    wanted = Wanted(
         name=top.findtext("name") or "",
         description=top.findtext("description") or "",
-        progress=progress,
+        memory=not flags & CREATE_DISK_ONLY and (memory is None or memory.get("snapshot") != "no"),
     )
+    taken = snapshot.create(call.office.node, env.uuid, wanted, progress=progress)
     return {"snap": _key(call, env, taken.guid)}
 
 
