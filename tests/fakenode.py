@@ -9,6 +9,7 @@ from pyvz.model.event import Event
 from pyvz.operations.node import Node
 from pyvz.store.idrange import IdRanges
 from pyvz.store.registry import Registry
+from pyvz.vm.runtime import Machines
 
 
 class Listener:
@@ -26,7 +27,7 @@ def engine_node(engine: Engine) -> Node:
     runtime, paths = engine.runtime, engine.paths
     found = features.probe(paths.run)
     parts = (runtime, engine.cgroups, found, IdRanges(paths), Listener())
-    return Node(paths, Registry(paths), *parts)
+    return Node(paths, Registry(paths), *parts, Machines(engine.cgroups, paths))
 
 
 def engine_environment(engine: Engine, uuid: str) -> Environment:

@@ -3,9 +3,10 @@
 Asked once in a while with fresh counters, the controller answers with the knobs for the time to
 come.  It weighs what was saved since the last time against the CPU time that it took:
 
-    STARTED ──> each round: saved much per CPU second:  faster (twice), up to a share of one CPU
-       ^                    saved little:                slower (half)
-       │                    nothing for two whole passes over the memory at the slowest: RESTING
+    LOOKING ──> two whole passes over the memory (a page is merged in the second at the earliest):
+       ^        faster (twice) each round, up to a share of one CPU
+       │  JUDGING: saved much per CPU second:  faster; little: slower (half)
+       │           nothing for two more passes at the slowest: RESTING
        └── something has started, or the rest is over ──┘
 
 What is merged stays merged while it rests.
@@ -43,6 +44,7 @@ class Controller:
         self._last: Counters | None = None
         self._at = 0.0
         self._idle_since = 0  # full scans when something was gained last
+        self._judged_from = 0  # full scans from which on it must pay
         self._resting_until = 0.0
 
     @property
@@ -54,14 +56,17 @@ class Controller:
         """Take note that there are new pages to look at: something has started."""
         self._resting_until = 0.0
         if self._last is not None:
-            self._idle_since = self._last.scans
+            self._look_around(self._last.scans)
+
+    def _look_around(self, scans: int) -> None:
+        self._judged_from = self._idle_since = scans + PATIENCE
 
     def step(self, now: float, counters: Counters) -> Verdict:
         """Return how hard to work from NOW (seconds of a clock that only goes on)."""
         last, then = self._last, self._at
         self._last, self._at = counters, now
         if last is None:
-            self._idle_since = counters.scans
+            self._look_around(counters.scans)
             return self._working("begun")
         if self.resting:
             if now < self._resting_until:
@@ -69,6 +74,10 @@ class Controller:
             self.news()
             return self._working("looking again after a rest")
         gained, cpu = counters.saved - last.saved, max(counters.cpu - last.cpu, 0.0)
+        if counters.scans < self._judged_from:
+            if cpu / max(now - then, 0.001) < SHARE / 2:
+                self._pages = min(self._pages * 2, FASTEST)
+            return self._working("looking at all pages")
         if gained > POOR * cpu:
             self._idle_since = counters.scans
         elif self._pages == SLOWEST and counters.scans - self._idle_since >= PATIENCE:

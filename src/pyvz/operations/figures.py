@@ -99,7 +99,10 @@ class Figures:
             return self._serving is None and not self._needed()
         if self._lxcfs.answers(ANSWER_TIMEOUT):
             return True
-        logger.error("lxcfs has not answered for %g seconds and is restarted", ANSWER_TIMEOUT)
+        logger.error(
+            "lxcfs (pid %d) does not answer and is restarted",
+            self._serving.pid if self._serving else 0,
+        )
         return False
 
     def _needed(self) -> bool:
@@ -108,7 +111,7 @@ class Figures:
 
     def _restart(self) -> None:
         if self._serving is not None:
-            logger.warning("lxcfs (pid %d) is gone; starting another", self._serving.pid)
+            logger.warning("another lxcfs is started for pid %d", self._serving.pid)
         self._serve(None)
         try:
             made = self._lxcfs.start()
