@@ -35,7 +35,7 @@ def test_stopped(two_nodes: TwoNodes) -> None:
 
 
 @pytest.mark.requires("criu")
-@pytest.mark.parametrize("layout", ["ploop", "simfs"])
+@pytest.mark.parametrize("layout", ["ploop", pytest.param("simfs", marks=pytest.mark.long)])
 def test_live(two_nodes: TwoNodes, layout: str) -> None:
     """Its processes, its files and a connection from outside go on."""
     a, b = two_nodes.a, two_nodes.b
@@ -61,3 +61,54 @@ def moved(side: Side, name: str) -> None:
     """It counts on."""
     now = side.counter(name)
     wait_for(lambda: side.counter(name) > now)
+
+
+def test_what_is_refused_and_what_is_asked_for(two_nodes: TwoNodes) -> None:
+    """Exit codes; nothing is changed by what is refused.  Copies, other names, pulls."""
+    a, b = two_nodes.a, two_nodes.b
+    uuid = a.create("ct", "--ipadd", "10.77.0.1", start=False)
+    assert "no container" in a.vzmigrate("b", code=1).lower()
+    a.vzmigrate("b", "nobody", code=10)
+    assert "this node" in a.vzmigrate("a", "ct", code=1)
+    assert "Cannot connect" in a.vzmigrate("10.99.0.77", "ct", "-t", "5", code=4)
+    a.vzmigrate("root:secret@b", "ct", code=32)
+    assert "can be migrated" in a.vzmigrate("--dry-run", "b", "ct")
+    assert a.state("ct") == "stopped"
+    b.create("ct", start=False)
+    assert "already" in a.vzmigrate("b", "ct", code=45)
+    b.prlctl("set", "ct", "--ipadd", "10.77.0.1", "--name", "other")
+    assert "10.77.0.1" in a.vzmigrate("b", "ct", code=12)
+    b.prlctl("delete", "other")
+    # a copy, under another name
+    a.vzmigrate("--keep-src", "--new-name", "copy", "b", "ct")
+    assert (a.state("ct"), b.state("copy")) == ("stopped", "stopped")
+    assert b.rows("copy")[0]["uuid"] != uuid
+    b.prlctl("delete", "copy")
+    # fetched by the other node, then fetched back
+    b.prlctl("migrate", "--ssh", f"-F {two_nodes.ssh_config}", "a/ct", "localhost")
+    assert (a.state("ct"), b.state("ct")) == ("", "stopped")
+    assert (a.root / f"etc/vz/conf/{uuid}.conf.migrated").is_symlink()
+    a.prlctl("migrate", "--remove-src", "--ssh", f"-F {two_nodes.ssh_config}", "b/ct", "localhost")
+    assert (a.state("ct"), b.state("ct")) == ("stopped", "")
+    assert not list((b.root / "vz/private").glob("*"))
+    for side in (a, b):
+        assert not list((side.root / "var/lib/pyvz/migration").glob("*"))
+
+
+@pytest.mark.requires("loop")
+def test_snapshots_travel_with_a_stopped_one(two_nodes: TwoNodes) -> None:
+    a, b = two_nodes.a, two_nodes.b
+    a.create("ct", layout="ploop")
+    a.inside("ct", "echo old > /file")
+    a.cli("vzctl", "snapshot", "ct", "--skip-suspend")
+    a.inside("ct", "echo new > /file")
+    assert "snapshots" in a.vzmigrate("b", "ct", code=5)
+    a.prlctl("stop", "ct")
+    a.vzmigrate("b", "ct")
+    ident = b.cli("vzctl", "snapshot-list", "ct", "-H", "-o", "uuid").split()[0]
+    b.prlctl("start", "ct")
+    assert b.inside("ct", "cat /file") == "new\n"
+    b.prlctl("stop", "ct")
+    b.cli("vzctl", "snapshot-switch", "ct", "--id", ident)
+    b.prlctl("start", "ct")
+    assert b.inside("ct", "cat /file") == "old\n"

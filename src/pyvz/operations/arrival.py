@@ -11,6 +11,7 @@ On shared storage the home stays where it is, and only owner and registration ch
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,8 @@ def _undo(node: Node, env: Environment, *, shared: bool, live: bool) -> None:
     node.id_ranges.release(env.uuid)
     if not shared:
         mount.umount(place_of(node, env.uuid))
+        with contextlib.suppress(OSError):
+            place_of(node, env.uuid).rmdir()
         home.abandon(node, env)
 
 

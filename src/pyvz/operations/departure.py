@@ -75,6 +75,7 @@ def settle(node: Node, env: Environment, record: Record, outcome: str) -> None:
     if outcome == decision.TAKEN and not record.data.get("clone"):
         if frozen:
             livedump.end(node, env)
+            livedump.tidy(node, env)
         give_away(node, env, record)
     elif env.home.exists():
         tidy(node, env)
