@@ -95,6 +95,7 @@ def test_what_is_refused_and_what_is_asked_for(two_nodes: TwoNodes) -> None:
         assert not list((side.root / "var/lib/pyvz/migration").glob("*"))
 
 
+@pytest.mark.long
 @pytest.mark.requires("loop")
 def test_snapshots_travel_with_a_stopped_one(two_nodes: TwoNodes) -> None:
     a, b = two_nodes.a, two_nodes.b

@@ -88,11 +88,9 @@ FAULTS: dict[str, Callable[[Fault], None]] = {
     )
 }
 SHORT = (
-    ("kill_client", "Sending memory"),
     ("interrupt_client", "Copying root.hdd: last"),
     ("kill_source_vzd", "Sending memory"),
     ("kill_source_vzd", "Committing"),
-    ("kill_target_vzd", "Freezing"),
     ("kill_target_vzd", "Restoring"),
     ("kill_target_vzd", "Committing"),
     ("kill_ssh", "Committing"),
