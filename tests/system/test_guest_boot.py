@@ -47,7 +47,10 @@ def check(world: NetWorld) -> None:
     assert route["dev"] == "venet0"
     for address in ("10.77.0.1", "fd77::1"):
         assert world.reached(address)
-    assert world.inside("a", "systemctl", "list-units", "--failed", "--plain", "-q").strip() == ""
+    failed = world.inside("a", "systemctl", "list-units", "--failed", "--plain", "--no-legend")
+    # Debian 11 has a socket for the node's audit, which no container can have.
+    units = {line.split()[0] for line in failed.splitlines() if line.strip()}
+    assert units <= {"systemd-journald-audit.socket"}
     assert "web.example.org" in world.inside("a", "hostname")
     assert "nameserver 9.9.9.9" in world.inside("a", "cat", "/etc/resolv.conf")
 
