@@ -113,6 +113,10 @@ def test_bridged_containers(world: NetWorld) -> None:
         assert world.pings("a", target) == (target != OUTSIDE4), target  # no way back from there
     assert world.pings("b", "10.88.0.2")
     wait_for(lambda: world.pings("b", "fd88::2", patience=1))
+    told = world.prlctl("statistics", "b", "--filter", "net.nic*").split()
+    counted = dict(zip(told[::2], map(int, told[1::2]), strict=True))
+    assert counted["net.nic0.pkts_out:"] > 0
+    assert counted["net.nic0.bytes_in:"] > 100
     # The cable, the address, the card.
     world.prlctl("set", "b", "--device-disconnect", "net0")
     assert not world.pings("a", "10.88.0.3", patience=1)

@@ -36,7 +36,7 @@ _REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _REPLACE, _EXCL, _CREATE = 0x100, 0x200, 0x400
 _ERROR, _DONE = 2, 3
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 10, 18
-_IFLA_IFALIAS, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 20, 28, 29
+_IFLA_IFALIAS, _IFLA_STATS64, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 20, 23, 28, 29
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _SKIP_STATISTICS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS, _NODAD = 1, 2, 4, 8, 0x02
@@ -59,6 +59,15 @@ class LinkChange(NamedTuple):
     mtu: int = 0
     alias: str = ""
     mac: str = ""
+
+
+class Passed(NamedTuple):
+    """Counters of a link (the first of struct rtnl_link_stats64)."""
+
+    packets_in: int
+    packets_out: int
+    bytes_in: int
+    bytes_out: int
 
 
 class _Request(NamedTuple):
@@ -178,6 +187,19 @@ class Requests:
                     if kind == _NEWLINK:
                         link = _parsed_link(answer)
                         found[link.name] = link
+        return found
+
+    def passed(self, names: Iterable[str]) -> dict[str, Passed]:
+        """Return what has passed the links, by name; those that are not there are left out."""
+        found: dict[str, Passed] = {}
+        with _opened(self._sock) as sock:
+            for name in names:
+                body = _LINK.pack(0, 0, 0, 0, 0) + _attribute(_IFLA_IFNAME, _text(name))
+                sock.send(_message(_GETLINK, _REQUEST, 1, body))
+                for kind, _, answer in _received(sock):
+                    counted = _attributes(answer, _LINK.size).get(_IFLA_STATS64)
+                    if kind == _NEWLINK and counted is not None:
+                        found[name] = Passed(*struct.unpack_from("=QQQQ", counted))
         return found
 
     def addresses(self) -> list[InterfaceAddress]:

@@ -6,6 +6,7 @@ guest.ram.ksm_{merged,profit}       bytes, where equal pages are merged
 guest.processes
 guest.fs0.{name,total,free}         MiB of the root disk
 devices.disk.{read,write}_total     bytes
+net.nicN.{pkts,bytes}_{in,out}      of the card netN, since the last start
 net.classful.traffic[.ipv4|.ipv6]   class, bytes and packets in, bytes and packets out
 ubc.NAME                            held maxheld barrier limit failcnt; by a filter "ubc..." only
 """
@@ -118,6 +119,10 @@ def _traffic(source: Source) -> list[Pair]:
     return traffic.statistics(source.node, source.env.uuid)
 
 
+def _cards(source: Source) -> list[Pair]:
+    return traffic.cards(source.node, source.env.uuid)
+
+
 def _beancounters(source: Source) -> list[Pair]:
     return [
         (
@@ -146,6 +151,7 @@ _GROUPS: tuple[tuple[str, Callable[[Source], list[Pair]]], ...] = (
     ("devices.disk.", _disk),
     ("guest.fs0.", _filesystem),
     ("guest.ram.ksm_", _merged),
+    ("net.nic", _cards),
     ("net.classful.traffic", _traffic),
     (_BEANCOUNTERS, _beancounters),
 )

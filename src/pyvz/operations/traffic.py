@@ -18,12 +18,13 @@ from pyvz.errors import BadValue, NetworkError, NotFound, Unsupported, VZError
 from pyvz.linux import nftables
 from pyvz.linux.file import write_atomic
 from pyvz.linux.netlink import HtbRate, Netlink
+from pyvz.linux.rtnetlink import Requests
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.network import accounting, classes, shaping
 from pyvz.network import traffic as rules
 from pyvz.network.accounting import Traffic
-from pyvz.network.base import NetworkPlan
+from pyvz.network.base import ROUTED, NetworkPlan
 from pyvz.network.classes import TrafficClass
 from pyvz.network.links import Links, Put
 from pyvz.network.shaping import Policy
@@ -208,6 +209,24 @@ def statistics(node: Node, uuid: str) -> list[tuple[str, str]]:
     for suffix, versions in (("", "46"), (".ipv4", "4"), (".ipv6", "6")):
         for each in accounting.traffic(found, versions=versions):
             rows.append((f"net.classful.traffic{suffix}", " ".join(map(str, each))))
+    return rows
+
+
+def cards(node: Node, uuid: str) -> list[tuple[str, str]]:
+    """Return the rows net.nicN.{pkts,bytes}_{in,out} of the cards (net0, net1, ...) that run."""
+    plan = Links(node.paths).applied(uuid)
+    listed = [x.host_name for x in plan.interfaces if x.name != ROUTED] if plan else []
+    found = Requests().passed(listed)
+    rows: list[tuple[str, str]] = []
+    for number, name in enumerate(listed):
+        if name in found:
+            node_end = found[name]  # what it sends is what the environment receives
+            rows += [
+                (f"net.nic{number}.pkts_in", str(node_end.packets_out)),
+                (f"net.nic{number}.pkts_out", str(node_end.packets_in)),
+                (f"net.nic{number}.bytes_in", str(node_end.bytes_out)),
+                (f"net.nic{number}.bytes_out", str(node_end.bytes_in)),
+            ]
     return rows
 
 
