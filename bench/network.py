@@ -1,4 +1,4 @@
-"""python -m bench.network: what the network of a container costs, beside the kernel and Incus.
+"""script/bench network: what the network of a container costs, beside the kernel and Incus.
 
     start       the start of a container with one routed and one bridged interface, and without
     addresses   adding the first, the 10th, ... the 1000th address to a running container
@@ -297,7 +297,9 @@ def no_peers(_undo: ExitStack, _iperf: Iperf) -> None:
 def main() -> int:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(
-        prog="bench.network", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="script/bench network",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--runs", type=int, default=7, metavar="N")
     parser.add_argument("--what", default="start,addresses,throughput", metavar="A,B")

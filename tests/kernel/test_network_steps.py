@@ -16,6 +16,7 @@ import pytest
 from netsteps import dying_at, within
 from pyvz.container import netns
 from pyvz.container.runtime import NetworkAccess
+from pyvz.linux import libnftables
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.network.links import Links
@@ -295,3 +296,23 @@ def _listen(device: str) -> socket.socket:
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806))
     sock.bind((device, 0x0806))
     return sock
+
+
+def test_a_node_without_the_library(short_root: Path, world: tuple[str, str]) -> None:
+    """nft does the same as libnftables."""
+    work = Work(short_root / "n", world)
+    before = work.seen()
+    assert work.do(work.start) == 0
+    wanted = work.seen()
+    work.empty()
+    assert work.do(lambda: network.clean(work.node, UUID)) == 0
+
+    def by_program(what: Callable[[], object]) -> None:
+        libnftables.run = lambda _commands: None  # type: ignore[assignment]
+        what()
+
+    assert work.do(lambda: by_program(work.start)) == 0
+    assert work.seen() == wanted
+    work.empty()
+    assert work.do(lambda: by_program(lambda: network.clean(work.node, UUID))) == 0
+    assert work.seen() == before
