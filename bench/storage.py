@@ -25,7 +25,7 @@ from pyvz.backup import image
 from pyvz.backup.repository import Repository
 from pyvz.linux import extents, filesystem, loopdevice, mount
 from pyvz.model.task import NoProgress
-from pyvz.storage import newfilesystem
+from pyvz.storage import newfilesystem, ploopdisk
 from pyvz.storage.ploop import Driver
 
 GIB = 1 << 30
@@ -65,6 +65,7 @@ def pool(work: Path, kind: str) -> Iterator[Path]:
     try:
         yield place
     finally:
+        settle(place)
         for entry in reversed(mount.mounts(place.resolve())):
             run("umount", entry.target)
         file.unlink()
@@ -91,6 +92,7 @@ def bare(image_file: Path, target: Path) -> Iterator[Path]:
         yield target
     finally:
         run("umount", target)
+        ploopdisk.wait_detached(image_file)
 
 
 def raw_image(path: Path) -> Path:
@@ -139,6 +141,13 @@ def timed(work: Callable[[], object]) -> float:
     return (time.perf_counter() - begun) * 1e3
 
 
+def settle(place: Path) -> None:
+    """Wait until no device shows a file below `place`: they go a moment after their mounts."""
+    deadline = time.monotonic() + 30
+    while loopdevice.below(place.resolve()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def provisioning(work: Path, xfs: Path, runs: int) -> Samples:
     """Create from a template and clone, each with its mount, against cp --reflink and a mount."""
     found: Samples = {}
@@ -174,6 +183,7 @@ def provisioning(work: Path, xfs: Path, runs: int) -> Samples:
         for name, make in sides.items():
             found.setdefault(name, []).append(timed(make))
             run("umount", target)
+            settle(xfs)
     return found
 
 
@@ -285,6 +295,15 @@ RATIOS = (
 )
 
 
+def report(found: Samples) -> None:
+    """Print the ratios that are known."""
+    for title, ours, theirs in RATIOS:
+        if ours in found:
+            value = statistics.median(found[ours])
+            other = statistics.median(found[theirs]) if theirs in found else 1.0
+            print(f"{title:45} {value / other:8.2f}", flush=True)
+
+
 def main() -> int:
     """Measure, print, clean."""
     parser = argparse.ArgumentParser(prog="script/bench storage", description=__doc__)
@@ -301,6 +320,7 @@ def main() -> int:
         with pool(work, "xfs") as xfs:
             if "io" in wanted:
                 found |= io(work, xfs, options.runs, options.seconds)
+                report(found)
             for part in (provisioning, snapshots, backups):
                 if part.__name__ in wanted:
                     say(part.__name__)
@@ -310,11 +330,7 @@ def main() -> int:
             found |= volumes(work, options.runs)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    for title, ours, theirs in RATIOS:
-        if ours in found:
-            value = statistics.median(found[ours])
-            other = statistics.median(found[theirs]) if theirs in found else 1.0
-            print(f"{title:45} {value / other:8.2f}")
+    report(found)
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
     return 0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from manual import fileformats, migrate, options_module, roff, watching
 from pyvz.cli import (
     exitcodes,
+    pcompact,
     ploop,
     prl_disk_tool,
     prlctl,
@@ -237,6 +238,30 @@ def vzlist_page() -> str:
     )
 
 
+def pcompact_page() -> str:
+    """Return pcompact(8)."""
+    return (
+        roff.heading("pcompact", "8", "give unused space of disks back", DATE)
+        + roff.chapter("SYNOPSIS", ".B pcompact\n[\n.I options\n]\n")
+        + roff.chapter(
+            "DESCRIPTION",
+            roff.paragraphs(
+                """pcompact looks at the disks of all containers, running or not, and compacts those
+                of which more than THRESHOLD percent take space of the node and are not used
+                inside. Containers and disks with AUTOCOMPACT=no are left alone. Nothing runs it by
+                itself: put it into cron where you want that.
+
+                /etc/vz/pcompact.conf may say THRESHOLD=N (10 without it); DELTA and DEFRAG of the
+                original have no meaning and are ignored."""
+            ),
+        )
+        + roff.chapter("OPTIONS", option_items(pcompact.OPTIONS))
+        + roff.chapter("EXIT STATUS", roff.tagged((("0", "Success."), ("1", "Any error."))))
+        + roff.chapter("EXAMPLES", roff.example(("pcompact -n", "pcompact -t 3600")))
+        + _see_also("vzctl(8)", "ploop(8)")
+    )
+
+
 def vznetstat_page() -> str:
     """Return vznetstat(8)."""
     return (
@@ -452,6 +477,7 @@ def all_pages() -> dict[str, str]:
         "vzctl.8": vzctl_page(),
         "vzlist.8": vzlist_page(),
         "vzmigrate.8": migrate.vzmigrate_page(DATE),
+        "pcompact.8": pcompact_page(),
         "vznetstat.8": vznetstat_page(),
         "vzubc.8": watching.vzubc_page(DATE),
         "vzstat.8": watching.vzstat_page(DATE),

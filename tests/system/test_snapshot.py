@@ -124,3 +124,25 @@ def test_converted(world: World) -> None:
     world.run("prlctl", "start", "ct1")
     world.run("vzctl", "convert", "ct1", "--layout", "simfs", code=155)
     sh(world, "true")
+
+
+def test_what_is_not_used_is_given_back(world: World) -> None:
+    world.run("prlctl", "start", "ct1")
+    assert world.run("pcompact") == ""
+    sh(world, "head -c 150000000 /dev/urandom > /big; sync; rm /big; sync")
+    told = world.run("vzctl", "compact", "ct1", "--dry")
+    assert "root.hdd: " in told
+    assert world.run("pcompact", "-n").rstrip().endswith("unused: compact")
+    assert "root.hdd" in world.run("pcompact", "--stat")
+    world.run("prlctl", "set", "ct1", "--autocompact", "off")
+    assert world.run("pcompact") == ""
+    assert "stays" in world.run("pcompact", "-v")
+    world.run("prlctl", "set", "ct1", "--autocompact", "on")
+    (world.root / "etc/vz/pcompact.conf").write_text("THRESHOLD=99\n")
+    assert world.run("pcompact") == ""
+    (world.root / "etc/vz/pcompact.conf").write_text("# ours\nTHRESHOLD=10\nDELTA=5\nDEFRAG=yes\n")
+    freed = world.run("pcompact").split()
+    assert int(freed[freed.index("MiB") - 1]) > 100
+    assert world.run("pcompact") == ""
+    (world.root / "etc/vz/pcompact.conf").write_text("THRESHOLD=many\n")
+    world.run("pcompact", code=1)

@@ -56,8 +56,8 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
     "snapshot-umount": (_ID,),
     "compact": (
         ("--defrag", "", "accepted, no effect: images have no order of their own"),
-        ("--dry", "", "refused: what would be freed is not known before"),
-        ("--threshold", "PERCENT", "accepted, no effect"),
+        ("--dry", "", "only tell how much of each disk is not used"),
+        ("--threshold", "PERCENT", "only when more than that is not used"),
         ("--delta", "PERCENT", "accepted, no effect"),
     ),
     "convert": (
@@ -254,8 +254,15 @@ def _new_id() -> str:
 def compact_(args: Arguments, server: Server) -> int:
     """Give unused space back to the node."""
     found = container(server, args.word("ctid"))
-    if args.has("dry"):
-        raise Unsupported("vzctl compact --dry is not possible: nothing was changed")
+    from pyvz.cli.pcompact import percent, threshold  # noqa: PLC0415  only here
+
+    if args.has("dry") or args.has("threshold"):
+        disks = server.ask("Storage.Unused", ref=found.uuid)["disks"]
+        least = threshold(f"THRESHOLD={args.value('threshold')}") if args.has("threshold") else 0
+        for disk in disks:
+            tell(args, f"{disk['name']}: {percent(disk)}% are not used")
+        if args.has("dry") or all(percent(disk) <= least for disk in disks):
+            return 0
     done = server.run("Storage.Compact", ref=found.uuid)
     tell(args, f"Compacted: {done['freed'] >> 20} MiB were freed")
     return 0

@@ -36,6 +36,7 @@ READABLE = frozenset(
         "io.pyvz.Node.Ping",
         "io.pyvz.Backup.List",
         "io.pyvz.Storage.SnapshotList",
+        "io.pyvz.Storage.Unused",
         "io.pyvz.Template.List",
         "io.pyvz.Template.ListContainer",
         "io.pyvz.Template.Info",

@@ -61,6 +61,22 @@ class Freed(TypedDict):
     freed: int
 
 
+class UnusedSpace(TypedDict):
+    """A disk that can be compacted, in bytes.  allocated: of the node's; used: by what is in it."""
+
+    name: str
+    size: int
+    allocated: int
+    used: int
+    autocompact: bool
+
+
+class UnusedRows(TypedDict):
+    """Disks."""
+
+    disks: list[UnusedSpace]
+
+
 class Layout(TypedDict):
     """The layout before, and how many files were copied and compared."""
 
@@ -151,6 +167,12 @@ class Storage(Api, VarlinkInterface, name="io.pyvz.Storage"):
     def SnapshotUmount(self, node: Node, *, ref: str, id: str) -> Work:
         """Unmount a snapshot."""
         return Work("snapshot-umount", ref, lambda _: snapshot.umount_snapshot(node, ref, id))
+
+    @varlinkmethod
+    async def Unused(self, *, ref: str) -> UnusedRows:
+        """Return how much space of the node the disks of an environment take, and use."""
+        rows = await self.query(compact.unused, ref)
+        return {"disks": [row._asdict() for row in rows]}
 
     @streaming(Freed)
     def Compact(self, node: Node, *, ref: str) -> Work:
