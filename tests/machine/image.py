@@ -12,6 +12,7 @@ so that the expensive half is built once.  Every file appears by rename, under a
 from __future__ import annotations
 
 import shutil
+import re
 import sys
 import tempfile
 import tomllib
@@ -25,9 +26,17 @@ PACKAGES = [
     "linux-image-cloud-amd64", "initramfs-tools", "systemd", "systemd-sysv", "udev", "dbus",
     "kmod", "iproute2", "procps", "python3", "python3-venv", "ca-certificates", "mmdebstrap",
     "zstd", "xz-utils", "lz4", "tar", "gzip", "acl", "attr", "e2fsprogs", "busybox-static",
-    "libseccomp2", "util-linux", "apt", "quota",
+    "libseccomp2", "util-linux", "apt", "quota", "criu", "iptables",
 ]
 # fmt: on
+
+
+def packages() -> list[str]:
+    """What the machine has: the list above, and all that bootstrap wants."""
+    text = (REPO / "script/bootstrap").read_text()
+    wanted = re.search(r"^PACKAGES=\(([^)]*)\)", text, re.MULTILINE)
+    return [*PACKAGES, *(wanted[1].split() if wanted else ())]
+
 
 # What the first file system and the disks need; everything else is loaded by udev.
 INITRD_MODULES = ("virtio_pci", "virtio_blk", "ext4")
@@ -86,7 +95,7 @@ class Image(NamedTuple):
 def base_image(suite: str) -> Image:
     """The machine's root disk, built when it is not there yet (about two minutes)."""
     script = CUSTOMIZE.format(masked=" ".join(MASKED), unit=UNIT, modules=" ".join(INITRD_MODULES))
-    name = f"machine-{suite}-{key(script, *PACKAGES)}"
+    name = f"machine-{suite}-{key(script, *packages())}"
     folder = CACHE / name
     image = Image(folder / "root.img", folder / "vmlinuz", folder / "initrd")
     with locked(name):
@@ -104,7 +113,7 @@ def build_base(suite: str, script: str, work: Path) -> None:
     hook.write_text("#!/bin/bash\n" + script)
     hook.chmod(0o755)
     # fmt: off
-    run("mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}",
+    run("mmdebstrap", "--variant=minbase", f"--include={','.join(packages())}",
         "--aptopt=Acquire::Retries \"3\"", f"--customize-hook={hook} \"$1\"",
         suite, tree, *debian_mirror(), timeout=1200)
     # fmt: on
