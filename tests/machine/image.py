@@ -11,8 +11,8 @@ so that the expensive half is built once.  Every file appears by rename, under a
 
 from __future__ import annotations
 
-import shutil
 import re
+import shutil
 import sys
 import tempfile
 import tomllib
