@@ -56,14 +56,16 @@ class Peer:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._count += 1
-        self._process.stdin.write(f"{self._count}\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{self._count}\n")
+            self._process.stdin.flush()
         return self._process.stdout.readline() == f"{self._count}\n"
 
     def close(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait(10)
         self._process.stdout.close()
 

@@ -120,7 +120,7 @@ class StatusReader:
         if self._node.registry.problem(env) if problem is None else problem:
             return Status.INVALID
         if is_mount_point(self._node.root(env)):
-            return Status.MOUNTED
+            return self._under_way(env) or Status.MOUNTED
         if (env.home / "dump" / "Dump").exists():
             return Status.SUSPENDED
         return Status.STOPPED
@@ -143,14 +143,17 @@ class StatusReader:
         return Status.RUNNING if word in _GOING else Status.PAUSED
 
     def _of_running(self, env: Environment) -> Status:
-        state = RunState.load(self._node.paths, env.uuid)
-        if (
-            state is not None
-            and state.status in _PASSING
-            and holder(self._node.paths, env.uuid) is not None
-        ):
-            return state.status
+        found = self._under_way(env)
+        if found is not None:
+            return found
         return Status.PAUSED if self._node.cgroups.frozen(env.uuid) else Status.RUNNING
+
+    def _under_way(self, env: Environment) -> Status | None:
+        """The state that somebody at work on it has written down."""
+        state = RunState.load(self._node.paths, env.uuid)
+        if state is None or state.status not in _PASSING:
+            return None
+        return state.status if holder(self._node.paths, env.uuid) is not None else None
 
 
 def open_node(
