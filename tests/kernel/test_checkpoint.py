@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine import Engine, wait_for
-from pyvz.container import criuimages, dumpfile
+from pyvz.container import criuimages, dumpfile, dumpwriter
 from pyvz.container.checkpoint import Checkpoint, DumpHooks, RestoreHooks
 from pyvz.container.criurequest import DumpRequest
 from pyvz.container.criurpc import CriuDied
@@ -181,7 +181,7 @@ def test_images_packed_and_unpacked_are_the_same(bench: Bench) -> None:
     bench.start()
     assert bench.dump()
     target = bench.engine.paths.root / "packed"
-    index = dumpfile.pack(bench.images, target, NoProgress())
+    index = dumpwriter.pack(bench.images, target, NoProgress())
     assert 0 < index.stored < index.size
     again = bench.engine.paths.root / "again"
     again.mkdir()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvz.container import criu, criu_pb2, criuimages, criurequest, criuwords, dumpfile
+from pyvz.container import criu, criu_pb2, criuimages, criurequest, criuwords, dumpfile, dumpwriter
 from pyvz.container.criu import Criu, Verdict
 from pyvz.container.criurequest import DumpRequest
 from pyvz.container.frame import External, Frame
@@ -185,7 +185,7 @@ def packed(tmp_path: Path) -> Path:
     (images / "pages-1.img").write_bytes(bytes(range(256)) * 5000 + bytes(9 << 20))
     (images / "empty.img").write_bytes(b"")
     (images / "dump.log").write_text("not kept")
-    dumpfile.pack(images, tmp_path / "Dump", NoProgress(), sync=False)
+    dumpwriter.pack(images, tmp_path / "Dump", NoProgress(), sync=False)
     return tmp_path / "Dump"
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import select
 import socket
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -93,7 +92,7 @@ class CriuConnection:
             raise CriuDied(f"CRIU ended while it was at work ({error})") from error
 
     def _receive(self, timeout: float) -> tuple[criu_pb2.criu_resp, list[int]]:
-        if not _readable(self._sock.fileno(), timeout):
+        if not self._await(timeout):
             self.kill()
             raise Timeout(f"CRIU said nothing for {timeout:.0f} seconds and was ended")
         try:
@@ -109,12 +108,29 @@ class CriuConnection:
             protocol.close_all(fds)
             raise CriuDied("CRIU said something that is no response") from error
 
+    def _await(self, timeout: float) -> bool:
+        """Wait for a packet; False: none came.  Raises CriuDied when the process has ended.
 
-def _readable(fd: int, timeout: float) -> bool:
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    deadline = time.monotonic() + timeout
-    while (left := deadline - time.monotonic()) > 0:
-        if poller.poll(left * 1000):
+        The end of the socket does not tell that: what CRIU was restoring has copies of it.
+        """
+        try:
+            handle = Pidfd(self.pid, self._started)
+        except ProcessLookupError:
+            ready = False
+        else:
+            with handle:
+                poller = select.poll()
+                poller.register(self._sock.fileno(), select.POLLIN)
+                poller.register(handle.fd, select.POLLIN)
+                if not poller.poll(timeout * 1000):
+                    return False
+                ready = True
+        if _has_packet(self._sock):
             return True
-    return False
+        raise CriuDied("CRIU ended while it was at work" if ready else "CRIU has ended")
+
+
+def _has_packet(sock: socket.socket) -> bool:
+    poller = select.poll()
+    poller.register(sock.fileno(), select.POLLIN)
+    return bool(poller.poll(0))

@@ -188,8 +188,7 @@ class Keeper:
             if message.get("uuid") in (None, each.record.uuid)
         ]
         sessions = [{"id": each.id, "uuid": each.uuid} for each in self.sessions.values()]
-        workers = self.workers.list()
-        reply.ok({"containers": running, "sessions": sessions, "workers": workers})
+        reply.ok({"containers": running, "sessions": sessions, "workers": self.workers.list()})
 
     def request_ack(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
         """The end of that very init is known."""
@@ -434,7 +433,9 @@ class Keeper:
             self._early.clear()
 
     def _child_ended(self, pid: int, status: int) -> None:
-        if self.workers.reaped(pid):
+        worker = self.workers.reaped(pid)
+        if worker is not None:
+            swrk.end_orphans(worker, self)
             return
         for child in [each for each in self.launches if each.owns(pid)]:
             child.reaped(pid)  # may add the container or session that ends right here

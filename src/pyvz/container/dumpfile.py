@@ -3,7 +3,8 @@
     <target>/index.json        {"format", "files": [[name, size]], "pieces": [[...]], "digest"}
     <target>/part-<n>          pieces one after another, as one thread has written them
 
-A piece is a part of one file: [file, offset, length, part, at, stored, checksum of what is stored].
+Written by dumpwriter.py.  A piece is a part of one file: [file, offset, length, part, at, stored,
+checksum of what is stored].
 Its stored form is a zstd frame, or the data themselves where that would not be smaller.  The target
 appears by rename: it is there whole or not at all.
 """
@@ -27,13 +28,11 @@ from pyvz.model.task import Progress
 
 INDEX = "index.json"
 FORMAT = 1
-_PIECE = 8 << 20
-_LEVEL = 1  # a disk is to be the bottleneck, not the processor
+PIECE = 8 << 20
 _MOST_THREADS = 8
 _TICK = 0.1  # seconds between two words about the progress
 _INDEX_LIMIT = 64 << 20
 _SIZE_LIMIT = 1 << 50
-_SKIPPED = (".log", ".sock", ".socket")
 
 
 class Piece(NamedTuple):
@@ -65,28 +64,6 @@ class Index(NamedTuple):
         return sum(piece.stored for piece in self.pieces)
 
 
-def pack(images: Path, target: Path, progress: Progress, *, sync: bool = True) -> Index:
-    """Write the files of `images` into `target`, which must not be there.
-
-    sync: return when it is on the disk.  On failure nothing is at `target`.
-    """
-    temporary = target.with_name(target.name + ".new")
-    file.remove_tree(temporary)
-    temporary.mkdir(mode=0o700, parents=True)
-    try:
-        index = _pack(images, temporary, progress, sync=sync)
-        file.write_atomic(temporary / INDEX, _to_json(index), 0o600)
-        if sync:
-            file.fsync_directory(temporary)
-        temporary.rename(target)
-        if sync:
-            file.fsync_directory(target.parent)
-    except BaseException:
-        file.remove_tree(temporary)
-        raise
-    return index
-
-
 def unpack(source: Path, images: Path, progress: Progress) -> Index:
     """Write the files back into the directory `images`; every piece is verified.
 
@@ -104,7 +81,7 @@ def unpack(source: Path, images: Path, progress: Progress) -> Index:
             os.ftruncate(sinks[-1], size)
 
         def put(piece: Piece, data: bytes) -> None:
-            _write_all(sinks[piece.file], data, piece.offset)
+            write_all(sinks[piece.file], data, piece.offset)
 
         _read(source, index, put, progress)
     finally:
@@ -129,70 +106,6 @@ def load(source: Path) -> Index:
         raise RestoreError(f"{path} is missing: this is no dump of a container") from None
     except (OSError, ValueError, KeyError, TypeError, BadValue) as error:
         raise RestoreError(f"{path} is damaged: {error}") from error
-
-
-# -- writing ------------------------------------------------------------------------------------
-
-
-def _pack(images: Path, target: Path, progress: Progress, *, sync: bool) -> Index:
-    names = sorted(path.name for path in images.iterdir() if _wanted(path))
-    sources = [os.open(images / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC) for name in names]
-    try:
-        sizes = [os.fstat(fd).st_size for fd in sources]
-        waiting: queue.SimpleQueue[tuple[int, int, int]] = queue.SimpleQueue()
-        for number, size in enumerate(sizes):
-            for offset in range(0, size, _PIECE):
-                waiting.put((number, offset, min(_PIECE, size - offset)))
-        meter = _Meter(progress, sum(sizes))
-        pieces: list[Piece] = []
-        with ThreadPoolExecutor(_threads(sum(sizes)), "dump") as pool:
-            jobs = [
-                pool.submit(_write_part, target, part, sources, waiting, meter)
-                for part in range(_threads(sum(sizes)))
-            ]
-            meter.follow(jobs)
-            for job in jobs:
-                pieces += job.result()
-        if sync:
-            for path in target.iterdir():
-                _sync(path)
-    finally:
-        for fd in sources:
-            os.close(fd)
-    return Index(tuple(zip(names, sizes, strict=True)), tuple(sorted(pieces)))
-
-
-def _wanted(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink() and path.suffix not in _SKIPPED
-
-
-def _write_part(
-    target: Path,
-    part: int,
-    sources: list[int],
-    waiting: queue.SimpleQueue[tuple[int, int, int]],
-    meter: _Meter,
-) -> list[Piece]:
-    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
-    made: list[Piece] = []
-    at = 0
-    with (target / f"part-{part}").open("wb", buffering=0) as sink:
-        os.fchmod(sink.fileno(), 0o600)
-        while not meter.stopped:
-            try:
-                number, offset, length = waiting.get_nowait()
-            except queue.Empty:
-                break
-            data = _read_all(sources[number], length, offset)
-            stored = compressor.compress(data)
-            if len(stored) >= len(data):
-                stored = data
-            checksum = hashlib.sha256(stored).hexdigest()
-            _write_all(sink.fileno(), stored, at)
-            made.append(Piece(number, offset, length, part, at, len(stored), checksum))
-            at += len(stored)
-            meter.add(length)
-    return made
 
 
 # -- reading ------------------------------------------------------------------------------------
@@ -285,35 +198,19 @@ class _Meter:
 
 
 def _threads(size: int) -> int:
-    return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)), -(-size // _PIECE)))
+    return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)), -(-size // PIECE)))
 
 
-def _read_all(fd: int, length: int, offset: int) -> bytes:
-    data = os.pread(fd, length, offset)
-    while len(data) < length:
-        more = os.pread(fd, length - len(data), offset + len(data))
-        if not more:
-            raise RestoreError("An image became shorter while it was read")
-        data += more
-    return data
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
+def write_all(fd: int, data: bytes, offset: int) -> None:
+    """Write all of it at a place."""
     view = memoryview(data)
     while view:
         written = os.pwrite(fd, view, offset)
         view, offset = view[written:], offset + written
 
 
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fdatasync(fd)
-    finally:
-        os.close(fd)
-
-
-def _to_json(index: Index) -> str:
+def to_json(index: Index) -> str:
+    """Return the text of the index."""
     body = {"format": FORMAT, "files": index.files, "pieces": index.pieces}
     text = json.dumps(body, separators=(",", ":"))
     return json.dumps({"digest": hashlib.sha256(text.encode()).hexdigest(), "body": text})
@@ -343,7 +240,7 @@ def _checked_file(name: str, size: int) -> tuple[str, int]:
 
 def _checked_piece(piece: Piece, files: tuple[tuple[str, int], ...]) -> Piece:
     numbers = piece[:-1]
-    if min(numbers) < 0 or piece.file >= len(files) or not 0 < piece.length <= _PIECE:
+    if min(numbers) < 0 or piece.file >= len(files) or not 0 < piece.length <= PIECE:
         raise BadValue("it names a piece that cannot be")
     if piece.offset + piece.length > files[piece.file][1] or piece.stored > piece.length:
         raise BadValue("it names a piece that cannot be")

@@ -22,13 +22,16 @@ import socket
 import stat
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from pyvz.container import confine, launch, protocol
 from pyvz.container.launch import Launch, StepError
 from pyvz.container.loop import Loop
 from pyvz.container.reply import Reply
 from pyvz.linux import namespace, overlay, process, syscall
+
+if TYPE_CHECKING:
+    from pyvz.container.custody import Keeper
 
 SOCKET, IMAGES, FIRST_FD = 3, 4, 5
 # With a user namespace CRIU looks some paths up as the container's root: everybody may come here.
@@ -70,11 +73,15 @@ class Workers:
         made.done = lambda child, error: self._started(child, error, uuid, reply)
         return made
 
-    def reaped(self, pid: int) -> bool:
-        """Take note of the end of a child; False when it was none of ours."""
+    def reaped(self, pid: int) -> Worker | None:
+        """Take note of the end of a child; returns the worker that it was."""
         for each in [each for each in self._starting if each.owns(pid)]:
             each.reaped(pid)
-        return self._running.pop(pid, None) is not None
+        return self._running.pop(pid, None)
+
+    def owns(self, pid: int) -> bool:
+        """Whether a child is one of ours."""
+        return pid in self._running or any(each.owns(pid) for each in self._starting)
 
     def _fork(self, message: Mapping[str, Any], trees: Sequence[int], fds: Sequence[int]) -> Launch:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -98,6 +105,24 @@ class Workers:
         os.close(made.pidfd)
         self._running[made.pid] = Worker(uuid, made.pid, made.started)
         reply.ok({"pid": made.pid, "started": made.started}, [made.terminal])
+
+
+def end_orphans(dead: Worker, keeper: Keeper) -> None:
+    """End what a CRIU that was killed had begun to restore: children that nobody knows.
+
+    While another CRIU is at work, only those that are still of the dead one's session.
+    """
+    known = {each.record.pid for each in keeper.containers.values()}
+    known |= {each.pid for each in keeper.sessions.values()}
+    with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+        children = [int(word) for word in file.read().split()]
+    for pid in children:
+        starting = any(each.owns(pid) for each in keeper.launches)
+        if pid in known or starting or keeper.workers.owns(pid):
+            continue
+        with contextlib.suppress(OSError):
+            if not keeper.workers or os.getsid(pid) == dead.pid:
+                os.kill(pid, signal.SIGKILL)
 
 
 def open_init(pid: int) -> tuple[int, int]:

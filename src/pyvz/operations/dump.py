@@ -16,11 +16,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from pyvz.container import dumpfile, guestinit
+from pyvz.container import dumpfile, dumpwriter, guestinit
 from pyvz.container.checkpoint import DumpHooks, RestoreHooks
 from pyvz.container.criurequest import DumpRequest
 from pyvz.container.criurpc import CriuDied
@@ -47,6 +47,7 @@ VERBS = frozenset({SUSPEND, RESUME})  # whose journal records `repair` understan
 _COMMIT = "commit"
 _SETTLE = 120.0  # seconds for a CRIU that has lost its vzd to end what it does
 _KILL_TIMEOUT = 30.0
+_SHARED, _MOST_FIFOS = 16, 256  # memory that processes share has files of its own
 
 
 class DumpOptions(NamedTuple):
@@ -113,7 +114,11 @@ def save(
     """
     spec = specification(node, env, node.registry.config(env))
     engine = node.checkpoint
-    with _images(env) as images, engine.worker(env.uuid, images) as worker:
+    with (
+        _images(env) as images,
+        dumpwriter.Packing(images, target, fifos=_fifos(node, env)) as packing,
+        engine.worker(env.uuid, images) as worker,
+    ):
         frame = engine.frame(spec)._replace(network=innernet.save(node, env))
         request = DumpRequest(frame, leave_running=leave_running)
 
@@ -121,8 +126,8 @@ def save(
             progress.stage("Writing memory")
             if not leave_running:
                 node.cgroups.freeze(env.uuid)
-            with home.storage_errors(f"The memory of {env.name} could not be written"):
-                dumpfile.pack(images, target, progress)
+            with _writing(env):
+                packing.finish(progress)
             if at is not None:
                 at()
             return True
@@ -138,16 +143,31 @@ def save(
         except BaseException as error:
             if leave_running or not target.exists():
                 go_on(node, env, broken=isinstance(error, (CriuDied, Timeout)))
+                if packing.failure is not None:  # so that CRIU could not write
+                    with _writing(env):
+                        raise packing.failure from error
                 raise
             log.warning("%s: CRIU failed when all was written: %s", env.name, error)
+
+
+def _fifos(node: Node, env: Environment) -> int:
+    """How many files of memory are packed while they are written: one for each process, and some.
+
+    Others are packed afterwards.
+    """
+    return min(len(node.cgroups.pids(env.uuid)) + _SHARED, _MOST_FIFOS)
+
+
+def _writing(env: Environment) -> AbstractContextManager[None]:
+    return home.storage_errors(f"The memory of {env.name} could not be written")
 
 
 def keep(node: Node, env: Environment, images: Path) -> None:
     """Make the images of one that could not be restored the memory of a suspended container."""
     _remove(default(env))
     default(env).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with home.storage_errors(f"The memory of {env.name} could not be written"):
-        dumpfile.pack(images, default(env), NoProgress())
+    with _writing(env):
+        dumpwriter.pack(images, default(env), NoProgress())
     node.publish("ve-suspend", env)
 
 
