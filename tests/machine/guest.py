@@ -26,8 +26,6 @@ NAME = "m1"
 MIB = 1 << 20
 SLOW = 300.0  # seconds; this machine is emulated
 
-TICK = "n=0; while :; do n=$((n+1)); echo $n >/root/t; mv /root/t /root/tick; sleep 0.2; done"
-
 STEPS: list[Callable[[], None]] = []
 
 
@@ -315,26 +313,6 @@ def pause_and_resume() -> None:
     need(frozen, "no cgroup is frozen")
     run("prlctl", "resume", NAME)
     ct("true")
-
-
-@step
-def suspend_and_resume() -> None:
-    """To disk and back: systemd is running again, limits inside and outside are what they were."""
-    running()
-    told = run("prlsrvctl", "info")
-    need(re.search(r"CRIU.*\d+\.\d+", told), "no CRIU works with this kernel")
-    ct("systemd-run", "--unit=tick", "-p", "TasksMax=33", "sh", "-c", TICK)
-    until(lambda: ct("cat", "/root/tick", code=None).strip(), "it ticks")
-    run("prlctl", "suspend", NAME)
-    need(status() == "suspended", "it is not suspended")
-    run("prlctl", "resume", NAME)
-    before = ct("cat", "/root/tick")
-    until(lambda: ct("cat", "/root/tick") != before, "it ticks on")
-    need(booted() == "running", "systemd inside is not running")
-    need("33" in ct("cat", "/sys/fs/cgroup/system.slice/tick.service/pids.max"), "TasksMax is lost")
-    ct("systemctl", "restart", "systemd-logind")
-    ct("systemctl", "stop", "tick")
-    need(int(limit("pids.max")) > 0, "the limit of processes is lost")
 
 
 @step
