@@ -12,6 +12,7 @@ import pytest
 from engine import Engine, wait_for
 from pyvz.container import criuimages, dumpfile, dumpwriter
 from pyvz.container.checkpoint import Checkpoint, DumpHooks, RestoreHooks
+from pyvz.container.client import KeeperClient
 from pyvz.container.criurequest import DumpRequest
 from pyvz.container.criurpc import CriuDied
 from pyvz.container.frame import Frame
@@ -165,6 +166,22 @@ def test_a_dump_that_is_killed_lets_it_go_on(bench: Bench) -> None:
 
     with pytest.raises(CriuDied):
         bench.dump(DumpHooks(frozen=shoot))
+    bench.counts()
+
+
+def test_a_console_that_was_lost(bench: Bench) -> None:
+    bench.start()
+    pid = int(bench.engine.keeper.call("ping").data["pid"])
+    bench.engine.keeper.close()  # and with it our copy of the console
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    bench.engine.keeper = KeeperClient.start_if_absent(bench.engine.paths)
+    bench.engine.runtime = bench.engine.new_runtime(bench.engine.keeper)
+    bench.made = Checkpoint(bench.engine.runtime, bench.engine.keeper, bench.engine.paths)
+    bench.counts()
+    assert bench.dump()
+    bench.forget()
+    bench.restore()
     bench.counts()
 
 

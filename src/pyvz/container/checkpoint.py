@@ -254,6 +254,9 @@ class Checkpoint:
         trees: list[dict[str, Any]] = [{**tree, "name": _ROOT, "source": os.fspath(spec.root)}]
         places: dict[str, str] = {}
         for name, target in frame.externals:
+            if target not in found and target == frames.CONSOLE:
+                places[name] = os.devnull
+                continue
             if target not in found and target.startswith(_KERNEL):
                 places[name] = target  # a file of lxcfs, which is not there: the kernel's own
                 continue
@@ -296,6 +299,7 @@ class Checkpoint:
         if worker.root is None:
             raise RestoreError("A worker for a dump cannot restore")
         criuimages.mend_timers(worker.images)
+        criuimages.forget_deleted(worker.images)
         if spec.ids is not None and frame.ids is not None and frame.ids[0] != spec.ids.first:
             criuimages.map_ids(worker.images, spec.ids.first, spec.ids.count)
         with ExitStack() as undo:

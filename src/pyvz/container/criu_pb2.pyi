@@ -350,6 +350,16 @@ class join_namespace(_message.Message):
     ns_file: str
     def __init__(self, ns: _Optional[str] = ..., ns_file: _Optional[str] = ..., extra_opt: _Optional[str] = ...) -> None: ...
 
+class mnt_entry(_message.Message):
+    __slots__ = ["deleted", "ext_key", "mountpoint"]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    EXT_KEY_FIELD_NUMBER: _ClassVar[int]
+    MOUNTPOINT_FIELD_NUMBER: _ClassVar[int]
+    deleted: bool
+    ext_key: str
+    mountpoint: str
+    def __init__(self, mountpoint: _Optional[str] = ..., deleted: bool = ..., ext_key: _Optional[str] = ...) -> None: ...
+
 class restore_stats_entry(_message.Message):
     __slots__ = ["forking_time", "pages_compared", "pages_skipped_cow", "restore_time"]
     FORKING_TIME_FIELD_NUMBER: _ClassVar[int]

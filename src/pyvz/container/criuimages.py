@@ -19,7 +19,7 @@ from pyvz.errors import RestoreError
 from pyvz.linux.file import write_atomic
 
 _COMMON, _SERVICE = 0x54564319, 0x55105940
-_FILES, _STATS, _USERNS = 0x56303138, 0x57093306, 0x55474906
+_FILES, _STATS, _USERNS, _MOUNTS = 0x56303138, 0x57093306, 0x55474906, 0x55563928
 _HEAD = struct.Struct("<II")
 _LENGTH = struct.Struct("<I")
 _LIMIT = 1 << 30  # bytes of one image that is held in memory; files.img has some 100 per open file
@@ -58,6 +58,26 @@ def mend_timers(directory: Path) -> int:
     if changed:
         write_atomic(path, b"".join(parts), 0o644)
     return changed
+
+
+def forget_deleted(directory: Path) -> None:
+    """Have external mounts of files that are gone taken for ordinary ones: others stand for them.
+
+    CRIU would make the file again before it binds it, where the other one is.
+    """
+    for path in directory.glob("mountpoints-*.img"):
+        data = path.read_bytes()
+        parts = [data[: _HEAD.size]]
+        for message in _messages(data, _MOUNTS, path):
+            entry = criu_pb2.mnt_entry.FromString(message)
+            made = message
+            if entry.deleted and entry.ext_key:
+                entry.deleted = False
+                made = entry.SerializeToString()
+            parts += [_LENGTH.pack(len(made)), made]
+        made_data = b"".join(parts)
+        if made_data != data:
+            write_atomic(path, made_data, 0o644)
 
 
 def map_ids(directory: Path, first: int, count: int) -> None:

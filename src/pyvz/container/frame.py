@@ -21,6 +21,8 @@ from pyvz.linux.file import read_text_limited, write_atomic
 
 NAME = "pyvz.json"
 FORMAT = 1
+CONSOLE = "/dev/console"
+_DELETED = "//deleted"  # fs/d_path.c
 _LIMIT = 8 << 20  # bytes
 
 
@@ -109,8 +111,15 @@ def sources(spec: ContainerSpec) -> dict[str, str]:
 
 
 def externals(spec: ContainerSpec, pid: int) -> tuple[External, ...]:
-    """The mounts of a running container that come from the node."""
+    """The mounts of a running container that come from the node.
+
+    So counts a console whose terminal is gone (vzd and the keeper were killed one after the other):
+    CRIU could not make that again.
+    """
     wanted = sources(spec)
-    there = dict.fromkeys(entry.target for entry in mount.mounts(pid=pid))
-    targets = [target for target in there if target in wanted]
+    targets = dict.fromkeys(
+        entry.target
+        for entry in mount.mounts(pid=pid)
+        if entry.target in wanted or (entry.target == CONSOLE and entry.root.endswith(_DELETED))
+    )
     return tuple(External(f"pyvz-{number}", target) for number, target in enumerate(targets))
