@@ -25,7 +25,7 @@ from pyvz.daemon.tasks import Work
 from pyvz.errors import AlreadyRunning, CommandFailed, Timeout, VZError
 from pyvz.linux.process import boot_id
 from pyvz.linux.run import run
-from pyvz.model.environment import Environment
+from pyvz.model.environment import Environment, Kind
 from pyvz.operations import lifecycle, suspend
 from pyvz.operations.lifecycle import StopOptions
 from pyvz.operations.suspend import SuspendOptions
@@ -60,6 +60,7 @@ async def autostart(services: Services, order: Sequence[Environment]) -> None:
     free = asyncio.Semaphore(parallel(services.node))
 
     async def one(env: Environment) -> None:
+        await asyncio.sleep(await asyncio.to_thread(_delay, services.node, env))
         async with free:
             work = Work(
                 "start",
@@ -77,6 +78,11 @@ async def autostart(services: Services, order: Sequence[Environment]) -> None:
     await asyncio.gather(*(one(env) for env in order))
 
 
+def _delay(node: Node, env: Environment) -> float:
+    """Return how long the start of a virtual machine waits (--autostart-delay)."""
+    return float(node.registry.peek(env).machine.autostart_delay) if env.kind == Kind.VM else 0.0
+
+
 def parallel(node: Node) -> int:
     """Return how many environments may start or stop at a time (VE_PARALLEL)."""
     return node.config().ve_parallel or 4 * (os.cpu_count() or 1)
@@ -89,7 +95,7 @@ class Stopped(dict[str, list[str]]):
 def autostop(node: Node, progress: Progress) -> Stopped:
     """Stop everything that runs; never raises for a single one."""
     deadline = time.monotonic() + STOP_DEADLINE
-    running = node.runtime.running()
+    running = node.runtime.running().keys() | node.machines.running().keys()
     targets = [env for env in node.registry.environments() if env.uuid in running]
     result = Stopped(stopped=[], failed=[])
     progress.stage("Stopping")

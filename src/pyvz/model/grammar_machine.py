@@ -84,7 +84,7 @@ _READERS: dict[str, Any] = {
     "name": _name,
     "iface": Choice(tuple(INTERFACES)).parse,
     "position": Integer(0, 15).parse,
-    "subtype": Choice(("virtio-scsi", "hyperv")).parse,
+    "subtype": Choice(("virtio-scsi",)).parse,
     "format": Choice(FORMATS).parse,
     "size": Integer(0, _MAX_KIB).parse,
     "serial": _serial,

@@ -60,7 +60,7 @@ def open_one(
 ) -> tuple[DriveSpec, list[int]]:
     """Open one drive; the lowest image comes last among the descriptors."""
     spec = DriveSpec(drive.name, drive.iface, drive.position, drive.format, boot=boot)
-    spec = spec._replace(readonly=not drive.is_disk, serial=drive.serial)
+    spec = spec._replace(readonly=not drive.is_disk, serial=drive.serial, discard=drive.autocompact)
     if not drive.is_disk:
         spec = spec._replace(format="raw")
     if not (drive.image or drive.device) or not (drive.is_disk or drive.connected):

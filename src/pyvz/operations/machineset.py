@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 DIMM = 128  # MiB: Linux takes memory in blocks of this size
 _HOT = frozenset({"scsi", "virtio"})  # on these buses disks come and go while it runs
+# What a guest of a template is told at its boot (machinefiles.py).
+_AT_BOOT = ("network.hostname", "network.nameservers", "network.searchdomains")
 _AT_ONCE = frozenset(
     {"machine.drives", "machine.on_crash", "identity.name", "network.interfaces", "network.ip"}
 )
@@ -132,6 +134,7 @@ def _put_in_force(live: _Live, changes: Changes, undo: ExitStack) -> set[str]:
         and not row.live
         and row.field not in _AT_ONCE
     }
+    waiting |= {field for field in _AT_BOOT if live.new.get(field) != live.old.get(field)}
     _limits(live, undo)
     if _cpus(live, undo):
         waiting.add("cpu.cpus")
@@ -281,7 +284,7 @@ def _quietly(live: _Live, drive: Drive) -> None:
 
 def _change_drive(live: _Live, old: Drive, new: Drive, undo: ExitStack) -> bool:
     """Change one drive while it runs; True: it waits for the next start."""
-    hardware = ("iface", "position", "subtype", "serial")
+    hardware = ("iface", "position", "subtype", "serial", "autocompact")
     if any(getattr(old, name) != getattr(new, name) for name in hardware):
         return True
     if old.enabled != new.enabled:

@@ -18,11 +18,12 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 
 from pyvz.errors import EnvironmentNotFound, VZError
-from pyvz.model.environment import Environment
+from pyvz.model.environment import Environment, Kind
 from pyvz.operations import beancounters, fields, samepage, traffic
 from pyvz.operations.fields import ALIVE, Source
 from pyvz.operations.node import Node, StatusReader
 from pyvz.units import MIB, UNLIMITED
+from pyvz.vm.spec import memory_of
 
 Pair = tuple[str, str]
 _KIB_OF_MIB = 1024
@@ -73,6 +74,8 @@ def _guest(source: Source) -> list[Pair]:
     limit = usage.memory_limit
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     total = host if limit is None or limit >= UNLIMITED else min(limit, host)
+    if source.env.kind == Kind.VM:
+        total = memory_of(source.config) * MIB
     return _pairs(
         (
             ("guest.cpu.time", None if usage.cpu_ns is None else usage.cpu_ns // 1000),

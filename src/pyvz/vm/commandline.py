@@ -164,13 +164,14 @@ def _layer(drive: DriveSpec, layer: str, path: str, *, readonly: bool) -> list[O
     name = f"{drive.name}-{layer}" if layer else drive.name
     cache = {"direct": drive.direct, "no-flush": False}
     common: Object = {"read-only": readonly, "cache": cache}
-    if drive.is_disk and not readonly:
+    freeing = drive.is_disk and drive.discard and not readonly
+    if freeing:
         common |= {"discard": "unmap"}
     file = {"driver": drive.driver, "filename": path, "node-name": f"{name}-file"} | common
     if drive.driver == "file" and drive.direct:
         file["aio"] = "native"
     image = {"driver": drive.format, "file": file["node-name"], "node-name": name} | common
-    if drive.is_disk and not readonly:
+    if freeing:
         image["detect-zeroes"] = "unmap"
     return [file, image]
 

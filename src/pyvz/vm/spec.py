@@ -23,7 +23,7 @@ class DriveSpec(NamedTuple):
 
     file: what to open; "" for a CD drive without a disc.  driver: file or host_device.
     base: the image below, read-only, in `base_format`.  direct: without the node's page cache.
-    boot: place in the boot order, from 1; 0: none.
+    boot: place in the boot order, from 1; 0: none.  discard: what the guest gives up is given back.
     """
 
     name: str
@@ -37,6 +37,7 @@ class DriveSpec(NamedTuple):
     direct: bool = False
     serial: str = ""
     boot: int = 0
+    discard: bool = True
 
     @property
     def is_disk(self) -> bool:
