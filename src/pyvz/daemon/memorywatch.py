@@ -7,7 +7,8 @@ import logging
 from contextlib import suppress
 
 from pyvz.daemon.services import Services
-from pyvz.errors import VZError
+from pyvz.errors import BadValue, VZError
+from pyvz.operations import vcmmd
 
 AFTER_FAILURE = 30.0  # seconds
 
@@ -26,6 +27,8 @@ async def watch(services: Services, start: asyncio.Task[None]) -> None:
         loop.call_soon_threadsafe(due.set)
 
     services.memory.wake = wake
+    with suppress(BadValue):
+        vcmmd.set_log_level(services.node.memory.conf().log_level)
     while True:
         try:
             delay = await asyncio.to_thread(services.memory.look)
