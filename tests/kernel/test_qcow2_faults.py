@@ -122,6 +122,12 @@ def check_whole(driver: qcow2.Driver, home: Path, target: Path, legal: set[str])
             driver.mount_snapshot(home, name, target)
             assert (target / "file").read_text() == content
             driver.umount_snapshot(home, name, target)
+    report = driver.check(home)
+    assert not report.errors
+    # QEMU's repair of flags may leave a cluster to nobody, which the next mount frees.
+    assert report.leaks in {(), ("1 clusters belong to nothing",)}
+    driver.mount(home, target)
+    driver.umount(home, target)
     assert driver.check(home).clean
     image = home / "qcow2/disk.qcow2"
     subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", image], check=True)

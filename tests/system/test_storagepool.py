@@ -56,6 +56,17 @@ class TestVerbs:
         assert 0 < state.floor <= 512 << 20
         assert [each.pool.name for each in storagepool.states(node)] == ["default", "ov"]
 
+    def test_a_pool_of_qcow2_tries_its_daemon_first(self, node: Node) -> None:
+        made = place(node, "q")
+        storagepool.add(node, "q", driver="qcow2", path=str(made))
+        assert (made / ".storage-daemon").is_file()
+        env = provision.create(node, request(pool="q", options=[("diskspace", "320M")]))
+        assert storage.find(env.home).name == "qcow2"
+        assert os.readlink(env.home / ".ve.layout") == "104"
+        provision.delete(node, env.uuid)
+        storagepool.delete(node, "q")
+        assert not list(made.iterdir())
+
     def test_what_cannot_be_is_refused(self, node: Node, overlay: Path) -> None:
         root = node.paths.root
         for error, name, driver, path in (
