@@ -74,7 +74,7 @@ SWEEP: dict[str, Verb] = {
 
 
 @pytest.mark.parametrize(
-    "step", [pytest.param(1, marks=pytest.mark.long, id="all"), pytest.param(9, id="some")]
+    "step", [pytest.param(1, marks=pytest.mark.long, id="all"), pytest.param(23, id="some")]
 )
 @pytest.mark.parametrize("verb", SWEEP)
 def test_death_at_a_step(tmp_path: Path, verb: str, step: int) -> None:
@@ -156,7 +156,7 @@ def test_death_in_create(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "step", [pytest.param(1, marks=pytest.mark.long, id="all"), pytest.param(13, id="some")]
+    "step", [pytest.param(1, marks=pytest.mark.long, id="all"), pytest.param(29, id="some")]
 )
 @pytest.mark.parametrize("verb", ["adopt", "hand over"])
 def test_death_between_forms(tmp_path: Path, verb: str, step: int) -> None:
