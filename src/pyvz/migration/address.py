@@ -14,7 +14,7 @@ COMMAND: Final = "vzmdest"  # on the other node; connects to its vzd
 _HOST: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.%-]{0,254}")
 _ADDRESS6: Final = re.compile(r"[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9_.-]{1,32})?")
 _USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@\\-]{0,127}")
-# The administrator's ssh configuration and --ssh come first and win over these.
+# What --ssh says comes first and wins over these; all else is as the ssh configuration has it.
 _DEFAULTS: Final = (
     "BatchMode=yes",
     "ConnectTimeout=15",

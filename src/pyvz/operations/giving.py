@@ -189,6 +189,7 @@ class Giving:
         """Freeze, dump, deliver, and let the other node decide, while nothing of it runs."""
         journal = self._journal
         assert journal is not None  # noqa: S101  begun by _reserve
+        self._beside()
         journal.note(departure.FROZEN)
         live = livedump.Live(self.node, self.env)
         frame: list[str] = []
@@ -215,6 +216,15 @@ class Giving:
         report = self._report(answers[0], still)
         self._forward(journal)
         return report
+
+    def _beside(self) -> None:
+        """Send what no process of the container can change before it stands still."""
+        beside = [each for each in self._disks if each.disk.form == HOME]
+        with self._told():
+            for each in beside:
+                each.send(still=True)
+                each.finish()
+        self._disks = [each for each in self._disks if each not in beside]
 
     def _memory(self, images: Path, frame: str) -> None:
         """Have the other node restore everything; nothing runs there yet."""
