@@ -21,8 +21,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
+from bench.peer import unmount_below
 from pyvz.backup import image
 from pyvz.backup.repository import Repository
+from pyvz.container.client import KeeperClient
+from pyvz.errors import VZError
 from pyvz.linux import extents, filesystem, loopdevice, mount
 from pyvz.model.task import NoProgress
 from pyvz.storage import newfilesystem, ploopdisk
@@ -278,9 +281,19 @@ def volumes(work: Path, runs: int) -> Samples:
                 )
                 found.setdefault(f"list|{name}", []).append(took)
     finally:
-        stop = ["prlsrvctl", "shutdown", "--force"]
-        subprocess.run(stop, check=False, env=environment, stdout=subprocess.DEVNULL)
+        end(root, environment)
     return found
+
+
+def end(root: Path, environment: dict[str, str]) -> None:
+    """End what the command line has started for the node, and take its mounts away."""
+    stop = ["prlsrvctl", "shutdown", "--force"]
+    subprocess.run(stop, check=False, env=environment, stdout=subprocess.DEVNULL)
+    with contextlib.suppress(OSError, VZError):
+        keeper = KeeperClient(root / "run/pyvz/keeper.sock")
+        keeper.quit(force=True)
+        keeper.close()
+    unmount_below(root)
 
 
 RATIOS = (
