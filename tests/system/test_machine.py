@@ -320,3 +320,26 @@ def refused(guest: Guest, *words: str) -> str:
     done = subprocess.run(argv, env=guest.world.env, capture_output=True, text=True, check=False)
     assert done.returncode in {1, 255}, (words, done.stdout)
     return done.stderr
+
+
+def test_copies_and_homes_that_come_and_go(guest: Guest) -> None:
+    """Clones, whole and linked; a template in use stays; forgotten and registered again."""
+    guest.prlctl("clone", "vm1", "--name", "vm2")
+    assert "not a template" in guest.prlctl("clone", "vm1", "--name", "vm3", "--linked", code=255)
+    guest.prlctl("set", "vm1", "--template", "yes")
+    assert "is a template" in guest.prlctl("start", "vm1", code=255)
+    guest.prlctl("clone", "vm1", "--name", "vm3", "--linked")
+    assert "linked clone" in guest.prlctl("delete", "vm1", code=255)
+    assert "linked clone" in refused(guest, "--template", "no")
+    guest.prlctl("start", "vm3")
+    guest.prlctl("stop", "vm3", "--kill")
+    guest.prlctl("delete", "vm3")
+    guest.prlctl("delete", "vm1")
+    home = guest.home
+    guest.prlctl("unregister", "vm2")
+    assert "vm2" not in guest.prlctl("list", "-a")
+    guest.prlctl("register", os.fspath(home))
+    for verb, *words in (("move", "--dst", "/tmp/x"), ("backup",), ("mount",)):
+        assert "irtual machine" in guest.prlctl(verb, "vm2", *words, code=255)
+    guest.prlctl("delete", "vm2")
+    assert not home.exists()

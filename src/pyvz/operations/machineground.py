@@ -37,7 +37,7 @@ from pyvz.vm.spec import OVERHEAD, Layout, from_config, laid_out, layout_of
 log = logging.getLogger(__name__)
 
 KILL_TIMEOUT = 30.0
-QUIT = 10.0  # seconds for QEMU to write its caches and end
+QUIT = 4.0  # seconds for QEMU to write its caches and end
 
 
 class State(NamedTuple):

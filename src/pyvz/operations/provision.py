@@ -391,6 +391,8 @@ def _check_is_home(env: Environment) -> None:
     """
     if not env.home.exists() or storage.layout(env.home) is not None:
         return
+    if env.kind == Kind.VM and (env.home / Kind.VM.conf_name).is_file():
+        return
     if env.home.resolve().name not in {env.uuid, env.envid}:
         raise StorageError(
             f"{env.home} does not look like the private area of a container: not removed",
