@@ -28,6 +28,7 @@ from pathlib import Path
 import pytest
 
 from pyvz.linux import libnftables
+from pyvz.linux.lxcfs import Lxcfs
 from pyvz.operations import pool
 from pyvz.store.paths import Paths
 
@@ -45,6 +46,8 @@ def short_root() -> Iterator[Path]:
     _roots.append(path)
     yield path
     close_node(path)
+    for node in (path, *path.iterdir()):
+        end_lxcfs(node)
     _no_mounts_below(path)
     shutil.rmtree(path)
 
@@ -53,6 +56,13 @@ def close_node(root: Path) -> None:
     """Unmount what a node keeps mounted as long as its machine runs: its pool and /vz/root."""
     if (root / "vz").is_dir():
         pool.close_pools(Paths(root))
+
+
+def end_lxcfs(root: Path) -> None:
+    """End what a vzd leaves to its successor when it ends while containers run, or is killed."""
+    run = Paths(root).run
+    if (run / "lxcfs").is_dir():
+        Lxcfs(run / "lxcfs", run / "lxcfs.log").end()
 
 
 def _no_mounts_below(path: Path) -> None:
