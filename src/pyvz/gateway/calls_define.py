@@ -213,9 +213,9 @@ def _redefine(call: Call, progress: Progress, present: Domain, wanted: Wanted) -
         options.append(("name", wanted.name))
     if wanted.description != (config.identity.description or ""):
         options.append(("description", wanted.description))
-    if wanted.memory and wanted.memory // KIB != domainxml.memory_limit(config) // KIB:
+    if wanted.memory and wanted.memory // KIB != domainxml.memory_limit(present) // KIB:
         options.append(("memsize", f"{wanted.memory // KIB}K"))
-    if wanted.cpus and wanted.cpus != domainxml.processors(config):
+    if wanted.cpus and wanted.cpus != domainxml.processors(present):
         options.append(("cpus", str(wanted.cpus)))
     if wanted.shares and wanted.shares != config.cpu.units:
         options.append(("cpuunits", str(wanted.shares)))

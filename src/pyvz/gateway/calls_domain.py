@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, Final
 
-from pyvz.gateway import domain, domainxml, failure
+from pyvz.gateway import domain, domainxml, failure, machinexml
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.domain import Domain
 from pyvz.gateway.failure import Failure
@@ -15,6 +14,7 @@ from pyvz.units import KIB
 
 INACTIVE: Final = 2  # flag of the description: what is stored, not what runs
 SECURE: Final = 1
+MAXIMUM: Final = 4
 
 # (bit, what it selects); bits 2i and 2i+1 are a pair: "or" inside, "and" between.
 _FILTERS: Final[tuple[Callable[[Domain], bool], ...]] = (
@@ -104,12 +104,12 @@ def domain_get_info(call: Call, *, dom: dict[str, Any]) -> Values:
     """State, memory in KiB, processors, CPU time in nanoseconds."""
     found = domain.find(call.office.node, dom)
     usage = call.office.node.cgroups.usage(found.env.uuid) if found.running else None
-    limit = domainxml.memory_limit(found.config)
+    limit = domainxml.memory_limit(found)
     return {
         "state": found.state[0],
         "maxMem": limit // KIB,
         "memory": ((usage.memory or 0) if usage else limit) // KIB,
-        "nrVirtCpu": domainxml.processors(found.config),
+        "nrVirtCpu": domainxml.processors(found),
         "cpuTime": (usage.cpu_ns or 0) if usage else 0,
     }
 
@@ -120,7 +120,8 @@ def domain_get_xml_desc(call: Call, *, dom: dict[str, Any], flags: int) -> Value
         raise Failure(failure.DENIED, "Secrets are not shown on a read-only connection")
     found = domain.find(call.office.node, dom)
     live = found.running and not flags & INACTIVE
-    return {"xml": domainxml.described(call.office.node, found, live=live)}
+    describe = machinexml.described if domain.is_machine(found) else domainxml.described
+    return {"xml": describe(call.office.node, found, live=live)}
 
 
 def domain_get_os_type(call: Call, *, dom: dict[str, Any]) -> Values:
@@ -172,19 +173,19 @@ def domain_get_autostart(call: Call, *, dom: dict[str, Any]) -> Values:
 
 def domain_get_max_memory(call: Call, *, dom: dict[str, Any]) -> Values:
     """The memory that it may use, in KiB."""
-    return {"memory": domainxml.memory_limit(domain.find(call.office.node, dom).config) // KIB}
+    return {"memory": domainxml.memory_limit(domain.find(call.office.node, dom)) // KIB}
 
 
 def domain_get_max_vcpus(call: Call, *, dom: dict[str, Any]) -> Values:
     """The most processors that it can have."""
-    domain.find(call.office.node, dom)
-    return {"num": os.cpu_count() or 1}
+    return {"num": domainxml.most_processors(domain.find(call.office.node, dom))}
 
 
 def domain_get_vcpus_flags(call: Call, *, dom: dict[str, Any], flags: int) -> Values:
     """Its processors; with flag 4 the most that it can have."""
     found = domain.find(call.office.node, dom)
-    return {"num": (os.cpu_count() or 1) if flags & 4 else domainxml.processors(found.config)}
+    count = domainxml.most_processors if flags & MAXIMUM else domainxml.processors
+    return {"num": count(found)}
 
 
 def domain_get_job_info(call: Call, *, dom: dict[str, Any]) -> Values:

@@ -17,6 +17,7 @@ from pyvz.operations.lifecycle import StopOptions
 Key = dict[str, Any]
 
 START_PAUSED, START_AUTODESTROY, START_FRESH = 1, 2, 8
+SHUTDOWN_ACPI = 1
 DESTROY_GRACEFUL = 1
 UNDEFINE_MANAGED_SAVE = 1
 
@@ -41,9 +42,9 @@ def domain_shutdown(call: Call, progress: Progress, *, dom: Key) -> None:
 
 
 def domain_shutdown_flags(call: Call, progress: Progress, *, dom: Key, flags: int) -> None:
-    """The same; there is one way to ask a container, and the flags name others."""
-    _ = flags
-    domain_shutdown(call, progress, dom=dom)
+    """The same; of the ways that flags name, a machine knows the power button (1)."""
+    options = StopOptions(noforce=True, acpi=bool(flags & SHUTDOWN_ACPI))
+    lifecycle.stop(call.office.node, _running(call, dom).uuid, options=options, progress=progress)
 
 
 def domain_destroy(call: Call, progress: Progress, *, dom: Key) -> None:

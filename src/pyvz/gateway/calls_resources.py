@@ -71,7 +71,7 @@ def domain_get_vcpus(call: Call, *, dom: Key, maxinfo: int, maplen: int) -> Valu
     """Where its processors run: a container's run wherever its mask lets them."""
     found = domain.find_running(call.office.node, dom)
     usage = call.office.node.cgroups.usage(found.env.uuid)
-    count = min(maxinfo, domainxml.processors(found.config))
+    count = min(maxinfo, domainxml.processors(found))
     infos = [
         {
             "number": number, "state": 1, "cpu": number % (os.cpu_count() or 1),
@@ -88,7 +88,7 @@ def domain_get_vcpu_pin_info(
     """On which of the node's processors each may run."""
     _ = flags
     found = domain.find(call.office.node, dom)
-    count = min(ncpumaps, domainxml.processors(found.config))
+    count = min(ncpumaps, domainxml.processors(found))
     return {"cpumaps": _map(found, maplen) * count, "num": count}
 
 
@@ -154,7 +154,7 @@ def domain_set_memory_parameters(
             failure.OPERATION_UNSUPPORTED, f"{', '.join(sorted(unknown))} cannot be set here"
         )
     found = domain.find(call.office.node, dom)
-    limit = values.get("hard_limit", domainxml.memory_limit(found.config) // KIB)
+    limit = values.get("hard_limit", domainxml.memory_limit(found) // KIB)
     options: list[tuple[str, str | None]] = []
     if "hard_limit" in values:
         options.append(("memsize", f"{limit}K"))
@@ -198,7 +198,7 @@ def _check_live(call: Call, dom: Key, flags: int) -> None:
 
 def _scheduler(found: Domain) -> list[Typed]:
     limit = found.config.cpu.limit or 0
-    quota = limit * PERIOD // 100 // domainxml.processors(found.config) if limit else -1
+    quota = limit * PERIOD // 100 // domainxml.processors(found) if limit else -1
     return [
         Typed("cpu_shares", ULLONG, found.config.cpu.units or 1000),
         Typed("vcpu_period", ULLONG, PERIOD),

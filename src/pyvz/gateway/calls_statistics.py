@@ -7,9 +7,9 @@ from contextlib import suppress
 from typing import Any, Final
 
 from pyvz.errors import VZError
-from pyvz.gateway import domain, domainxml, failure
+from pyvz.gateway import domain, domainxml, failure, machineblock
 from pyvz.gateway.connection import Call, Values
-from pyvz.gateway.domain import Domain
+from pyvz.gateway.domain import Domain, is_machine
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.xdr import INT, STRING, UINT, ULLONG, Typed
 from pyvz.model.usage import Usage
@@ -52,18 +52,18 @@ def figures(node: Node, each: Domain, kinds: int) -> list[Typed]:
     if kinds & CPU and usage.cpu_ns is not None:
         found.append(Typed("cpu.time", ULLONG, usage.cpu_ns))
     if kinds & BALLOON:
-        limit = domainxml.memory_limit(each.config) // KIB
+        limit = domainxml.memory_limit(each) // KIB
         found += [Typed("balloon.current", ULLONG, limit), Typed("balloon.maximum", ULLONG, limit)]
         if usage.memory is not None:
             found.append(Typed("balloon.rss", ULLONG, usage.memory // KIB))
     if kinds & VCPU:
-        count = domainxml.processors(each.config)
-        most = os.cpu_count() or 1
+        count = domainxml.processors(each)
+        most = domainxml.most_processors(each)
         found += [Typed("vcpu.current", UINT, count), Typed("vcpu.maximum", UINT, most)]
     if kinds & NET:
         found += _cards(node, each)
     if kinds & BLOCK:
-        found += _disks(each, usage)
+        found += machineblock.figures(node, each) if is_machine(each) else _disks(each, usage)
     return found
 
 
@@ -80,9 +80,12 @@ def domain_interface_stats(call: Call, *, dom: Key, path: str) -> Values:
 
 
 def domain_block_stats(call: Call, *, dom: Key, path: str) -> Values:
-    """Bytes that its disks have moved; requests are not counted."""
+    """Bytes that its disks have moved; requests of a container are not counted."""
     found = domain.find_running(call.office.node, dom)
-    _ = path
+    if is_machine(found):
+        one = machineblock.of_one(call.office.node, found, path)
+        return {"rd_req": one.reads, "rd_bytes": one.read, "wr_req": one.writes,
+                "wr_bytes": one.written, "errs": -1}  # fmt: skip
     usage = call.office.node.cgroups.usage(found.env.uuid)
     read, written = usage.io_read or 0, usage.io_written or 0
     return {"rd_req": -1, "rd_bytes": read, "wr_req": -1, "wr_bytes": written, "errs": -1}
@@ -94,14 +97,19 @@ def domain_block_stats_flags(
     """The same as typed parameters."""
     _ = flags
     values = domain_block_stats(call, dom=dom, path=path)
-    found = [Typed(name, ULLONG, values[name]) for name in ("rd_bytes", "wr_bytes")]
+    names = {"rd_operations": "rd_req", "rd_bytes": "rd_bytes", "wr_operations": "wr_req",
+             "wr_bytes": "wr_bytes"}  # fmt: skip
+    found = [Typed(name, ULLONG, values[word]) for name, word in names.items() if values[word] >= 0]
     return {"params": found[:nparams], "nparams": len(found)}
 
 
 def domain_get_block_info(call: Call, *, dom: Key, path: str, flags: int) -> Values:
-    """The size of its root disk, and how much of it is in use."""
-    _ = (path, flags)
-    env = domain.find(call.office.node, dom).env
+    """The size of a disk (a container's root), and how much of it is in use."""
+    _ = flags
+    found = domain.find(call.office.node, dom)
+    if is_machine(found):
+        return dict(machineblock.size(found, path))
+    env = found.env
     usage = storage.find(env.home).usage(env.home)
     return {"allocation": usage.used, "capacity": usage.total, "physical": usage.used}
 
@@ -111,7 +119,7 @@ def domain_memory_stats(call: Call, *, dom: Key, maxStats: int, flags: int) -> V
     _ = flags
     found = domain.find_running(call.office.node, dom)
     usage = call.office.node.cgroups.usage(found.env.uuid)
-    limit, used = domainxml.memory_limit(found.config), usage.memory or 0
+    limit, used = domainxml.memory_limit(found), usage.memory or 0
     values = {ACTUAL: limit, AVAILABLE: limit, UNUSED: limit - used, RSS: used,
               USABLE: limit - used}  # fmt: skip
     stats = [{"tag": tag, "val": max(0, value) // KIB} for tag, value in values.items()]

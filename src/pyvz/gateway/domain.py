@@ -108,6 +108,11 @@ def by_number(node: Node, number: int) -> Domain:
     raise Failure(failure.NO_DOMAIN, f"Domain not found: no running domain has the id {number}")
 
 
+def is_machine(found: Domain) -> bool:
+    """Whether it is a virtual machine."""
+    return found.env.kind == Kind.VM
+
+
 def os_type(env: Environment) -> str:
     """Return "exe" for a container, "hvm" for a virtual machine."""
     return "hvm" if env.kind == Kind.VM else "exe"

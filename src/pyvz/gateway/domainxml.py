@@ -15,34 +15,43 @@ from typing import Final
 from xml.etree.ElementTree import Element, SubElement
 
 from pyvz.gateway import notes
-from pyvz.gateway.domain import Domain
+from pyvz.gateway.domain import Domain, is_machine
 from pyvz.gateway.nodexml import memory, text_of
-from pyvz.model.config import Config
 from pyvz.model.grammar_list import Address
 from pyvz.model.grammar_net import NetIf
 from pyvz.operations import diskmount
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
-from pyvz.units import KIB, PAGE_SIZE, UNLIMITED
+from pyvz.units import KIB, MIB, PAGE_SIZE, UNLIMITED
+from pyvz.vm.spec import cpus_of, memory_of
 
 ROUTED: Final = "host-routed"
 DEFAULT_NETWORK: Final = "Bridged"
 
 
-def memory_limit(config: Config) -> int:
+def memory_limit(domain: Domain) -> int:
     """Return the bytes of memory that it may use; those of the node where there is no limit."""
-    pair = config.memory.physpages
+    if is_machine(domain):
+        return memory_of(domain.config) * MIB
+    pair = domain.config.memory.physpages
     limit = UNLIMITED if pair is None else pair.limit
     return memory() if limit >= UNLIMITED else min(limit * PAGE_SIZE, memory())
 
 
-def processors(config: Config) -> int:
+def processors(domain: Domain) -> int:
     """Return how many processors it has."""
-    return config.cpu.cpus or os.cpu_count() or 1
+    if is_machine(domain):
+        return cpus_of(domain.config)
+    return domain.config.cpu.cpus or os.cpu_count() or 1
 
 
-def described(node: Node, domain: Domain, *, live: bool) -> str:
-    """Return the description of a container; live: with what only a running one has."""
+def most_processors(domain: Domain) -> int:
+    """Return how many processors it can have; a machine may have more than the node."""
+    return max(processors(domain), os.cpu_count() or 1)
+
+
+def headed(domain: Domain, *, live: bool) -> Element:
+    """Return the beginning of a description: what containers and machines have in common."""
     config = domain.config
     top = Element("domain", type="vz")
     if live:
@@ -51,19 +60,30 @@ def described(node: Node, domain: Domain, *, live: bool) -> str:
     SubElement(top, "uuid").text = domain.env.uuid
     notes.add(top, domain)
     for tag in ("memory", "currentMemory"):
-        SubElement(top, tag, unit="KiB").text = str(memory_limit(config) // KIB)
+        SubElement(top, tag, unit="KiB").text = str(memory_limit(domain) // KIB)
     vcpu = SubElement(top, "vcpu", placement="static")
-    vcpu.text = str(processors(config))
+    vcpu.text = str(processors(domain))
     if config.cpu.mask and config.cpu.mask not in ("all", "auto"):
         vcpu.set("cpuset", config.cpu.mask)
     if config.cpu.units:
         SubElement(SubElement(top, "cputune"), "shares").text = str(config.cpu.units)
+    return top
+
+
+def add_actions(top: Element, *, crash: str) -> None:
+    """Add what follows when the inside powers off, reboots, or crashes."""
+    for event, action in (("poweroff", "destroy"), ("reboot", "restart"), ("crash", crash)):
+        SubElement(top, f"on_{event}").text = action
+
+
+def described(node: Node, domain: Domain, *, live: bool) -> str:
+    """Return the description of a container; live: with what only a running one has."""
+    top = headed(domain, live=live)
     system = SubElement(top, "os")
     SubElement(system, "type", arch=os.uname().machine).text = "exe"
     SubElement(system, "init").text = "/sbin/init"
     SubElement(top, "clock", offset="utc")
-    for event, action in (("poweroff", "destroy"), ("reboot", "restart"), ("crash", "destroy")):
-        SubElement(top, f"on_{event}").text = action
+    add_actions(top, crash="destroy")
     _devices(node, top, domain, live=live)
     return text_of(top)
 
@@ -75,10 +95,11 @@ def _devices(node: Node, top: Element, domain: Domain, *, live: bool) -> None:
         if disk.entry.mnt:
             _file_system(devices, os.fspath(disk.path), disk.entry.mnt)
     if domain.config.network.ip:
-        _card(devices, NetIf("venet0", network=ROUTED, ip=tuple(domain.config.network.ip)), live)
+        routed = NetIf("venet0", network=ROUTED, ip=tuple(domain.config.network.ip))
+        add_card(devices, routed, live=live)
     for card in domain.config.network.interfaces or ():
         if card.ifname != "venet0":
-            _card(devices, card, live)
+            add_card(devices, card, live=live)
     console = SubElement(devices, "console", type="pty")
     SubElement(console, "target", type="serial", port="0")
     _ = node
@@ -101,11 +122,13 @@ def _file_system(devices: Element, image: str, place: str) -> None:
     SubElement(element, "target", dir=place)
 
 
-def _card(devices: Element, card: NetIf, live: bool) -> None:  # noqa: FBT001  one caller
+def add_card(devices: Element, card: NetIf, *, live: bool) -> Element:
+    """Add an interface, and return it; live: with the name that it has on the node."""
     element = SubElement(devices, "interface", type="network")
     if card.mac:
         SubElement(element, "mac", address=card.mac.lower())
-    SubElement(element, "source", network=card.network or DEFAULT_NETWORK)
+    named = ROUTED if card.type == "routed" else card.network or DEFAULT_NETWORK
+    SubElement(element, "source", network=named)
     if live and card.host_ifname:
         SubElement(element, "target", dev=card.host_ifname)
     SubElement(element, "guest", dev=card.ifname)
@@ -113,6 +136,7 @@ def _card(devices: Element, card: NetIf, live: bool) -> None:  # noqa: FBT001  o
         _address(element, address)
     if not card.connected:
         SubElement(element, "link", state="down")
+    return element
 
 
 def _address(element: Element, address: Address) -> None:

@@ -1,0 +1,125 @@
+"""A virtual machine's configuration as libvirt's domain XML (reference/seeds-and-peers.md, 1.1).
+
+    disk                        an image (file) or a disk of the node (block); cdrom: a CD drive
+    interface type network      a card; the virtual network `host-routed` stands for routed ones
+    serial, console             the serial line
+    graphics type vnc           the remote display, with its port while it runs
+
+Disks are named as the guest's buses would: sda (scsi; sata behind them), vda (virtio), hda (ide).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+from xml.etree.ElementTree import Element, SubElement
+
+from pyvz.errors import VZError
+from pyvz.gateway import domainxml
+from pyvz.gateway.domain import Domain
+from pyvz.gateway.nodexml import text_of
+from pyvz.model.grammar_machine import INTERFACES, Drive
+from pyvz.operations import machinedrives
+from pyvz.operations.node import Node
+from pyvz.units import KIB
+from pyvz.vm.spec import boot_places
+
+MODELS: Final = {"rtl": "rtl8139"}  # names of ours that differ from libvirt's
+_PREFIXES: Final = {"scsi": "sd", "sata": "sd", "virtio": "vd", "ide": "hd"}
+_SATA_FIRST: Final = INTERFACES["scsi"]
+_CRASH: Final = {"restart": "restart", "pause": "preserve"}
+
+
+def described(node: Node, domain: Domain, *, live: bool) -> str:
+    """Return the description of a machine; live: with what only a running one has."""
+    machine = domain.config.machine
+    top = domainxml.headed(domain, live=live)
+    system = SubElement(top, "os")
+    if machine.efi:
+        system.set("firmware", "efi")
+    kind = SubElement(system, "type", arch=os.uname().machine)
+    kind.text = "hvm"
+    kind.set("machine", machine.type or ("q35" if machine.chipset == "q35" else "pc"))
+    if machine.boot_menu:
+        SubElement(system, "bootmenu", enable="yes")
+    SubElement(top, "clock", offset="utc")
+    crash = _CRASH.get(machine.on_crash, "preserve")
+    domainxml.add_actions(top, crash=crash)
+    _devices(node, top, domain, live=live)
+    return text_of(top)
+
+
+def drives(domain: Domain) -> Iterator[tuple[Drive, str]]:
+    """Yield every drive that is there, with its name on the bus."""
+    for drive in domain.config.machine.drives:
+        if drive.enabled:
+            yield drive, target(drive)
+
+
+def target(drive: Drive) -> str:
+    """Return the name of a drive's place, like sda."""
+    first = _SATA_FIRST if drive.iface == "sata" else 0
+    return f"{_PREFIXES[drive.iface]}{chr(ord('a') + first + drive.position)}"
+
+
+def source(domain: Domain, drive: Drive) -> Path | None:
+    """Return the image or device in a drive; None for an empty CD drive."""
+    if not (drive.image or drive.device) or not (drive.is_disk or drive.connected):
+        return None
+    return machinedrives.source_of(domain.env, drive)
+
+
+def _devices(node: Node, top: Element, domain: Domain, *, live: bool) -> None:
+    devices = SubElement(top, "devices")
+    places = boot_places(domain.config)
+    for drive, name in drives(domain):
+        _disk(devices, domain, drive, (name, places.get(drive.name, 0)))
+    cards = [card for card in domain.config.network.interfaces or () if card.ifname != "venet0"]
+    for index, card in enumerate(cards):
+        element = domainxml.add_card(devices, card, live=live)
+        model = dict(card.other).get("card", "virtio")
+        SubElement(element, "model", type=MODELS.get(model, model))
+        if place := places.get(f"net{index}"):
+            SubElement(element, "boot", order=str(place))
+    SubElement(SubElement(devices, "serial", type="pty"), "target", port="0")
+    SubElement(SubElement(devices, "console", type="pty"), "target", type="serial", port="0")
+    _graphics(node, devices, domain, live=live)
+    video = SubElement(devices, "video")
+    SubElement(video, "model", type="vga", vram=str(domain.config.machine.video * KIB), heads="1")
+
+
+def _disk(devices: Element, domain: Domain, drive: Drive, place: tuple[str, int]) -> None:
+    kind = "block" if drive.device else "file"
+    element = SubElement(devices, "disk", type=kind, device="disk" if drive.is_disk else "cdrom")
+    form = drive.format if drive.is_disk and drive.format else "raw"
+    SubElement(element, "driver", name="qemu", type=form)
+    path = source(domain, drive)
+    if path is not None:
+        attribute = "dev" if drive.device else "file"
+        SubElement(element, "source", {attribute: os.fspath(path)})
+    name, order = place
+    SubElement(element, "target", dev=name, bus=drive.iface)
+    if drive.serial:
+        SubElement(element, "serial").text = drive.serial
+    if not drive.is_disk:
+        SubElement(element, "readonly")
+    if order:
+        SubElement(element, "boot", order=str(order))
+
+
+def _graphics(node: Node, devices: Element, domain: Domain, *, live: bool) -> None:
+    machine = domain.config.machine
+    if machine.vnc_mode == "off":
+        return
+    manual = machine.vnc_mode == "manual"
+    port = machine.vnc_port if manual else -1
+    if live:
+        with suppress(VZError, LookupError, ValueError):
+            port = int(node.machines.monitor(domain.env.uuid).execute("query-vnc")["service"])
+    element = SubElement(devices, "graphics", type="vnc", port=str(port))
+    element.set("autoport", "no" if manual else "yes")
+    element.set("listen", machine.vnc_address)
+    SubElement(element, "listen", type="address", address=machine.vnc_address)
