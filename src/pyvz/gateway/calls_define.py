@@ -90,7 +90,8 @@ def domain_update_device_flags(
     found = domain.find(call.office.node, dom)
     wanted = _card(xml)
     present = _present(found, wanted)
-    options: Options = [("device-set", present.ifname)]
+    device = _device(found, present)
+    options: Options = [("device-set", device)]
     network = _network(call, wanted)
     if network and network != (present.network or domainxml.DEFAULT_NETWORK):
         options.append(("network", network))
@@ -98,7 +99,7 @@ def domain_update_device_flags(
         change(call, progress, dom, *options)
     if wanted.connected != present.connected:
         word = "device-connect" if wanted.connected else "device-disconnect"
-        change(call, progress, dom, (word, present.ifname))
+        change(call, progress, dom, (word, device))
 
 
 def domain_set_metadata(  # noqa: PLR0913  the fields of the call
@@ -224,7 +225,9 @@ def _redefine(call: Call, progress: Progress, present: Domain, wanted: Wanted) -
     changes = [options] if options else []
     cards = [each for each in config.network.interfaces or () if each.ifname != "venet0"]
     kept = [_match(each, cards) for each in wanted.cards if not domaindefine.is_routed(each)]
-    changes += [[("device-del", each.ifname)] for each in cards if each not in kept]
+    # From the last on: the numbers of those before stay what they are.
+    gone = [each for each in reversed(cards) if each not in kept]
+    changes += [[("device-del", _device(present, each))] for each in gone]
     changes += [
         _addition(call, each)
         for each in wanted.cards
@@ -275,7 +278,7 @@ def _addition(call: Call, wanted: Card) -> Options:
 def _removal(found: Domain, wanted: Card) -> Options:
     if domaindefine.is_routed(wanted):
         return [("ipdel", ip) for ip in wanted.ips] or [("ipdel", "all")]
-    return [("device-del", _present(found, wanted).ifname)]
+    return [("device-del", _device(found, _present(found, wanted)))]
 
 
 def _present(found: Domain, wanted: Card) -> NetIf:
@@ -286,6 +289,12 @@ def _present(found: Domain, wanted: Card) -> NetIf:
             f"{found.env.name} has no interface with the MAC address '{wanted.mac}'",
         )
     return card
+
+
+def _device(found: Domain, card: NetIf) -> str:
+    """Return the name by which `prlctl set` knows a card: net0, net1, ... in their order."""
+    cards = [each for each in found.config.network.interfaces or () if each.ifname != "venet0"]
+    return f"net{cards.index(card)}"
 
 
 def _match(wanted: Card, cards: list[NetIf]) -> NetIf | None:

@@ -142,14 +142,14 @@ class Client:
         if request.program != REMOTE or request.version != VERSION:
             raise Failure(failure.UNKNOWN_PROGRAM, f"Unknown program 0x{request.program:x}")
         procedure = procedures.by_number().get(request.procedure)
+        if self.readonly and procedure is not None and procedure.right == WRITE:
+            raise Failure(failure.DENIED, f"{procedure.name} is forbidden for read-only access")
         handler = self._handlers.get(procedure.name) if procedure is not None else None
         if procedure is None or procedure.right == EVENT or handler is None:
             name = procedure.name if procedure is not None else f"number {request.procedure}"
             raise Failure(failure.NO_SUPPORT, f"This function is not supported: {name}")
         if not self.opened and procedure.right != OPENING:
             raise Failure(failure.OPERATION_INVALID, "The connection has not been opened")
-        if self.readonly and procedure.right == WRITE:
-            raise Failure(failure.DENIED, f"{procedure.name} is forbidden for read-only access")
         return procedure, handler
 
     async def _fail(self, request: Frame, error: VZError) -> None:

@@ -1,0 +1,149 @@
+"""More of libvirt's clients: the console, python-libvirt's event loop, snapshots, interfaces."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_libvirt import Virsh
+
+from images import busybox_root, busybox_tar
+from realnode import World, world
+
+__all__ = ["busybox_root", "busybox_tar", "world"]
+pytestmark = pytest.mark.requires("root", "program:virsh")
+
+PYTHON = "/usr/bin/python3"  # the distribution's, which has its package python3-libvirt
+MAC = "42:1c:00:12:34:56"
+WATCHER = """
+import sys, libvirt
+libvirt.virEventRegisterDefaultImpl()
+connection = libvirt.openReadOnly(sys.argv[1])
+def told(connection, domain, event, detail, opaque):
+    print(domain.name(), event, detail, flush=True)
+connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, told, None)
+print("ready", flush=True)
+while True:
+    libvirt.virEventRunDefaultImpl()
+"""
+# (words of prlctl, event and detail that python-libvirt is told)
+HAPPENINGS = [
+    ("start web", "2 0"),
+    ("pause web", "3 0"),
+    ("resume web", "4 0"),
+    ("stop web --kill", "5 1"),
+    ("unregister web", "1 0"),
+]
+
+
+@pytest.fixture
+def virsh(world: World) -> Iterator[Virsh]:
+    world.run("prlctl", "create", "web", "--vmtype", "ct", "--ostemplate", "busybox-1")
+    return Virsh(world)
+
+
+def read_until(descriptor: int, wanted: bytes) -> bytes:
+    """Read what is printed until WANTED has come."""
+    seen, deadline = b"", time.monotonic() + 60
+    while wanted not in seen:
+        left = deadline - time.monotonic()
+        assert left > 0, seen
+        assert select.select([descriptor], [], [], left)[0], seen
+        seen += os.read(descriptor, 4096)
+    return seen
+
+
+def test_typing_into_the_console(world: World, virsh: Virsh) -> None:
+    virsh("start", "web")
+    world.run("prlctl", "exec", "web", "echo '::respawn:-/bin/sh' >>/etc/inittab; kill -HUP 1")
+    ours, theirs = os.openpty()
+    client = subprocess.Popen(
+        ["virsh", "-c", virsh.uri, "console", "web"],
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        env={**os.environ, "LC_ALL": "C"},
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        read_until(ours, b"# ")
+        os.write(ours, b"echo tty:$((6*7))\r")
+        read_until(ours, b"tty:42")
+        os.write(ours, b"\x1d")
+        assert client.wait(30) == 0
+    finally:
+        client.kill()
+        client.wait(30)
+        os.close(ours)
+    assert "running" in virsh("domstate", "web")
+
+
+def test_the_event_loop_of_python_libvirt(world: World, virsh: Virsh) -> None:
+    if subprocess.run(
+        [PYTHON, "-c", "import libvirt"], check=False, capture_output=True
+    ).returncode:
+        pytest.skip("python3-libvirt is not installed (script/bootstrap --dev)")
+    uri = Virsh(world, readonly=True).uri
+    home = world.run("prlctl", "list", "-H", "-o", "home", "web").strip()
+    watcher = subprocess.Popen([PYTHON, "-c", WATCHER, uri], stdout=subprocess.PIPE)
+    assert watcher.stdout is not None
+    descriptor = watcher.stdout.fileno()
+    try:
+        read_until(descriptor, b"ready")
+        for words, event in HAPPENINGS:
+            world.run("prlctl", *words.split())
+            read_until(descriptor, f"web {event}\n".encode())
+        world.run("prlctl", "register", home)
+        read_until(descriptor, b"web 0 0\n")
+    finally:
+        watcher.kill()
+        watcher.wait(30)
+        watcher.stdout.close()
+
+
+def test_snapshots(world: World, virsh: Virsh) -> None:
+    virsh("start", "web")
+    world.run("prlctl", "exec", "web", "echo one >/root/file")
+    virsh("snapshot-create-as", "web", "first", "before it all", "--disk-only")
+    first = virsh("snapshot-current", "web", "--name")
+    world.run("prlctl", "exec", "web", "echo two >/root/file")
+    virsh("snapshot-create-as", "web", "second", "--disk-only")
+    second = virsh("snapshot-current", "web", "--name")
+    assert first in (names := virsh("snapshot-list", "web", "--name"))
+    assert second in names
+    assert virsh("snapshot-parent", "web", second) == first
+    assert virsh("snapshot-list", "web", "--tree").split() == [first, "|", "+-", second]
+    assert "before it all" in virsh("snapshot-dumpxml", "web", first)
+    virsh("snapshot-revert", "web", first, "--running")
+    assert world.run("prlctl", "exec", "web", "cat /root/file").strip() == "one"
+    virsh("snapshot-delete", "web", second)
+    assert virsh("snapshot-list", "web", "--name").split() == [first]
+    assert "no domain snapshot" in virsh("snapshot-delete", "web", second, code=1).lower()
+
+
+def test_interfaces(world: World, virsh: Virsh, tmp_path: Path) -> None:
+    virsh("start", "web")
+    virsh("attach-interface", "web", "network", "Host-Only", "--mac", MAC, "--live", "--config")
+    assert MAC in virsh("domiflist", "web")
+    assert "Host-Only" in virsh("domiflist", "web")
+    assert MAC in world.run("prlctl", "exec", "web", "cat /sys/class/net/eth0/address")
+    card = tmp_path / "card.xml"
+    card.write_text(
+        f"<interface type='network'><mac address='{MAC}'/><source network='Host-Only'/>"
+        "<link state='down'/></interface>"
+    )
+    virsh("update-device", "web", os.fspath(card), "--live")
+    assert '<link state="down" />' in virsh("dumpxml", "web")
+    card.write_text(card.read_text().replace("Host-Only", "Inner").replace("'down'", "'up'"))
+    world.run("prlsrvctl", "net", "add", "Inner", "--type", "host-only")
+    virsh("update-device", "web", os.fspath(card), "--live")
+    assert "Inner" in virsh("domiflist", "web")
+    assert '<link state="down" />' not in virsh("dumpxml", "web")
+    virsh("detach-interface", "web", "network", "--mac", MAC, "--live")
+    assert MAC not in virsh("domiflist", "web")
+    world.run("prlctl", "delete", "web", "--force")
+    for name in ("Host-Only", "Inner"):
+        world.run("prlsrvctl", "net", "del", name)

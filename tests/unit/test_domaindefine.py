@@ -1,0 +1,98 @@
+"""Descriptions of domains, well-formed and not: read whole, or refused in words."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvz.gateway import domaindefine, failure
+from pyvz.gateway.domaindefine import Wanted
+from pyvz.gateway.failure import Failure
+
+TAGS = (
+    "domain", "name", "uuid", "memory", "vcpu", "os", "type", "devices", "filesystem", "source",
+    "target", "interface", "mac", "ip", "link", "guest", "cputune", "shares", "metadata", "disk",
+    "driver", "graphics", "boot", "title", "unknown", "address", "model",
+)  # fmt: skip
+NAMES = (
+    "type", "name", "unit", "dir", "file", "network", "bridge", "address", "prefix", "state", "dev",
+    "bus", "device", "port", "cpuset", "listen",
+)  # fmt: skip
+WORDS = st.one_of(
+    st.sampled_from(
+        ["vz", "exe", "hvm", "template", "file", "network", "KiB", "GiB", "10", "-1", "9" * 40,
+         "10.0.0.1", "/", "", "vnc", "cdrom", "disk", "qcow2", "raw", "block", "sda", "٣"]
+    ),
+    st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=8),
+)  # fmt: skip
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+
+
+def _element(parts: tuple[str, dict[str, str], str, list[str]]) -> str:
+    tag, attributes, text, children = parts
+    words = "".join(f' {name}="{_escaped(value)}"' for name, value in attributes.items())
+    return f"<{tag}{words}>{_escaped(text)}{''.join(children)}</{tag}>"
+
+
+ELEMENTS = st.recursive(
+    st.builds(lambda tag, text: _element((tag, {}, text, [])), st.sampled_from(TAGS), WORDS),
+    lambda inner: st.tuples(
+        st.sampled_from(TAGS),
+        st.dictionaries(st.sampled_from(NAMES), WORDS, max_size=3),
+        WORDS,
+        st.lists(inner, max_size=4),
+    ).map(_element),
+    max_leaves=12,
+)
+BODIES = st.lists(ELEMENTS, max_size=6).map("".join)
+
+
+def _read(text: str) -> Wanted | None:
+    """Read it as a call would: nothing but Failure may come of it."""
+    try:
+        found = domaindefine.read(text)
+        domaindefine.check_devices(text)
+    except Failure as error:
+        refused = error
+    else:
+        return found
+    assert refused.code in {failure.XML, failure.UNSUPPORTED}
+    assert refused.message
+    return None
+
+
+@given(st.text(max_size=60))
+def test_any_text(text: str) -> None:
+    assert _read(text) is None
+
+
+@given(BODIES)
+def test_any_elements(body: str) -> None:
+    _read(f"<domain type='vz'>{body}</domain>")
+
+
+@given(BODIES)
+def test_any_devices(body: str) -> None:
+    found = _read(
+        "<domain type='vz'><name>a</name><os><type>exe</type></os>"
+        f"<devices>{body}</devices></domain>"
+    )
+    assert found is None or found.name == "a"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!DOCTYPE d [<!ENTITY a 'aaaa'>]><domain type='vz'><name>&a;</name></domain>",
+        "<!DOCTYPE d [<!ENTITY a SYSTEM 'file:///etc/passwd'>]><domain type='vz'>&a;</domain>",
+        "<domain type='vz'>" + "<a>" * 3000,
+        "<domain type='kvm'><name>a</name></domain>",
+        "<domain type='vz'><name>a</name><os><type>exe</type></os><memtune/></domain>",
+    ],
+)
+def test_dangerous_and_foreign_ones_are_refused(text: str) -> None:
+    assert _read(text) is None
