@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +100,77 @@ def test_a_machine_obeys_the_power_button(world: World, virsh: Virsh) -> None:
     virsh("undefine", "vm1")
     home = next((world.root / "vz/vmprivate").iterdir())
     world.run("prlctl", "register", os.fspath(home))
+
+
+DOMAIN = """
+<domain type='vz'>
+  <name>vm2</name>
+  <uuid>6b7d6c0e-3f35-4f4e-9a1e-0c6d1f5e9b22</uuid>
+  <description>A machine</description>
+  <memory unit='MiB'>192</memory>
+  <vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='q35'>hvm</type><boot dev='cdrom'/><boot dev='hd'/></os>
+  <features><acpi/><apic/></features>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2'/><source file='{disk}'/><target dev='vda' bus='virtio'/>
+    </disk>
+    <disk type='file' device='cdrom'>
+      <driver name='qemu' type='raw'/><source file='{disc}'/><target dev='sda' bus='sata'/>
+    </disk>
+    <controller type='usb'/>
+    <interface type='network'>
+      <source network='host-routed'/><mac address='42:1c:00:00:11:22'/><model type='e1000'/>
+      <ip address='10.99.0.7' prefix='32'/>
+    </interface>
+    <console type='pty'/>
+    <graphics type='vnc' port='-1'/>
+    <memballoon model='virtio'/>
+  </devices>
+</domain>
+"""
+
+
+def test_define(world: World, virsh: Virsh, tiny_iso: Path, tmp_path: Path) -> None:
+    disk, file = tmp_path / "disk.qcow2", tmp_path / "vm2.xml"
+    text = DOMAIN.format(disk=disk, disc=tiny_iso)
+    file.write_text(text)
+    assert "no image" in virsh("define", os.fspath(file), code=1)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "256M"], check=True)
+    file.write_text(text.replace("<controller", "<hostdev/><controller"))
+    assert "devices/hostdev" in virsh("define", os.fspath(file), code=1)
+    assert "vm2" not in virsh("list", "--all", "--name")
+    file.write_text(text)
+    virsh("define", os.fspath(file))
+    shown = world.run("prlctl", "list", "-i", "vm2")
+    for wanted in ("192Mb", "card=e1000", os.fspath(disk), "Boot order: cdrom0 hdd0", "10.99.0.7"):
+        assert wanted in shown
+    virsh("start", "vm2")
+    assert ":" in virsh("vncdisplay", "vm2")
+    # What dumpxml says can be given back, and changes nothing.
+    before = world.run("prlctl", "list", "-i", "vm2")
+    file.write_text(virsh("dumpxml", "vm2", "--inactive"))
+    virsh("define", os.fspath(file))
+    assert _stable(world.run("prlctl", "list", "-i", "vm2")) == _stable(before)
+    more = tmp_path / "more.raw"
+    more.write_bytes(bytes(1 << 20))
+    virsh("attach-disk", "vm2", os.fspath(more), "vdb", "--targetbus", "virtio", "--live")
+    assert os.fspath(more) in virsh("domblklist", "vm2")
+    virsh("change-media", "vm2", "sdh", "--eject", "--live")
+    assert os.fspath(tiny_iso) not in virsh("dumpxml", "vm2")
+    virsh("destroy", "vm2")
+    virsh("detach-disk", "vm2", os.fspath(more), "--config")
+    assert os.fspath(more) not in virsh("domblklist", "vm2")
+    virsh("change-media", "vm2", "sdh", os.fspath(tiny_iso), "--insert", "--config")
+    file.write_text(virsh("dumpxml", "vm2"))
+    virsh("undefine", "vm2")
+    assert disk.exists()
+    virsh("define", os.fspath(file))
+    world.run("prlctl", "delete", "vm2")
+
+
+def _stable(text: str) -> str:
+    return re.sub(r"Uptime: .*", "", text)
 
 
 def _await_agent(world: World) -> None:

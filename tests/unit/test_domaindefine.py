@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvz.gateway import domaindefine, failure
+from pyvz.gateway import domaindefine, failure, machinedefine
 from pyvz.gateway.domaindefine import Wanted
 from pyvz.gateway.failure import Failure
 
@@ -55,7 +55,10 @@ def _read(text: str) -> Wanted | None:
     """Read it as a call would: nothing but Failure may come of it."""
     try:
         found = domaindefine.read(text)
-        domaindefine.check_devices(text)
+        if found.os_type == "hvm":
+            machinedefine.read(text)
+        else:
+            domaindefine.check_devices(text)
     except Failure as error:
         refused = error
     else:
@@ -75,10 +78,10 @@ def test_any_elements(body: str) -> None:
     _read(f"<domain type='vz'>{body}</domain>")
 
 
-@given(BODIES)
-def test_any_devices(body: str) -> None:
+@given(BODIES, st.sampled_from(["exe", "hvm"]))
+def test_any_devices(body: str, kind: str) -> None:
     found = _read(
-        "<domain type='vz'><name>a</name><os><type>exe</type></os>"
+        f"<domain type='vz'><name>a</name><os><type>{kind}</type></os>"
         f"<devices>{body}</devices></domain>"
     )
     assert found is None or found.name == "a"

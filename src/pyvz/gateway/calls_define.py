@@ -11,14 +11,25 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
+from xml.etree.ElementTree import Element
 
 from pyvz.errors import EnvironmentNotFound
-from pyvz.gateway import domain, domaindefine, domainxml, failure, notes
+from pyvz.gateway import (
+    domain,
+    domaindefine,
+    domainxml,
+    failure,
+    machinedefine,
+    machinemake,
+    machinexml,
+    notes,
+)
 from pyvz.gateway.calls_lifecycle import change
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.domain import Domain
 from pyvz.gateway.domaindefine import Card, Wanted
 from pyvz.gateway.failure import Failure
+from pyvz.gateway.machinedefine import Machine
 from pyvz.gateway.notes import parsed
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_net import NetIf
@@ -33,6 +44,7 @@ Key = dict[str, Any]
 Options = list[tuple[str, str | None]]
 
 LIVE: Final = 1
+_ADAPTERS: Final = {theirs: ours for ours, theirs in machinexml.MODELS.items()}
 SAMPLE: Final = "vswap.1024MB"  # what the original driver starts from
 
 
@@ -65,7 +77,13 @@ def domain_attach_device_flags(
 ) -> None:
     """Give it an interface; in force at once and saved."""
     _check_live(call, dom, flags)
-    change(call, progress, dom, *_addition(call, _card(xml)))
+    found = domain.find(call.office.node, dom)
+    disk = _disk(found, xml)
+    if disk is not None:
+        change(call, progress, dom, *machinemake.attached(disk))
+        return
+    machine = domain.is_machine(found)
+    change(call, progress, dom, *_addition(call, _card(xml), machine=machine))
 
 
 def domain_detach_device(call: Call, progress: Progress, *, dom: Key, xml: str) -> None:
@@ -79,7 +97,9 @@ def domain_detach_device_flags(
     """Take an interface away, named by its MAC or by its name inside."""
     _check_live(call, dom, flags)
     found = domain.find(call.office.node, dom)
-    change(call, progress, dom, *_removal(found, _card(xml)))
+    disk = _disk(found, xml)
+    removal = _removal(found, _card(xml)) if disk is None else machinemake.detached(found, disk)
+    change(call, progress, dom, *removal)
 
 
 def domain_update_device_flags(
@@ -88,6 +108,10 @@ def domain_update_device_flags(
     """Change an interface: its network, or whether its cable is plugged in."""
     _check_live(call, dom, flags)
     found = domain.find(call.office.node, dom)
+    disk = _disk(found, xml)
+    if disk is not None:
+        change(call, progress, dom, *machinemake.updated(found, disk))
+        return
     wanted = _card(xml)
     present = _present(found, wanted)
     device = _device(found, present)
@@ -133,20 +157,50 @@ def domain_get_metadata(call: Call, *, dom: Key, type: int, uri: str | None, fla
 
 def _define(call: Call, progress: Progress, xml: str) -> Domain:
     wanted = domaindefine.read(xml)
-    if wanted.os_type != "exe":
-        raise Failure(
-            failure.UNSUPPORTED, "Virtual machines are made with prlctl create --vmtype vm here"
-        )
-    domaindefine.check_devices(xml)
+    machine = machinedefine.read(xml) if wanted.os_type == "hvm" else None
+    if machine is None:
+        domaindefine.check_devices(xml)
     node = call.office.node
     present = _known(call, wanted)
     if present is not None:
-        _redefine(call, progress, present, wanted)
+        _change(call, progress, present, (wanted, machine))
         env = present.env
-    else:
+    elif machine is None:
         env = _make(call, progress, wanted)
+    elif machinemake.forgotten(node, wanted):
+        env = _remembered(call, progress, (wanted, machine))
+    else:
+        cards = [_addition(call, each, machine=True) for each in wanted.cards]
+        order = machinemake.Order(wanted, machine, _limits(wanted), cards)
+        env = machinemake.make(node, order, progress)
     notes.replace(env.home, wanted.title, wanted.metadata)
     return domain.lookup(node, env.uuid)
+
+
+def _change(
+    call: Call, progress: Progress, present: Domain, asked: tuple[Wanted, Machine | None]
+) -> None:
+    """Make of a domain what is asked for; raises Failure before anything has changed."""
+    wanted, machine = asked
+    if domain.is_machine(present) != (machine is not None):
+        raise Failure(failure.FAILED, f"The OS type of {present.env.name} cannot be changed")
+    more = machinemake.differences(present, machine) if machine is not None else []
+    _redefine(call, progress, present, wanted)
+    _set(call, progress, present.env, more)
+
+
+def _remembered(
+    call: Call, progress: Progress, asked: tuple[Wanted, Machine | None]
+) -> Environment:
+    """Register the machine that was undefined and whose home has stayed."""
+    node = call.office.node
+    home = machinemake.home_of(node, asked[0])
+    with ExitStack() as undo:
+        env = register.register(node, os.fspath(home), uuid=asked[0].uuid, name=asked[0].name)
+        undo.callback(register.unregister, node, env.uuid)
+        _change(call, progress, domain.lookup(node, env.uuid), asked)
+        undo.pop_all()
+    return env
 
 
 def _known(call: Call, wanted: Wanted) -> Domain | None:
@@ -190,7 +244,7 @@ def _make(call: Call, progress: Progress, wanted: Wanted) -> Environment:
         env = provision.create(node, request, progress)
         undo.callback(provision.delete, node, env.uuid, force=True)
         for each in wanted.cards:
-            options = _addition(call, each)
+            options = _addition(call, each, machine=False)
             configure.set_options(node, env.uuid, SetRequest("prlctl", options), progress)
         undo.pop_all()
     return env
@@ -224,19 +278,21 @@ def _redefine(call: Call, progress: Progress, present: Domain, wanted: Wanted) -
         options.append(("cpumask", wanted.cpuset))
     changes = [options] if options else []
     cards = [each for each in config.network.interfaces or () if each.ifname != "venet0"]
-    kept = [_match(each, cards) for each in wanted.cards if not domaindefine.is_routed(each)]
+    machine = domain.is_machine(present)
+    own = [each for each in wanted.cards if machine or not domaindefine.is_routed(each)]
+    kept = [_match(each, cards) for each in own]
     # From the last on: the numbers of those before stay what they are.
     gone = [each for each in reversed(cards) if each not in kept]
     changes += [[("device-del", _device(present, each))] for each in gone]
     changes += [
-        _addition(call, each)
-        for each in wanted.cards
-        if not domaindefine.is_routed(each) and _match(each, cards) is None
+        _addition(call, each, machine=machine) for each in own if _match(each, cards) is None
     ]
+    _set(call, progress, present.env, changes)
+
+
+def _set(call: Call, progress: Progress, env: Environment, changes: list[Options]) -> None:
     for each in changes:
-        configure.set_options(
-            call.office.node, present.env.uuid, SetRequest("prlctl", each), progress
-        )
+        configure.set_options(call.office.node, env.uuid, SetRequest("prlctl", each), progress)
 
 
 def _limits(wanted: Wanted) -> Options:
@@ -254,17 +310,26 @@ def _limits(wanted: Wanted) -> Options:
     return found
 
 
+def _disk(found: Domain, xml: str) -> Element | None:
+    """Return the description of a disk of a machine; None for another device."""
+    element = parsed(xml, "description of the device")
+    return element if element.tag == "disk" and domain.is_machine(found) else None
+
+
 def _card(xml: str) -> Card:
     element = parsed(xml, "description of the device")
     if element.tag != "interface":
         raise Failure(
             failure.UNSUPPORTED,
-            f"A <{element.tag}> cannot be attached to a container; an <interface> can",
+            f"A <{element.tag}> cannot be attached, changed or detached; an <interface> can",
         )
     return domaindefine.card(element)
 
 
-def _addition(call: Call, wanted: Card) -> Options:
+def _addition(call: Call, wanted: Card, *, machine: bool) -> Options:
+    """Return the options that add a card; a machine has routed ones too, and no names inside."""
+    if machine:
+        return _machine_card(call, wanted)
     if domaindefine.is_routed(wanted):
         return [("ipadd", ip) for ip in wanted.ips]
     options: Options = [("device-add", "net"), ("network", _network(call, wanted))]
@@ -275,8 +340,21 @@ def _addition(call: Call, wanted: Card) -> Options:
     return [*options, *(("ipadd", ip) for ip in wanted.ips)]
 
 
-def _removal(found: Domain, wanted: Card) -> Options:
+def _machine_card(call: Call, wanted: Card) -> Options:
+    options: Options = [("device-add", "net")]
     if domaindefine.is_routed(wanted):
+        options.append(("type", "routed"))
+    else:
+        options.append(("network", _network(call, wanted)))
+    if wanted.mac:
+        options.append(("mac", wanted.mac))
+    if wanted.model:
+        options.append(("adapter-type", _ADAPTERS.get(wanted.model, wanted.model)))
+    return [*options, *(("ipadd", ip) for ip in wanted.ips)]
+
+
+def _removal(found: Domain, wanted: Card) -> Options:
+    if domaindefine.is_routed(wanted) and not domain.is_machine(found):
         return [("ipdel", ip) for ip in wanted.ips] or [("ipdel", "all")]
     return [("device-del", _device(found, _present(found, wanted)))]
 

@@ -42,6 +42,7 @@ class Card(NamedTuple):
     ips: tuple[str, ...] = ()  # with prefixes
     ifname: str = ""
     connected: bool = True
+    model: str = ""
 
 
 class FileSystem(NamedTuple):
@@ -125,9 +126,10 @@ def card(element: Element) -> Card:
         )
     for each in element:
         if each.tag not in {"source", "mac", "model", "target", "guest", "ip", "link", "address",
-                            "alias"}:  # fmt: skip
+                            "alias", "boot"}:  # fmt: skip
             raise _unsupported(f"interface/{each.tag}")
     mac, link, guest = element.find("mac"), element.find("link"), element.find("guest")
+    model = element.find("model")
     return Card(
         network=source.get("network") or "",
         bridge=source.get("bridge") or "" if kind == "bridge" else "",
@@ -135,6 +137,7 @@ def card(element: Element) -> Card:
         ips=tuple(_address(each) for each in element.findall("ip")),
         ifname=(guest.get("dev") or "") if guest is not None else "",
         connected=link is None or link.get("state") != "down",
+        model=(model.get("type") or "") if model is not None else "",
     )
 
 

@@ -127,8 +127,7 @@ def add_card(devices: Element, card: NetIf, *, live: bool) -> Element:
     element = SubElement(devices, "interface", type="network")
     if card.mac:
         SubElement(element, "mac", address=card.mac.lower())
-    named = ROUTED if card.type == "routed" else card.network or DEFAULT_NETWORK
-    SubElement(element, "source", network=named)
+    SubElement(element, "source", network=card.network or DEFAULT_NETWORK)
     if live and card.host_ifname:
         SubElement(element, "target", dev=card.host_ifname)
     SubElement(element, "guest", dev=card.ifname)

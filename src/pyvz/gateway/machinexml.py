@@ -79,7 +79,8 @@ def _devices(node: Node, top: Element, domain: Domain, *, live: bool) -> None:
         _disk(devices, domain, drive, (name, places.get(drive.name, 0)))
     cards = [card for card in domain.config.network.interfaces or () if card.ifname != "venet0"]
     for index, card in enumerate(cards):
-        element = domainxml.add_card(devices, card, live=live)
+        network = domainxml.ROUTED if card.type == "routed" else card.network
+        element = domainxml.add_card(devices, card._replace(network=network), live=live)
         model = dict(card.other).get("card", "virtio")
         SubElement(element, "model", type=MODELS.get(model, model))
         if place := places.get(f"net{index}"):

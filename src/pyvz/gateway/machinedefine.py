@@ -1,0 +1,174 @@
+"""The part of a domain's XML that only virtual machines have, read (machinexml.py writes it).
+
+Drives are taken in their order; where on its bus each is, we choose.  An image is named by its
+path, and has to be there.  An element that we cannot keep is refused by its name.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Final, NamedTuple
+from xml.etree.ElementTree import Element
+
+from pyvz.gateway import failure
+from pyvz.gateway.failure import Failure
+from pyvz.gateway.notes import parsed
+from pyvz.model.grammar_machine import INTERFACES
+
+# What clients add unasked, and what every machine of ours has anyway.
+_NO_MEANING: Final = frozenset(
+    {"emulator", "input", "video", "console", "serial", "controller", "channel", "memballoon",
+     "rng", "panic", "audio", "sound", "redirdev", "hub"}
+)  # fmt: skip
+_OS: Final = frozenset({"type", "boot", "bootmenu", "loader", "nvram", "firmware"})
+_DISK: Final = frozenset(
+    {"driver", "source", "target", "serial", "readonly", "boot", "address", "alias"}
+)
+_BUSES: Final = {"hd": "ide", "vd": "virtio", "sd": "scsi"}
+_BOOT: Final = {"hd": "hdd", "cdrom": "cdrom", "network": "net"}
+_LOOPBACK: Final = "127.0.0.1"
+
+
+class Disk(NamedTuple):
+    """A disk, or a CD drive.  source: path of its image or (block) device; "": no disc in it."""
+
+    cdrom: bool
+    bus: str
+    format: str
+    source: str = ""
+    block: bool = False
+    serial: str = ""
+    boot: int = 0
+
+
+class Display(NamedTuple):
+    """The remote display.  port 0: any; password "": none."""
+
+    address: str
+    port: int
+    password: str
+
+
+class Machine(NamedTuple):
+    """What only a machine has.  boot: kinds of devices (hdd, cdrom, net) in their order."""
+
+    disks: tuple[Disk, ...]
+    display: Display | None
+    efi: bool
+    boot: tuple[str, ...]
+
+
+def read(text: str) -> Machine:
+    """Return what a description asks for; raises Failure (27, 67)."""
+    top = parsed(text, "description of the domain")
+    system, devices = top.find("os"), top.find("devices")
+    parts = list(devices) if devices is not None else []
+    for each in parts:
+        if each.tag not in {"disk", "interface", "graphics"} | _NO_MEANING:
+            raise _unsupported(f"devices/{each.tag}")
+    displays = [each for each in parts if each.tag == "graphics"]
+    if len(displays) > 1:
+        raise Failure(failure.UNSUPPORTED, "A virtual machine has one <graphics> at most")
+    return Machine(
+        disks=tuple(disk(each) for each in parts if each.tag == "disk"),
+        display=_display(displays[0]) if displays else None,
+        efi=_efi(system),
+        boot=_boot(system),
+    )
+
+
+def disk(element: Element) -> Disk:
+    """Return a disk or CD drive; raises Failure (27, 67)."""
+    for each in element:
+        if each.tag not in _DISK:
+            raise _unsupported(f"disk/{each.tag}")
+    kind, device = element.get("type") or "file", element.get("device") or "disk"
+    if kind not in {"file", "block"} or device not in {"disk", "cdrom"}:
+        raise Failure(
+            failure.UNSUPPORTED,
+            f"A <disk> of type '{kind}' as '{device}' is not supported: file and block are, as"
+            " disk and cdrom",
+        )
+    driver = element.find("driver")
+    form = (driver.get("type") if driver is not None else None) or "raw"
+    if form not in {"qcow2", "raw"}:
+        raise Failure(failure.UNSUPPORTED, f"A disk of the format '{form}' is not supported")
+    path = _source(element, kind)
+    if not path and device == "disk":
+        raise Failure(failure.XML, "A <disk> names no image: it has no <source>")
+    return Disk(
+        cdrom=device == "cdrom",
+        bus=_bus(element.find("target")),
+        format=form,
+        source=path,
+        block=kind == "block",
+        serial=(element.findtext("serial") or "").strip(),
+        boot=_order(element.find("boot")),
+    )
+
+
+def _source(element: Element, kind: str) -> str:
+    source = element.find("source")
+    path = (source.get("dev" if kind == "block" else "file") or "") if source is not None else ""
+    if path and (not path.startswith("/") or not path.isprintable()):
+        raise Failure(failure.XML, f"'{path}' is no path of an image: it begins with /")
+    return path
+
+
+def _bus(target: Element | None) -> str:
+    name = (target.get("dev") or "") if target is not None else ""
+    bus = (target.get("bus") if target is not None else None) or _BUSES.get(name[:2], "scsi")
+    if bus not in INTERFACES:
+        raise Failure(
+            failure.UNSUPPORTED,
+            f"A disk on the bus '{bus}' is not supported: {', '.join(INTERFACES)} are",
+        )
+    return bus
+
+
+def _order(boot: Element | None) -> int:
+    text = (boot.get("order") or "") if boot is not None else ""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else 0
+
+
+def _display(element: Element) -> Display:
+    if element.get("type") != "vnc":
+        raise Failure(
+            failure.UNSUPPORTED, f"<graphics type='{element.get('type')}'> is not supported; vnc is"
+        )
+    inner = element.find("listen")
+    address = element.get("listen") or (inner.get("address") if inner is not None else None)
+    address = "0.0.0.0" if address == "" else address or _LOOPBACK  # noqa: S104  as asked for
+    password, port = element.get("passwd") or "", element.get("port") or "-1"
+    try:
+        loopback = ip_address(address).is_loopback
+        number = 0 if element.get("autoport") == "yes" else max(0, int(port))
+    except ValueError as error:
+        raise Failure(failure.XML, f"<graphics>: {error}") from error
+    if not password and not loopback and element.get("passwd") is not None:
+        raise Failure(failure.XML, "<graphics>: the password is empty")
+    return Display(address, number, password)
+
+
+def _efi(system: Element | None) -> bool:
+    if system is None:
+        return False
+    for each in system:
+        if each.tag not in _OS:
+            raise _unsupported(f"os/{each.tag}")
+    loader = system.find("loader")
+    return system.get("firmware") == "efi" or (
+        loader is not None and loader.get("type") == "pflash"
+    )
+
+
+def _boot(system: Element | None) -> tuple[str, ...]:
+    names = [each.get("dev") or "" for each in system.findall("boot")] if system is not None else []
+    for name in names:
+        if name not in _BOOT:
+            raise Failure(failure.UNSUPPORTED, f"<boot dev='{name}'> is not supported")
+    return tuple(_BOOT[name] for name in names)
+
+
+def _unsupported(tag: str) -> Failure:
+    return Failure(failure.UNSUPPORTED, f"The element <{tag}> is not supported for a machine")

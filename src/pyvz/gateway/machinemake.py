@@ -1,0 +1,229 @@
+"""Virtual machines made of their descriptions, and changed by them, as `prlctl` would do it.
+
+Of a machine that is there, the media of CD drives, the remote display and the order of booting are
+changed; other disks than it has are refused, as their images would have to be given up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree.ElementTree import Element
+
+from pyvz.gateway import domain, failure, machineblock, machinedefine, machinexml
+from pyvz.gateway.domain import Domain
+from pyvz.gateway.domaindefine import Wanted
+from pyvz.gateway.failure import Failure
+from pyvz.gateway.machinedefine import Disk, Display, Machine
+from pyvz.model.config import Config
+from pyvz.model.environment import Environment, Kind
+from pyvz.model.grammar_machine import Drive
+from pyvz.model.task import Progress
+from pyvz.operations import configure, machinecreate, provision
+from pyvz.operations.configure import SetRequest
+from pyvz.operations.node import Node
+from pyvz.operations.provision import CreateRequest
+from pyvz.vm import image
+from pyvz.vm.spec import boot_places
+
+Options = list[tuple[str, str | None]]
+
+
+class Order(NamedTuple):
+    """A machine that is wanted.  limits: options of `create`; cards: of one `set` each."""
+
+    wanted: Wanted
+    machine: Machine
+    limits: Options
+    cards: Sequence[Options]
+
+
+def make(node: Node, order: Order, progress: Progress) -> Environment:
+    """Make a machine; nothing of it is left when a part of it is refused."""
+    _check(order.machine)
+    request = CreateRequest(
+        name=order.wanted.name,
+        kind=Kind.VM,
+        uuid=order.wanted.uuid or None,
+        options=[*order.limits, *_firmware(order.machine)],
+        no_disk=True,
+    )
+    with ExitStack() as undo:
+        env = provision.create(node, request, progress)
+        undo.callback(provision.delete, node, env.uuid, force=True)
+        steps: list[Options] = [
+            [("device-del", "cdrom0")],
+            *map(_addition, order.machine.disks),
+            *order.cards,
+        ]
+        steps += [display(order.machine.display)] if order.machine.display else []
+        for step in steps:
+            configure.set_options(node, env.uuid, SetRequest("prlctl", step), progress)
+        made = domain.lookup(node, env.uuid)
+        sequence = _sequence(made.config, order.machine)
+        if sequence:
+            options: Options = [("device-bootorder", sequence)]
+            configure.set_options(node, env.uuid, SetRequest("prlctl", options), progress)
+        undo.pop_all()
+    return env
+
+
+def home_of(node: Node, wanted: Wanted) -> Path:
+    """Return where a machine with that UUID has its home."""
+    return machinecreate.parent_of(node) / wanted.uuid
+
+
+def forgotten(node: Node, wanted: Wanted) -> bool:
+    """Whether the home of a machine that was undefined is there."""
+    return bool(wanted.uuid) and (home_of(node, wanted) / Kind.VM.conf_name).is_file()
+
+
+def differences(present: Domain, machine: Machine) -> list[Options]:
+    """Return what makes a machine of PRESENT; raises Failure (84) for what cannot be changed."""
+    found = _media(present, machine)
+    config = present.config.machine
+    wanted = machine.display
+    known = None if config.vnc_mode == "off" else Display(
+        config.vnc_address, config.vnc_port if config.vnc_mode == "manual" else 0, ""
+    )  # fmt: skip
+    if wanted is None and known is not None:
+        found.append([("vnc-mode", "off")])
+    elif wanted is not None and (known is None or wanted.password):
+        found.append(display(wanted))
+    elif wanted is not None and wanted != known:
+        found.append([each for each in display(wanted) if each[0] != "vnc-nopasswd"])
+    if machine.efi != config.efi:
+        found.append([("efi-boot", "on" if machine.efi else "off")])
+    sequence = _sequence(present.config, machine)
+    if sequence:
+        found.append([("device-bootorder", sequence)])
+    return found
+
+
+def attached(element: Element) -> Options:
+    """Return what adds a <disk>; its image has to be there."""
+    disk = machinedefine.disk(element)
+    _check_image(disk)
+    return _addition(disk)
+
+
+def detached(present: Domain, element: Element) -> Options:
+    """Return what takes a <disk> away; its image stays."""
+    return [("device-del", _drive(present, element).name)]
+
+
+def updated(present: Domain, element: Element) -> Options:
+    """Return what changes the disc in a CD drive; nothing else of a drive can be changed."""
+    disk, drive = machinedefine.disk(element), _drive(present, element)
+    if not disk.cdrom or drive.is_disk:
+        raise Failure(failure.OPERATION_UNSUPPORTED, "Only the disc in a CD drive can be changed")
+    if not disk.source:
+        return [("device-disconnect", drive.name)]
+    _check_image(disk)
+    return [("device-set", drive.name), ("device" if disk.block else "image", disk.source)]
+
+
+def display(wanted: Display) -> Options:
+    """Return the options of a remote display; raises Failure (67) for an open one."""
+    found: Options = [("vnc-mode", "manual" if wanted.port else "auto")]
+    if wanted.port:
+        found.append(("vnc-port", str(wanted.port)))
+    found.append(("vnc-address", wanted.address))
+    if wanted.password:
+        return [*found, ("vnc-passwd", wanted.password)]
+    if not wanted.address.startswith("127.") and wanted.address != "::1":
+        raise Failure(
+            failure.UNSUPPORTED,
+            f"A display that listens on {wanted.address} needs a password: passwd='...'",
+        )
+    return [*found, ("vnc-nopasswd", "")]
+
+
+def _check(machine: Machine) -> None:
+    """Raise what speaks against the images; `prlctl set` would make one that is not there."""
+    for disk in machine.disks:
+        _check_image(disk)
+    if machine.display is not None:
+        display(machine.display)
+
+
+def _check_image(disk: Disk) -> None:
+    if disk.source:
+        path = Path(disk.source)
+        image.check(image.look(path), path, "raw" if disk.cdrom else disk.format)
+
+
+def _drive(present: Domain, element: Element) -> Drive:
+    """Return the drive that a <disk> means: by its name on the bus, else by its image."""
+    target, source = element.find("target"), element.find("source")
+    name = (target.get("dev") or "") if target is not None else ""
+    path = (source.get("file") or source.get("dev") or "") if source is not None else ""
+    return machineblock.find(present, name or path)
+
+
+def _firmware(machine: Machine) -> Options:
+    return [("efi-boot", "on")] if machine.efi else []
+
+
+def _addition(disk: Disk) -> Options:
+    found: Options = [("device-add", "cdrom" if disk.cdrom else "hdd"), ("iface", disk.bus)]
+    if disk.source:
+        found.append(("device" if disk.block else "image", disk.source))
+    if disk.serial:
+        found.append(("serial", disk.serial))
+    return found
+
+
+def _media(present: Domain, machine: Machine) -> list[Options]:
+    """Return the discs that are changed; raises Failure (84) for other disks."""
+    drives = [drive for drive, _ in machinexml.drives(present)]
+    places = [machinexml.source(present, each) for each in drives if each.is_disk]
+    disks = [each.source for each in machine.disks if not each.cdrom]
+    if sorted(map(os.fspath, filter(None, places))) != sorted(disks):
+        raise Failure(
+            failure.OPERATION_UNSUPPORTED,
+            f"The disks of {present.env.name} are added and removed with prlctl set --device-add"
+            " hdd and --device-del; everything else can be changed here",
+        )
+    trays = [each for each in machine.disks if each.cdrom]
+    slots = [each for each in drives if not each.is_disk]
+    if len(trays) != len(slots):
+        raise Failure(
+            failure.OPERATION_UNSUPPORTED,
+            f"The CD drives of {present.env.name} are added and removed with prlctl set",
+        )
+    found: list[Options] = []
+    for slot, tray in zip(slots, trays, strict=True):
+        inside = machinexml.source(present, slot)
+        if tray.source and (inside is None or os.fspath(inside) != tray.source):
+            medium = "device" if tray.block else "image"
+            found.append([("device-set", slot.name), (medium, tray.source)])
+        elif not tray.source and inside is not None:
+            found.append([("device-disconnect", slot.name)])
+    return found
+
+
+def _sequence(config: Config, machine: Machine) -> str:
+    """Return the order of booting in our words where it differs from what is set; else ""."""
+    names = list(boot_places(config))
+    cards = [each for each in config.network.interfaces or () if each.ifname != "venet0"]
+    every = [each.name for each in config.machine.drives] + [f"net{n}" for n in range(len(cards))]
+    if machine.boot:
+        wanted = [name for kind in machine.boot for name in every if name.startswith(kind)]
+    else:
+        wanted = _numbered(config, machine)
+    return " ".join(wanted) if wanted and wanted != names[: len(wanted)] else ""
+
+
+def _numbered(config: Config, machine: Machine) -> list[str]:
+    """Return the drives with a place of their own in the order, by their places."""
+    places: list[tuple[int, str]] = []
+    for cdrom in (False, True):
+        drives = [each.name for each in config.machine.drives if each.is_disk != cdrom]
+        disks = [each for each in machine.disks if each.cdrom == cdrom]
+        pairs = zip(drives, disks, strict=False)
+        places += [(disk.boot, name) for name, disk in pairs if disk.boot]
+    return [name for _, name in sorted(places)]
