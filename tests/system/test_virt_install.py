@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from test_libvirt import Virsh
 
 from images import busybox_root, busybox_tar
 from realnode import World, world
+from tinyguest import tiny_iso
 
-__all__ = ["busybox_root", "busybox_tar", "world"]
+__all__ = ["busybox_root", "busybox_tar", "tiny_iso", "world"]
 pytestmark = pytest.mark.requires("root", "program:virsh", "program:virt-install")
 
 
@@ -54,3 +56,29 @@ def test_a_container(world: World, install: VirtInstall) -> None:
     assert world.run("prlctl", "exec", "web", "echo", "here").strip() == "here"
     xml = install.virsh("dumpxml", "web")
     assert '<memory unit="KiB">131072</memory>' in xml
+
+
+VM = ("--memory", "192", "--vcpus", "1", "--osinfo", "detect=off,require=off")
+
+
+@pytest.mark.requires("program:qemu-system-x86_64", "program:qemu-img")
+def test_machines(world: World, install: VirtInstall, tiny_iso: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.qcow2"
+    install(
+        *("--name", "vm1", *VM, "--disk", f"path={disk},size=1,bus=virtio"),
+        *("--cdrom", os.fspath(tiny_iso), "--graphics", "vnc", "--network", "none"),
+    )
+    assert "running" in world.run("prlctl", "status", "vm1")
+    shown = world.run("prlctl", "list", "-i", "vm1")
+    assert os.fspath(disk) in shown
+    assert os.fspath(tiny_iso) in shown
+    assert tmp_path.name in install.virsh("pool-list")
+    assert "disk of vm1" in install.virsh("vol-delete", os.fspath(disk), code=1)
+    world.run("prlctl", "delete", "vm1", "--force")
+    install("--import", "--name", "vm2", *VM, "--disk", os.fspath(disk), "--network", "none")
+    assert "running" in world.run("prlctl", "status", "vm2")
+    world.run("prlctl", "delete", "vm2", "--force")
+    if disk.exists():
+        install.virsh("vol-delete", os.fspath(disk))
+    assert not disk.exists()
+    install.virsh("pool-undefine", tmp_path.name)

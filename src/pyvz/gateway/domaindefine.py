@@ -146,10 +146,10 @@ def is_routed(found: Card) -> bool:
     return found.network in {ROUTED, "Routed"}
 
 
-def size_of(element: Element | None) -> int:
-    """Return a size with its unit (KiB where none is said) in bytes; raises Failure (27)."""
+def size_of(element: Element | None, *, default: str = "KiB") -> int:
+    """Return a size with its unit (DEFAULT where none is said) in bytes; raises Failure (27)."""
     value = _number(element, "memory")
-    unit = (element.get("unit") or "KiB") if element is not None else "KiB"
+    unit = (element.get("unit") or default) if element is not None else default
     if unit not in _UNITS:
         raise Failure(failure.XML, f"'{unit}' is no unit of memory")
     return value * _UNITS[unit]
