@@ -68,7 +68,7 @@ def test_a_life(world: World, virsh: Virsh) -> None:
     home = world.run("prlctl", "list", "-H", "-o", "home", "ct1").strip()
     virsh("undefine", "ct1")
     assert "failed to get domain" in virsh("dominfo", "ct1", code=1)
-    world.run("prlctl", "register", home)
+    world.run("prlctl", "register", home, "--preserve-uuid")
     assert virsh("domuuid", "ct1") == uuid
 
 
