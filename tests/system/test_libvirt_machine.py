@@ -121,7 +121,7 @@ DOMAIN = """
     <controller type='usb'/>
     <interface type='network'>
       <source network='host-routed'/><mac address='42:1c:00:00:11:22'/><model type='e1000'/>
-      <ip address='10.99.0.7' prefix='32'/>
+      <ip address='10.99.0.7' prefix='32'/><link state='down'/>
     </interface>
     <console type='pty'/>
     <graphics type='vnc' port='-1'/>
@@ -145,6 +145,10 @@ def test_define(world: World, virsh: Virsh, tiny_iso: Path, tmp_path: Path) -> N
     shown = world.run("prlctl", "list", "-i", "vm2")
     for wanted in ("192Mb", "card=e1000", os.fspath(disk), "Boot order: cdrom0 hdd0", "10.99.0.7"):
         assert wanted in shown
+    assert '<link state="down" />' in virsh("dumpxml", "vm2")
+    file.write_text(text.replace("'down'", "'up'"))
+    virsh("define", os.fspath(file))
+    assert "<link" not in virsh("dumpxml", "vm2")
     virsh("start", "vm2")
     assert ":" in virsh("vncdisplay", "vm2")
     # What dumpxml says can be given back, and changes nothing.

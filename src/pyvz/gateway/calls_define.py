@@ -8,6 +8,7 @@ what it is, and the differences are set as `prlctl set` would.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -114,16 +115,8 @@ def domain_update_device_flags(
         return
     wanted = _card(xml)
     present = _present(found, wanted)
-    device = _device(found, present)
-    options: Options = [("device-set", device)]
-    network = _network(call, wanted)
-    if network and network != (present.network or domainxml.DEFAULT_NETWORK):
-        options.append(("network", network))
-    if len(options) > 1:
+    for options in _updates(call, found, present, wanted):
         change(call, progress, dom, *options)
-    if wanted.connected != present.connected:
-        word = "device-connect" if wanted.connected else "device-disconnect"
-        change(call, progress, dom, (word, device))
 
 
 def domain_set_metadata(  # noqa: PLR0913  the fields of the call
@@ -171,6 +164,7 @@ def _define(call: Call, progress: Progress, xml: str) -> Domain:
         env = _remembered(call, progress, (wanted, machine))
     else:
         cards = [_addition(call, each, machine=True) for each in wanted.cards]
+        cards += _unplugged(wanted.cards, 0)
         order = machinemake.Order(wanted, machine, _limits(wanted), cards)
         env = machinemake.make(node, order, progress)
     notes.replace(env.home, wanted.title, wanted.metadata)
@@ -243,9 +237,9 @@ def _make(call: Call, progress: Progress, wanted: Wanted) -> Environment:
     with ExitStack() as undo:
         env = provision.create(node, request, progress)
         undo.callback(provision.delete, node, env.uuid, force=True)
-        for each in wanted.cards:
-            options = _addition(call, each, machine=False)
-            configure.set_options(node, env.uuid, SetRequest("prlctl", options), progress)
+        steps = [_addition(call, each, machine=False) for each in wanted.cards]
+        own = [each for each in wanted.cards if not domaindefine.is_routed(each)]
+        _set(call, progress, env, [*steps, *_unplugged(own, 0)])
         undo.pop_all()
     return env
 
@@ -283,11 +277,40 @@ def _redefine(call: Call, progress: Progress, present: Domain, wanted: Wanted) -
     kept = [_match(each, cards) for each in own]
     # From the last on: the numbers of those before stay what they are.
     gone = [each for each in reversed(cards) if each not in kept]
+    pairs = [(card, each) for card, each in zip(kept, own, strict=True) if card is not None]
+    for card, each in pairs:
+        changes += _updates(call, present, card, each)
     changes += [[("device-del", _device(present, each))] for each in gone]
-    changes += [
-        _addition(call, each, machine=machine) for each in own if _match(each, cards) is None
-    ]
+    added = [each for card, each in zip(kept, own, strict=True) if card is None]
+    changes += [_addition(call, each, machine=machine) for each in added]
+    changes += _unplugged(added, len(pairs))
     _set(call, progress, present.env, changes)
+
+
+def _updates(call: Call, found: Domain, present: NetIf, wanted: Card) -> list[Options]:
+    """Return what makes a card of PRESENT: its network, and whether its cable is plugged in."""
+    device, changes = _device(found, present), list[Options]()
+    network, routed = _network(call, wanted), domaindefine.is_routed(wanted)
+    # A container's routed card is shown as one of the default network, and stays what it is.
+    if network and routed != (domain.is_machine(found) and present.type == "routed"):
+        raise Failure(
+            failure.OPERATION_UNSUPPORTED,
+            f"{device} cannot become routed or bridged: remove it, then add another",
+        )
+    if network and not routed and network != (present.network or domainxml.DEFAULT_NETWORK):
+        changes.append([("device-set", device), ("network", network)])
+    if wanted.connected != present.connected:
+        changes.append([("device-connect" if wanted.connected else "device-disconnect", device)])
+    return changes
+
+
+def _unplugged(added: Sequence[Card], first: int) -> list[Options]:
+    """Return what pulls the cables of cards that were added as net<FIRST> and so on."""
+    return [
+        [("device-disconnect", f"net{first + number}")]
+        for number, each in enumerate(added)
+        if not each.connected
+    ]
 
 
 def _set(call: Call, progress: Progress, env: Environment, changes: list[Options]) -> None:
