@@ -92,9 +92,12 @@ def test_tour_of_a_machine(virsh: Virsh) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_a_machine_obeys_the_power_button(world: World, virsh: Virsh) -> None:
+def test_a_machine_obeys_the_power_button(world: World, virsh: Virsh, tmp_path: Path) -> None:
     virsh("start", "vm1")
     _await_agent(world)
+    picture = tmp_path / "screen.png"
+    assert "image/png" in virsh("screenshot", "vm1", os.fspath(picture))
+    assert picture.read_bytes().startswith(b"\x89PNG")
     virsh("shutdown", "vm1", "--mode", "acpi")
     assert "shut off" in virsh("domstate", "vm1")
     virsh("undefine", "vm1")

@@ -177,7 +177,7 @@ ROWS: Final = """\
 # Streams and consoles
 201 w domain_open_console dom:domain dev_name:?s flags:u ->
 296 w domain_open_channel dom:domain name:?s flags:u ->
-211 r domain_screenshot dom:domain screen:u flags:u -> mime:?s
+211 w domain_screenshot dom:domain screen:u flags:u -> mime:?s
 343 w domain_open_graphics_fd dom:domain idx:u flags:u ->
 249 w domain_open_graphics dom:domain idx:u flags:u ->
 310 w domain_create_with_files dom:domain flags:u -> dom:domain
