@@ -75,8 +75,8 @@ def test_of_a_running_container(world: World, layout: str) -> None:
 
     refused = world.run("prlctl", "restore", "ct1", code=255)
     assert "Failed to restore the CT: ct1 is running" in refused
-    refused = world.run("prlctl", "backup", "ct1", "-s", "root@other", code=255)
-    assert "not supported yet" in refused
+    refused = world.run("prlctl", "backup", "ct1", "-s", "root@127.0.0.1:1", code=255)
+    assert "Cannot connect to root@127.0.0.1" in refused
 
     out = world.run("prlctl", "restore", "-t", first, "-n", "old")
     assert out == f"Restore the backup id={first}\nThe CT has been restored.\n"
