@@ -156,4 +156,4 @@ def test_tour(world: World, virsh: Virsh) -> None:
         if not re.search(pattern, printed, re.MULTILINE):
             wrong.append(f"{words}: no {pattern} in:\n{printed}")
     assert not wrong, "\n".join(wrong)
-    world.run("prlctl", "register", home)
+    world.run("prlctl", "register", home, "--preserve-uuid")

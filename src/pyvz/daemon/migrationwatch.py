@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 async def watch(services: Services, start: asyncio.Task[None]) -> None:
     """Do it for as long as the daemon lives, once `start` has ended."""
     await asyncio.wait({start})
-    left = True
     while True:
-        await asyncio.sleep(SOON if left else PERIOD)
+        left = True
         try:
             left = await asyncio.to_thread(migrate.retry, services.node)
         except (VZError, OSError):
             logger.exception("asking about migrations in doubt")
         except Exception:
             logger.exception("asking about migrations in doubt: a defect")
+        await asyncio.sleep(SOON if left else PERIOD)
