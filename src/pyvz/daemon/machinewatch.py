@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyvz.vm.runtime import End
 
 INTERVAL = 3.0  # seconds
+IDLE = 15.0  # while no machine runs
 OTHERS = 120.0  # seconds for an operation under way to finish
 
 logger = logging.getLogger(__name__)
@@ -57,13 +58,14 @@ def _done_by_others(node: Node, end: End) -> bool:
 
 
 async def watch(services: Services, first: asyncio.Task[None]) -> None:
-    """Look every INTERVAL seconds, once FIRST (the recovery) has ended."""
+    """Look every few seconds, once FIRST (the recovery) has ended."""
     await asyncio.wait({first})
+    busy = True
     while True:
-        await asyncio.sleep(INTERVAL)
         try:
-            await asyncio.to_thread(machineevents.look, services.node)
+            busy = await asyncio.to_thread(machineevents.look, services.node)
         except (VZError, OSError) as error:
             logger.warning("virtual machines: %s", error)
         except Exception:
             logger.exception("virtual machines: a defect")
+        await asyncio.sleep(INTERVAL if busy else IDLE)

@@ -55,14 +55,16 @@ def _happened(node: Node, env: Environment, event: Event) -> None:
         _crashed(node, env)
 
 
-def look(node: Node) -> None:
-    """Look after every machine that has stopped by itself."""
-    for uuid in node.machines.running():
+def look(node: Node) -> bool:
+    """Look after every machine that has stopped by itself; returns whether any machine runs."""
+    running = node.machines.running()
+    for uuid in running:
         with suppress(VZError):
             state = node.machines.state(uuid)
             if state in {"io-error", "guest-panicked"}:
                 env = node.registry.resolve(uuid)
                 _go_on(node, env) if state == "io-error" else _crashed(node, env)
+    return bool(running)
 
 
 def _go_on(node: Node, env: Environment) -> None:
