@@ -33,7 +33,7 @@ from pyvz.operations import pool
 from pyvz.store.paths import Paths
 
 GUARDED = ("kernel", "system", "nodes")
-PATIENCE = 3.0  # seconds that the kernel may take to let go
+PATIENCE = 10.0  # seconds that the kernel may take to let go (xfs on a dead disk tries for 5)
 CGROUP = "/sys/fs/cgroup"
 _PR_SET_CHILD_SUBREAPER = 36
 _roots: list[Path] = []

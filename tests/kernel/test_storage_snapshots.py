@@ -156,7 +156,7 @@ class TestSnapshot:
             with mounted(driver, home, target):
                 (target / "file").write_text(text)
 
-        for step in range(1, 60):
+        for step in range(1, 200):
             with contextlib.suppress(NotFound):
                 driver.delete_snapshot(home, self.FIRST)
             write("one")

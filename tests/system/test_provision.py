@@ -125,7 +125,7 @@ class TestCreate:
             ({"private": "/"}, BadValue),
             ({"private": "/vz/../../../x/$VEID"}, None),
             ({"private": "/vz/root/x"}, BadValue),
-            ({"kind": Kind.VM}, Unsupported),
+            ({"kind": Kind.VM}, TemplateNotFound),
         ],
     )
     def test_refusal_changes_nothing(
