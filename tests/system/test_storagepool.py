@@ -26,6 +26,7 @@ from pyvz.errors import (
 from pyvz.operations import clone, provision, relocate, spacewatch, storagepool
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
+from pyvz.storage import daemontest
 from pyvz.store.pools import Pools
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners and mounts need root")
@@ -56,7 +57,10 @@ class TestVerbs:
         assert 0 < state.floor <= 512 << 20
         assert [each.pool.name for each in storagepool.states(node)] == ["default", "ov"]
 
-    def test_a_pool_of_qcow2_tries_its_daemon_first(self, node: Node) -> None:
+    def test_a_pool_of_qcow2_tries_its_daemon_first(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(daemontest, "_known", {})  # an earlier test's trial is none of ours
         made = place(node, "q")
         storagepool.add(node, "q", driver="qcow2", path=str(made))
         assert (made / ".storage-daemon").is_file()
