@@ -94,7 +94,7 @@ def test_what_cannot_be_reached_is_said(two_nodes: TwoNodes) -> None:
     assert "is not the address of a node" in said
     # As a shell ends that finds no such program; one of the machine's own may be in the PATH.
     (b.root / "bin/vzmdest").unlink()
-    (b.root / "bin/vzmdest").write_text("#!/bin/sh\nexit 127\n")
+    (b.root / "bin/vzmdest").write_text("#!/bin/sh\necho sh: vzmdest: not found >&2\nexit 127\n")
     (b.root / "bin/vzmdest").chmod(0o755)
     assert "has no vzmdest" in a.prlctl("backup", "ct1", "-s", address, code=255)
     (a.root / "etc/vz/ssh_config").unlink()

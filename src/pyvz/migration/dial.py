@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
@@ -26,6 +27,7 @@ from pyvz.model.task import NoProgress, Progress
 from pyvz.version import VERSION
 
 HELLO_TIMEOUT = 60.0  # ssh's own time to connect, and vzd's to start over there
+WORDS_PATIENCE = 1.0  # seconds
 CALL_TIMEOUT = 600.0
 
 
@@ -130,7 +132,7 @@ def greet(link: Wire, address: Address, me: str, errors: IO[bytes]) -> Message:
     except ProtocolError:
         raise
     except VZError as error:
-        raise _not_connected(address, error, _tail(errors)) from error
+        raise _not_connected(address, error, _words(errors)) from error
     if answer["is"] == "failed":
         raise messages.error_of(answer, str(address))
     return expect_hello(answer)
@@ -161,6 +163,14 @@ def _not_connected(address: Address, error: VZError, words: str) -> MigrationErr
         details=words or error.message,
         hint=f"Try: ssh {address.host} true. It has to work without a question.",
     )
+
+
+def _words(errors: IO[bytes]) -> str:
+    """Return why ssh ended; what it says may come a moment after the end of its output."""
+    deadline = time.monotonic() + WORDS_PATIENCE
+    while not (words := _tail(errors)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return words
 
 
 def _tail(errors: IO[bytes]) -> str:
