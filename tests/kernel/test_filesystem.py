@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -144,6 +146,20 @@ def test_the_watchdog_thaws(image: Path, kind: str) -> None:
         with pytest.raises(Timeout):
             too_long()
         assert not filesystem.thaw(fd)
+
+
+@pytest.mark.parametrize("kind", ["xfs"])
+def test_one_that_dies_while_frozen_is_thawed(image: Path, kind: str) -> None:
+    """Else its device would stay for ever: the file system outlives its last mount."""
+    with mounted(image, kind) as (_, fd, path):
+        goingdown = os.open(path, os.O_RDONLY)
+        with filesystem.frozen(fd):
+            # XFS_IOC_GOINGDOWN, XFS_FSOP_GOING_FLAGS_NOLOGFLUSH: as when the device is gone.
+            fcntl.ioctl(goingdown, 0x8004587D, struct.pack("=I", 2))
+        os.close(goingdown)
+        with pytest.raises(OSError, match="Input/output"):
+            (path / "file").write_text("x")
+    # `mounted` has waited until the device is gone.
 
 
 def test_trim_gives_space_back(image: Path, kind: str) -> None:

@@ -368,38 +368,51 @@ def frozen(mounted: int, timeout: float = FREEZE_TIMEOUT) -> Iterator[None]:
     then Timeout is raised at its end, for what was done in it saw writes.
     """
     expired = threading.Event()
+    # Opened before: an xfs whose device dies meanwhile opens nothing any more (EIO), and a file
+    # system that stays frozen outlives its last mount, with its device.
+    with _opened(mounted) as directory:
 
-    def expire() -> None:
-        expired.set()
-        log.error("a file system was frozen for %g s: thawed by the watchdog", timeout)
-        thaw(mounted)
+        def expire() -> None:
+            expired.set()
+            log.error("a file system was frozen for %g s: thawed by the watchdog", timeout)
+            _thaw(directory)
 
-    freeze(mounted)
-    watchdog = threading.Timer(timeout, expire)
-    watchdog.daemon = True
-    watchdog.start()
-    try:
-        yield
-    finally:
-        watchdog.cancel()
-        watchdog.join()
-        thaw(mounted)
+        _freeze(directory)
+        watchdog = threading.Timer(timeout, expire)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            yield
+        finally:
+            watchdog.cancel()
+            watchdog.join()
+            _thaw(directory)
     if expired.is_set():
         raise Timeout(f"The file system could not be kept frozen for more than {timeout:g} s")
 
 
 def freeze(mounted: int) -> None:
     """Freeze (FIFREEZE); raises StorageError.  Prefer `frozen`."""
-    try:
-        _ioctl(mounted, _FIFREEZE, bytes(4))
-    except OSError as error:
-        raise StorageError(f"The file system could not be frozen: {error.strerror}") from error
+    with _opened(mounted) as directory:
+        _freeze(directory)
 
 
 def thaw(mounted: int) -> bool:
     """Thaw (FITHAW); False when it was not frozen (EINVAL)."""
+    with _opened(mounted) as directory:
+        return _thaw(directory)
+
+
+def _freeze(directory: int) -> None:
     try:
-        _ioctl(mounted, _FITHAW, bytes(4))
+        fcntl.ioctl(directory, _FIFREEZE, bytes(4))
+    except OSError as error:
+        raise StorageError(f"The file system could not be frozen: {error.strerror}") from error
+
+
+def _thaw(directory: int) -> bool:
+    try:
+        fcntl.ioctl(directory, _FITHAW, bytes(4))
     except OSError as error:
         if error.errno == errno.EINVAL:
             return False
