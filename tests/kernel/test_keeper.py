@@ -8,11 +8,12 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from engine import Engine, engine, wait_for
-from pyvz.container import guestinit, protocol
+from pyvz.container import guestinit, program, protocol
 from pyvz.container.client import KeeperClient, KeeperFailure
 from pyvz.container.runtime import ExecRequest, ExitReason
 from pyvz.errors import DaemonUnreachable
@@ -104,6 +105,21 @@ def test_signals_do_not_end_it_while_containers_run(engine: Engine) -> None:
     engine.runtime.kill(spec.uuid)
     os.kill(pid, signal.SIGTERM)
     wait_for(lambda: not process.alive(pid, started))
+
+
+def test_an_older_keeper_executes_the_new_program(engine: Engine) -> None:
+    spec = engine.spec()
+    init = engine.start(spec)
+    pid = keeper_pid(engine)
+    noted = Path(f"{engine.paths.keeper_socket}.d/program")
+    assert noted.read_text() == program.identity()
+    noted.write_text("older")
+    images = Path(f"/proc/{pid}/cmdline").read_bytes()
+    again = KeeperClient.start_if_absent(engine.paths)
+    again.close()
+    assert noted.read_text() == program.identity()
+    assert Path(f"/proc/{pid}/cmdline").read_bytes() != images  # --handover
+    assert engine.runtime.running() == {spec.uuid: init}
 
 
 def test_upgrade_keeps_everything(engine: Engine) -> None:

@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pyvz.container import protocol
+from pyvz.container import program, protocol
 from pyvz.errors import DaemonUnreachable, Timeout, VZError
 from pyvz.store.paths import Paths
 
@@ -74,7 +74,24 @@ class KeeperClient:
         log = paths.log / "keeper.log"
         client = cls(paths.keeper_socket, spawn=lambda: spawn(paths.keeper_socket, log))
         client.call("ping")
+        client._bring_up_to_date(f"{paths.keeper_socket}.d")
         return client
+
+    def _bring_up_to_date(self, state: str) -> None:
+        """Have a keeper from before an upgrade execute the program that is installed now."""
+        wanted = program.identity()
+        if program.noted(state) == wanted:
+            return
+        try:
+            self.upgrade()
+        except KeeperFailure as failure:  # a start is under way: the next vzd tries again
+            logger.warning("the keeper runs an older program: %s", failure)
+            return
+        if program.noted(state) != wanted:
+            logger.warning(
+                "the keeper runs another program than this vzd, from another place: "
+                "containers may not start until it is ended (no container may run then)"
+            )
 
     def call(
         self,

@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 
-from pyvz.container import confine, handover
+from pyvz.container import confine, handover, program
 from pyvz.container.custody import Keeper, log
 from pyvz.linux import syscall
 
@@ -86,6 +86,7 @@ def main(words: list[str]) -> int:
         data = handover.load(int(memfd))
         _prepare_process()
         keeper = Keeper(socket.socket(fileno=data["listener"]), data["lock"], state)
+        program.note(state)
         handover.restore(keeper, data)
         keeper.run()
     try:
@@ -99,6 +100,7 @@ def main(words: list[str]) -> int:
         os.setsid()
     _prepare_process()
     keeper = Keeper(listener, lock, state)
+    program.note(state)
     keeper.adopt()
     keeper.run()
     return 0
