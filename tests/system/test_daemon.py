@@ -276,6 +276,18 @@ def test_events_are_streamed_to_readers_that_come_and_go(served: Node) -> None:
     assert count < 40, "vzd keeps descriptors of clients that left"
 
 
+def test_a_question_survives_the_death_of_vzd(served: Node) -> None:
+    """kill -9 is not over when kill returns: the next command may still reach the dying vzd."""
+    with served.connect() as connection:
+        old = served.pid()
+        os.kill(old, signal.SIGKILL)
+        assert connection.call("Environment.List", fields=["name"])["rows"] == []
+        assert served.pid() != old
+        os.kill(served.pid(), signal.SIGKILL)
+        with pytest.raises(DaemonUnreachable):  # what changes something is never sent twice
+            connection.call("Environment.Pause", ref="nobody")
+
+
 def test_idle_vzd_uses_no_cpu(served: Node) -> None:
     def switches() -> int:
         total = 0

@@ -36,6 +36,8 @@ ERROR_PREFIX = "io.pyvz.Error."
 START_TIMEOUT = 10.0  # seconds for a vzd to start: 0.3 s as a rule, more on a busy machine
 POLL = 0.005
 MAX_FDS = 16  # in one reply
+# Questions: asked once more when vzd ends before it answers, for the next vzd knows as much.
+QUESTIONS = ("List", "Info", "Status", "Statistics", "Tasks", "Ping")
 UNIT_FILES = ("/etc/systemd/system/", "/usr/local/lib/systemd/system/", "/lib/systemd/system/")
 
 
@@ -51,9 +53,10 @@ class Reply:
 class Connection:
     """A connection to vzd.  One call at a time; closing it calls off what can be called off."""
 
-    def __init__(self, sock: socket, log: str) -> None:
+    def __init__(self, sock: socket, log: str, again: Callable[[], socket] | None = None) -> None:
         self._sock = sock
         self._log = log
+        self._again = again
         self._buffer = b""
         self._fds: list[int] = []
 
@@ -85,6 +88,14 @@ class Connection:
 
         A parameter that is None is left out.  Raises the class of `errors` that vzd names.
         """
+        try:
+            return self.call_fds(method, **parameters).parameters
+        except errors.DaemonUnreachable:
+            if self._again is None or method.rpartition(".")[2] not in QUESTIONS:
+                raise
+        self.close()
+        self._buffer = b""
+        self._sock, self._again = self._again(), None
         return self.call_fds(method, **parameters).parameters
 
     def call_fds(self, method: str, /, **parameters: Any) -> Reply:
@@ -202,9 +213,12 @@ def connect(root: str | None = None, *, start: bool = True) -> Connection:
     """
     root = os.path.abspath(root or os.environ.get("PYVZ_ROOT") or "/")
     log = os.path.join(root, "var/log/pyvz/vzd.log")
-    path = os.path.join(root, "run/pyvz/vzd.sock")
-    sock = _try(path)
-    if sock is None:
+
+    def reached() -> socket:
+        path = os.path.join(root, "run/pyvz/vzd.sock")
+        sock = _try(path)
+        if sock is not None:
+            return sock
         if not start:
             raise errors.DaemonUnreachable("vzd does not run", hint=f"See {log}.")
         if os.geteuid() != 0:
@@ -212,8 +226,9 @@ def connect(root: str | None = None, *, start: bool = True) -> Connection:
                 "vzd does not run, and only root may start it",
                 hint="Run the command as root, or start the service pyvz-vzd.",
             )
-        sock = _start(root, path)
-    return Connection(sock, log)
+        return _start(root, path)
+
+    return Connection(reached(), log, reached)
 
 
 def _try(path: str) -> socket | None:
