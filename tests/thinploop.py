@@ -38,6 +38,8 @@ def states(directory: Path, contents: Sequence[bytes], size: int, *, table: bool
         _run("mount", loop, mnt)
         (mnt / "file").write_bytes(content)
         (mnt / f"since{number}").write_bytes(os.urandom(MIB))
+        # A copy of our mounts elsewhere (another run's container) may keep it mounted for a moment.
+        _run("sync", "-f", mnt)
         _run("umount", mnt)
         _run("losetup", "-d", loop)
         made.append(raw)
