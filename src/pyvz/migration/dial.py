@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from pyvz.errors import (
     CommandFailed,
     ConnectionFailed,
-    MigrationError,
     ProtocolError,
     VZError,
 )
 from pyvz.linux import run
 from pyvz.migration import address as addresses
-from pyvz.migration import messages, wire
+from pyvz.migration import lastwords, messages, wire
 from pyvz.migration.address import Address
 from pyvz.migration.messages import Message
 from pyvz.migration.wire import Wire
@@ -27,7 +24,6 @@ from pyvz.model.task import NoProgress, Progress
 from pyvz.version import VERSION
 
 HELLO_TIMEOUT = 60.0  # ssh's own time to connect, and vzd's to start over there
-WORDS_PATIENCE = 1.0  # seconds
 CALL_TIMEOUT = 600.0
 
 
@@ -108,7 +104,9 @@ def dial(
         finally:
             theirs.close()
         fd = ours.detach()
-        link = Wire(fd, fd, silence=silence, compress=compress, last_words=lambda: _tail(errors))
+        link = Wire(
+            fd, fd, silence=silence, compress=compress, last_words=lambda: lastwords.tail(errors)
+        )
         stack.enter_context(link)
         yield Peer(link, address, greet(link, address, me, errors))
 
@@ -132,7 +130,8 @@ def greet(link: Wire, address: Address, me: str, errors: IO[bytes]) -> Message:
     except ProtocolError:
         raise
     except VZError as error:
-        raise _not_connected(address, error, _words(errors)) from error
+        words = lastwords.awaited(errors)
+        raise lastwords.not_connected(address, error.message, words) from error
     if answer["is"] == "failed":
         raise messages.error_of(answer, str(address))
     return expect_hello(answer)
@@ -149,34 +148,3 @@ def expect_hello(message: Message) -> Message:
             hint="Install the same version of pyvz on both nodes.",
         )
     return message
-
-
-def _not_connected(address: Address, error: VZError, words: str) -> MigrationError:
-    if "not found" in words or "No such file" in words:
-        return ConnectionFailed(
-            f"{address} has no {addresses.COMMAND}",
-            details=words,
-            hint="Is pyvz installed there, for the user that logs in?",
-        )
-    return ConnectionFailed(
-        f"Cannot connect to {address}",
-        details=words or error.message,
-        hint=f"Try: ssh {address.host} true. It has to work without a question.",
-    )
-
-
-def _words(errors: IO[bytes]) -> str:
-    """Return why ssh ended; what it says may come a moment after the end of its output."""
-    deadline = time.monotonic() + WORDS_PATIENCE
-    while not (words := _tail(errors)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return words
-
-
-def _tail(errors: IO[bytes]) -> str:
-    """Return ssh's last words; may be asked by any thread, and after the file was closed."""
-    try:
-        size = os.fstat(errors.fileno()).st_size
-        return os.pread(errors.fileno(), 2000, max(0, size - 2000)).decode("utf-8", "replace")
-    except (OSError, ValueError):
-        return ""

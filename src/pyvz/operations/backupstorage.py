@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from pyvz.backup import remote
 from pyvz.backup.line import Line
@@ -27,6 +27,7 @@ from pyvz.errors import (
 )
 from pyvz.linux import run
 from pyvz.migration import address as addresses
+from pyvz.migration import lastwords
 from pyvz.migration.address import Address
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations.node import Node
@@ -101,29 +102,11 @@ def _dialled(node: Node, address: Address, progress: Progress) -> Iterator[Line]
         try:
             line.await_greeting(_GREETING, progress.check)
         except (ConnectionBroken, Timeout) as error:
-            raise _not_connected(address, error.message, _words(errors)) from error
+            raise lastwords.not_connected(
+                address, error.message, lastwords.awaited(errors)
+            ) from error
         try:
             yield line
         except ConnectionBroken as error:
-            details = _words(errors) or error.details
+            details = lastwords.tail(errors).strip() or error.details
             raise ConnectionBroken(f"{address}: {error.message}", details=details) from error
-
-
-def _not_connected(address: Address, why: str, words: str) -> ConnectionFailed:
-    if "not found" in words or "No such file" in words:
-        return ConnectionFailed(
-            f"{address} has no {addresses.COMMAND}",
-            details=words,
-            hint="Is pyvz installed there, for the user that logs in?",
-        )
-    return ConnectionFailed(
-        f"Cannot connect to {address}",
-        details=words or why,
-        hint=f"Try: ssh {address.host} true. It has to work without a question.",
-    )
-
-
-def _words(errors: IO[bytes]) -> str:
-    """Return ssh's last words."""
-    size = os.fstat(errors.fileno()).st_size
-    return os.pread(errors.fileno(), 2000, max(0, size - 2000)).decode("utf-8", "replace").strip()

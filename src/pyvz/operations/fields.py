@@ -238,3 +238,19 @@ FIELDS: dict[str, Field] = {
     "diskspace": disk_space,
     "diskinodes": disk_inodes,
 } | {name: beancounter(name) for name in NAMES}
+
+
+def cpu_limits(config: Config) -> dict[str, object]:
+    """Return the limits of CPU and disk traffic as `list -i` shows them, of either kind."""
+    shown: dict[str, object] = {}
+    if config.cpu.limit:
+        shown["cpulimit"] = f"{config.cpu.limit}%"
+    elif config.cpu.limit_mhz:
+        shown["cpulimit"] = f"{config.cpu.limit_mhz}Mhz"
+    shown["ioprio"] = 4 if config.io.priority is None else config.io.priority
+    shown["iolimit"] = str(config.io.limit or 0)
+    optional = (
+        ("iopslimit", config.io.operations), ("mask", config.cpu.mask),
+        ("nodemask", config.cpu.nodemask),
+    )  # fmt: skip
+    return shown | {name: str(value) for name, value in optional if value}

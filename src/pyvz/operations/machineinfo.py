@@ -124,17 +124,7 @@ def _cpu(config: Config) -> Row:
         "cores": max(1, count // config.machine.sockets), "hotplug": config.machine.cpu_hotplug,
         "accl": "high", "mode": 64, "cpuunits": config.cpu.units or 1000,
     }  # fmt: skip
-    if config.cpu.limit:
-        cpu["cpulimit"] = f"{config.cpu.limit}%"
-    elif config.cpu.limit_mhz:
-        cpu["cpulimit"] = f"{config.cpu.limit_mhz}Mhz"
-    cpu["ioprio"] = 4 if config.io.priority is None else config.io.priority
-    cpu["iolimit"] = str(config.io.limit or 0)
-    optional = (
-        ("iopslimit", config.io.operations), ("mask", config.cpu.mask),
-        ("nodemask", config.cpu.nodemask),
-    )  # fmt: skip
-    return cpu | {name: str(value) for name, value in optional if value}
+    return cpu | fields.cpu_limits(config)
 
 
 def _drive(source: Source, drive: Drive, *, full: bool) -> Row:

@@ -238,17 +238,7 @@ def _cpu(source: Source) -> Row:
         "cores": config.cpu.cpus or os.cpu_count() or 1,
         "cpuunits": config.cpu.units or 1000,
     }
-    if config.cpu.limit:
-        cpu["cpulimit"] = f"{config.cpu.limit}%"
-    elif config.cpu.limit_mhz:
-        cpu["cpulimit"] = f"{config.cpu.limit_mhz}Mhz"
-    cpu["ioprio"] = 4 if config.io.priority is None else config.io.priority
-    cpu["iolimit"] = str(config.io.limit or 0)
-    optional = (
-        ("iopslimit", config.io.operations), ("mask", config.cpu.mask),
-        ("nodemask", config.cpu.nodemask),
-    )  # fmt: skip
-    return cpu | {name: str(value) for name, value in optional if value}
+    return cpu | fields.cpu_limits(config)
 
 
 def _machine_id() -> str:
