@@ -47,7 +47,9 @@ class Bar:
             self._line(f"{self._stage}: {100 * done // total} %")
             return
         self._bar.total = total
-        self._bar.update(done - self._bar.n)
+        drawn = self._bar.update(done - self._bar.n)
+        if done >= total and not drawn:  # it draws ten times a second; the end is always seen
+            self._bar.refresh()
 
     def _line(self, text: str) -> None:
         """Overwrite the current line; it is erased when the next part begins."""
