@@ -145,7 +145,7 @@ class NetWorld:
 def run(*argv: str, code: int | None = 0, data: str = "", env: dict[str, str] | None = None) -> str:
     """Run a program and check its exit status; a failure's stderr is in what it returns."""
     done = subprocess.run(
-        argv, input=data, capture_output=True, text=True, timeout=120, check=False, env=env
+        argv, input=data, capture_output=True, text=True, timeout=300, check=False, env=env
     )
     assert code is None or done.returncode == code, (argv[-6:], done.stdout, done.stderr)
     return done.stdout if code == 0 else done.stdout + done.stderr

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from twonodes import Side, TwoNodes, busybox_root, busybox_tar, two_nodes, wait_for
@@ -61,6 +67,60 @@ def moved(side: Side, name: str) -> None:
     """It counts on."""
     now = side.counter(name)
     wait_for(lambda: side.counter(name) > now)
+
+
+@pytest.mark.requires("criu")
+@pytest.mark.parametrize(
+    "victim", ["giver", pytest.param("taker", marks=pytest.mark.long),
+               pytest.param("cable", marks=pytest.mark.long)]
+)  # fmt: skip
+def test_a_fetch_that_breaks_at_the_decision_settles_itself(
+    two_nodes: TwoNodes, victim: str
+) -> None:
+    """The node that was asked for it has no key for the other one, which tells it."""
+    a, b = two_nodes.a, two_nodes.b
+    two_nodes.lan_networks()
+    a.create_busy("ct", "10.99.0.50")
+    before = a.counter("ct")
+    process = b.popen(
+        "prlctl", "migrate", "--ssh", f"-F {two_nodes.ssh_config}", "a/ct",
+        "localhost",
+    )  # fmt: skip
+    with process:
+        notes = b.root / "var/lib/pyvz/migration"
+        caught(lambda: list(notes.glob("*.pull")), process.poll)
+        if victim == "cable":
+            two_nodes.cut()
+        else:
+            os.kill((a if victim == "giver" else b).vzd(), signal.SIGKILL)
+        process.communicate(timeout=200)
+        two_nodes.cut(cut=False)
+
+    def settled() -> bool:
+        states = (a.state("ct"), b.state("ct"))
+        assert states != ("running", "running")
+        return sorted(states) == ["", "running"] and not list(notes.glob("*.pull"))
+
+    wait_for(settled, 120)
+    now = a if a.state("ct") else b
+    assert now.counter("ct") >= before
+    moved(now, "ct")
+    for side in (a, b):
+        wait_for(lambda side=side: not journals(side), 30)
+        assert not list((side.root / "var/lib/pyvz/migration").glob("*"))
+
+
+def caught(happened: Callable[[], object], ended: Callable[[], object]) -> None:
+    """Wait for a short moment to come, and return in it."""
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert ended() is None, "it ended before its moment came"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def journals(side: Side) -> list[Path]:
+    return list((side.root / "var/lib/pyvz/journal").glob("*"))
 
 
 def test_what_is_refused_and_what_is_asked_for(two_nodes: TwoNodes) -> None:

@@ -1,6 +1,8 @@
 """Whatever dies in a live migration, and whenever: there is one copy, it goes on, nothing is left.
 
-The short suite kills at every phase once or twice; with --all every fault meets every phase.
+The short suite kills at every phase once or twice; with --all every fault meets every phase twice,
+and moments by chance.  PYVZ_SWEEP=2/4 runs the second of four portions of the latter, PYVZ_SEED
+repeats the chances of a run (which prints its seed).
 """
 
 from __future__ import annotations
@@ -8,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -34,6 +38,8 @@ STAGES = (
     "Restoring",
     "Committing",
 )
+CHANCES = 4  # moments by chance for each fault
+USUAL = 5.0  # seconds that a migration of this container takes, about
 SETTLED = 150.0  # seconds until everything is decided and repaired
 
 
@@ -126,24 +132,32 @@ def test_short_sweep(two_nodes: TwoNodes) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(3 * 3600)
 def test_long_sweep(two_nodes: TwoNodes) -> None:
-    sweep(two_nodes, [(fault, stage) for fault in FAULTS for stage in STAGES] * 2)
+    seed = int(os.environ.get("PYVZ_SEED") or time.time())
+    part, _, parts = os.environ.get("PYVZ_SWEEP", "1/1").partition("/")
+    print(f"PYVZ_SEED={seed} PYVZ_SWEEP={part}/{parts}", flush=True)
+    sweep(two_nodes, long_plan(random.Random(seed))[int(part) - 1 :: int(parts)])
 
 
-def sweep(world: TwoNodes, plan: list[tuple[str, str]] | tuple[tuple[str, str], ...]) -> None:
+def long_plan(chance: random.Random) -> list[tuple[str, str]]:
+    """Every fault at every stage twice, and at moments by chance; in an order by chance."""
+    plan = [(fault, stage) for fault in FAULTS for stage in STAGES] * 2
+    plan += [(fault, f"{chance.random():.3f}") for fault in FAULTS for _ in range(CHANCES)]
+    chance.shuffle(plan)
+    return plan
+
+
+def sweep(world: TwoNodes, plan: Sequence[tuple[str, str]]) -> None:
     """Run every fault; the container stays wherever it comes to be."""
     world.lan_networks()
     here, there = world.a, world.b
     here.create_busy(NAME, ADDRESS)
-    failures = []
     for name, stage in plan:
         try:
             here, there = strike(here, there, name, stage)
         except (AssertionError, OSError, ValueError, IndexError) as error:
-            failures.append(f"{name} at {stage}: {error}")
-            break
-    assert not failures, "\n".join(failures)
+            raise AssertionError(f"{name} at {stage}: {error}") from error
 
 
 def strike(here: Side, there: Side, name: str, stage: str) -> tuple[Side, Side]:
@@ -164,30 +178,42 @@ def strike(here: Side, there: Side, name: str, stage: str) -> tuple[Side, Side]:
             assert time.monotonic() < deadline, f"left behind at {side.name}: {found}"
             time.sleep(0.1)
     where = "moved" if now is there else "stayed"
-    print(
-        f"{name} at {stage}: {where}, {time.monotonic() - began:.1f} s{'' if struck else ' (late)'}"
-    )
+    late = "" if struck else " (late)"
+    print(f"{name} at {stage}: {where}, {time.monotonic() - began:.1f} s{late}", flush=True)
     return now, other
 
 
 def _migrate(fault: Fault, strike_: Callable[[Fault], None], stage: str) -> bool:
+    """Migrate, and strike at a stage, or after a fraction of the time that a migration takes."""
     world, target = fault.world, fault.there.name
     process = fault.here.popen(
         "vzmigrate", f"--ssh=-F {world.ssh_config}", "--json", "--online", "-t", "6", target, NAME
     )
     fault.client = process.pid
-    struck = False
+    struck = threading.Event()
+
+    def act() -> None:
+        if not struck.is_set():
+            struck.set()
+            with contextlib.suppress(ProcessLookupError):
+                strike_(fault)
+            if strike_ is FAULTS["cut_network"]:
+                time.sleep(1.0)
+
+    timer = threading.Timer(float(stage) * USUAL, act) if stage[0].isdigit() else None
     assert process.stdout is not None
     with process:
+        if timer is not None:
+            timer.start()
         for line in process.stdout:
             with contextlib.suppress(ValueError):
                 told = json.loads(line).get("progress") or {}
-                if not struck and str(told.get("stage", "")).startswith(stage):
-                    struck = True
-                    strike_(fault)
-                    if strike_ is FAULTS["cut_network"]:
-                        time.sleep(1.0)
-    return struck
+                if timer is None and str(told.get("stage", "")).startswith(stage):
+                    act()
+        if timer is not None:
+            timer.cancel()
+            timer.join()
+    return struck.is_set()
 
 
 def _settled(here: Side, there: Side) -> tuple[Side, Side]:

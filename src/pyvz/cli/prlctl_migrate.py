@@ -54,7 +54,8 @@ def migrate_(args: Arguments, server: Server) -> int:
                 hint=f"prlctl migrate {source}/{ref} localhost; or log in there and migrate it.",
             )
         parameters |= {"ref": ref, "target": target, "source": source}
-        parameters["online"] = False
+        # Whether it runs is known there; one that does not goes as it is.
+        parameters["online"] = not args.has("offline") and not args.has("keep-src")
     else:
         subject = find(server, ref)
         kind = subject.kind

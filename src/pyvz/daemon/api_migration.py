@@ -20,7 +20,7 @@ from pyvz.migration.address import parse, ssh_options
 from pyvz.migration.request import Report, Request
 from pyvz.migration.wire import SILENCE, Wire
 from pyvz.model.task import Progress
-from pyvz.operations import home, immigrate, migrate
+from pyvz.operations import fetch, home, immigrate, migrate
 from pyvz.operations.node import Node
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def _work(node: Node, ref: str, source: str | None, request: Request) -> Work:
         parse(source)
 
         def run(task: Progress) -> Report:
-            return immigrate.fetch(node, source, ref, request, task)
+            return fetch.fetch(node, source, ref, request, task)
     else:
 
         def run(task: Progress) -> Report:

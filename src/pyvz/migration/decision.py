@@ -41,14 +41,14 @@ def ask(paths: Paths, ident: str) -> str:
 def known(paths: Paths, ident: str) -> str | None:
     """Return what was decided, None when nothing."""
     try:
-        return _path(paths, ident).read_text()
+        return path_of(paths, ident).read_text()
     except FileNotFoundError:
         return None
 
 
 def forget(paths: Paths, ident: str) -> None:
     """Drop a decision that everybody knows."""
-    _path(paths, ident).unlink(missing_ok=True)
+    path_of(paths, ident).unlink(missing_ok=True)
 
 
 def prune(paths: Paths) -> None:
@@ -56,12 +56,12 @@ def prune(paths: Paths) -> None:
     with contextlib.suppress(FileNotFoundError):
         for path in _directory(paths).iterdir():
             age = time.time() - path.stat().st_mtime
-            if age > (_KEPT if _ID.fullmatch(path.name) else 3600.0):
+            if age > (3600.0 if path.name.startswith(".") else _KEPT):
                 path.unlink(missing_ok=True)
 
 
 def _decide(paths: Paths, ident: str, word: str) -> str:
-    path = _path(paths, ident)
+    path = path_of(paths, ident)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{ident}.{os.getpid()}.{time.monotonic_ns()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -81,7 +81,8 @@ def _directory(paths: Paths) -> Path:
     return paths.lib / "migration"
 
 
-def _path(paths: Paths, ident: str) -> Path:
+def path_of(paths: Paths, ident: str) -> Path:
+    """Return the decision's file; raises ProtocolError for what is no id."""
     if not _ID.fullmatch(ident):
         raise ProtocolError(f"'{ident[:40]}' is not the id of a migration")
     return _directory(paths) / ident

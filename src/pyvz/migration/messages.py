@@ -40,6 +40,7 @@ _SCHEMAS: Final[dict[str, dict[str, str]]] = {
     "pull": {"ref": "str", "options": "dict"},
     "outcome": {"id": "str"},
     "settled": {"id": "str"},
+    "decided": {"id": "str", "outcome": "str"},
     "bye": {},
 }
 _TYPES: Final[dict[str, type | tuple[type, ...]]] = {

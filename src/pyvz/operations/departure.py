@@ -119,7 +119,7 @@ def ask(node: Node, record: Record) -> str:
     to = str(record.data.get("to") or "")
     ident = str(record.data["id"])
     if not to:
-        raise _in_doubt(record, "the node that fetched it")
+        raise _fetched(record)
     options = [str(word) for word in record.data.get("ssh") or ()]  # type: ignore[attr-defined]
     try:
         with dial(address.parse(to), home.owner_id(node), options=options) as peer:
@@ -143,6 +143,16 @@ def _in_doubt(record: Record, to: str, error: VZError | None = None) -> InDoubt:
         f"{name} was being taken over by {to} when the connection broke: that node has to be asked",
         details=str(error or ""),
         hint="It is asked again by every command, and every minute. Should that node be gone for "
+        f"ever: vzmigrate --settle here {record.uuid}",
+    )
+
+
+def _fetched(record: Record) -> InDoubt:
+    """Return the error of whoever has to wait for the node that fetched it (pulled.py)."""
+    return InDoubt(
+        f"{record.data.get('name')} was being fetched by another node when the connection broke: "
+        "only that node knows whether it has it",
+        hint="It tells this node by itself, within seconds of reaching it. Should it be gone for "
         f"ever: vzmigrate --settle here {record.uuid}",
     )
 

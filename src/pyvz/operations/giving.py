@@ -294,7 +294,7 @@ class Giving:
                 return departure.ask(self.node, record)
             except InDoubt as doubt:
                 log.warning("%s", doubt)
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or not self.peer.address.host:
                     self._journal.leave()
                     raise
             time.sleep(1.0)

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyvz.errors import (
-    BadValue,
     ConnectionBroken,
     InternalError,
     InvalidState,
@@ -32,17 +31,16 @@ from pyvz.errors import (
 )
 from pyvz.linux import mount, syscall
 from pyvz.linux.guestroot import GuestRoot
-from pyvz.migration import address as addresses
 from pyvz.migration import blocks, decision, messages, offer, tree
 from pyvz.migration.address import Address
-from pyvz.migration.dial import Peer, dial
+from pyvz.migration.dial import Peer
 from pyvz.migration.messages import Message
 from pyvz.migration.offer import HOME, IMAGE, DiskOffer, Offer
-from pyvz.migration.request import Report, Request
+from pyvz.migration.request import Request
 from pyvz.migration.wire import Channel, Wire
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
-from pyvz.model.task import NoProgress, Progress
+from pyvz.model.task import NoProgress
 from pyvz.operations import (
     arrival,
     clone,
@@ -52,6 +50,7 @@ from pyvz.operations import (
     migrate,
     pool,
     provision,
+    pulled,
     suitable,
 )
 from pyvz.operations.node import Node
@@ -256,6 +255,10 @@ class Arriving:
         held, self._held = self._held, ExitStack()
         held.close()
 
+    def arriving(self) -> tuple[str, Environment]:
+        """Return the id of the migration and what comes; raises ProtocolError."""
+        return self._ident, self._begun()[1]
+
     def _known(self) -> tuple[Offer, Environment]:
         if self._offer is None or self._env is None:
             raise ProtocolError("The other node has not told what it is about")
@@ -377,6 +380,7 @@ def answers_of(node: Node, arriving: Arriving) -> dict[str, Callable[[Message], 
         "abort": arriving.abort,
         "outcome": lambda message: {"outcome": decision.ask(node.paths, message["id"])},
         "settled": lambda message: _settled(node, message),
+        "decided": lambda message: _decided(node, message),
     }
 
 
@@ -432,37 +436,8 @@ def _settled(node: Node, message: Message) -> dict[str, Any]:
     return {}
 
 
-def fetch(node: Node, source: str, ref: str, request: Request, progress: Progress) -> Report:
-    """Have another node give us an environment: it asks, we answer, on the connection we made."""
-    where = addresses.parse(source)
-    progress.stage(f"Connecting to {where}")
-    with dial(
-        where,
-        home.owner_id(node),
-        options=request.ssh,
-        silence=request.silence,
-        compress=request.compress,
-    ) as peer:
-        if peer.node == home.owner_id(node):
-            raise BadValue(f"{where} is this node")
-        peer.wire.send(messages.make("pull", ref=ref, options=request.to_json()))
-        with Arriving(node, peer.wire) as arriving:
-            result = _answering(answers_of(node, arriving), peer, progress)
-        return Report.from_json(result)
-
-
-def _answering(
-    answers: dict[str, Callable[[Message], dict[str, Any]]], peer: Peer, progress: Progress
-) -> dict[str, Any]:
-    """Answer the giving node's questions until it says what has become of it all."""
-    while True:
-        message = peer.wire.receive(SESSION_TIMEOUT, poll=progress.check)
-        if message["is"] == "done":
-            found: dict[str, Any] = message["result"]
-            return found
-        if message["is"] == "failed":
-            raise messages.error_of(message, peer.host)
-        if message["is"] == "progress":
-            progress.stage(f"{peer.host}: {message['stage']}")
-        else:
-            peer.wire.send(answer(answers, message))
+def _decided(node: Node, message: Message) -> dict[str, Any]:
+    """The node that fetched something from us tells what became of it."""
+    pulled.decided(node, message["id"], message["outcome"])
+    migrate.recover(node)
+    return {}

@@ -16,7 +16,7 @@ from pyvz.migration.request import Report, Request
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import departure, home, lifecycle, provision
+from pyvz.operations import departure, home, lifecycle, provision, pulled
 from pyvz.operations.giving import Giving
 from pyvz.operations.node import Node
 from pyvz.operations.transition import containers_only
@@ -80,8 +80,8 @@ def recover(node: Node) -> None:
 
 
 def retry(node: Node) -> bool:
-    """Ask again about those in doubt; whether there are any (left)."""
-    left = False
+    """Ask again about those in doubt, tell of those fetched; whether there are any (left)."""
+    left = pulled.tell_all(node)
     for record in Journal.all(node.paths):
         if record.verb != departure.VERB or not record.step(departure.DECIDING):
             continue
