@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -111,22 +112,23 @@ class Serving:
         self.ready()
         network = f"{self.address.rpartition('.')[0]}.0/24"
         version = RELEASES[self.release]
-        self.inside("sh", "-c", PROFILE.format(version=version, network=network))
+        self.inside(PROFILE.format(version=version, network=network))
         self.postgres("createdb bench")
         self.postgres("pgbench -i -q -s 2 bench")
 
-    def inside(self, *argv: str, code: int | None = 0) -> str:
-        return self.side.prlctl("exec", self.name, *argv, code=code)
+    def inside(self, command: str, code: int | None = 0) -> str:
+        """Run a shell command inside."""
+        return self.side.prlctl("exec", self.name, command, code=code)
 
     def postgres(self, command: str) -> str:
         """Run a shell command inside as the user postgres."""
-        return self.inside("su", "postgres", "-c", f"cd /; {command}")
+        return self.inside(f"su postgres -c {shlex.quote('cd /; ' + command)}")
 
     def ready(self) -> None:
         """Wait until systemd says that everything runs."""
 
         def up() -> bool:
-            return self.inside("systemctl", "is-system-running", code=None).strip() == "running"
+            return self.inside("systemctl is-system-running", code=None).strip() == "running"
 
         wait_for(up, PATIENCE)
 
@@ -145,10 +147,12 @@ class Serving:
         """Check that systemd, its journal and its services work, not only go on."""
         self.ready()
         for unit in ("nginx", f"postgresql@{RELEASES[self.release]}-main", "systemd-journald"):
-            assert self.inside("systemctl", "is-active", unit).strip() == "active"
-        self.inside("systemd-run", "--wait", "--quiet", "/bin/true")
-        self.inside("systemctl", "reload", "nginx")
-        self.inside("sh", "-c", "logger checked-$$; sleep 0.2; journalctl -n 50 | grep -q checked-")
+            assert self.inside(f"systemctl is-active {unit}").strip() == "active"
+        self.inside("systemd-run --wait --quiet /bin/true")
+        self.inside("systemctl reload nginx")
+        self.inside(
+            "logger --tag checked seen; journalctl --sync; journalctl -t checked | grep seen"
+        )
         self.postgres("psql -qc checkpoint bench")
 
 
