@@ -33,6 +33,7 @@ _SCHEMAS: Final[dict[str, dict[str, str]]] = {
     "disks-done": {},
     "prepare": {"frame": "str", "memory": "int"},
     "images": {"channel": "int"},
+    "stream": {"name": "str", "channel": "int"},
     "restore": {},
     "commit": {"start": "bool"},
     "abort": {},

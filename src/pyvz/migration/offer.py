@@ -10,7 +10,8 @@ from pyvz.migration import messages
 from pyvz.model.environment import Environment, Kind, canonical_uuid, check_name
 
 IMAGE, TREE, HOME = "image", "tree", "home"  # forms in which a disk travels
-FORMS: Final = (IMAGE, TREE, HOME)
+MIRROR: Final = "mirror"  # by QEMU, while the machine runs
+FORMS: Final = (IMAGE, TREE, HOME, MIRROR)
 _MAX_DISKS: Final = 64
 _SCHEMA: Final = {
     "uuid": "str",
@@ -32,6 +33,7 @@ _SCHEMA: Final = {
     "ignore": "list",
     "copy": "bool",
     "checkpoint": "dict",
+    "kind": "str?",
 }
 _DISK: Final = {"name": "str", "form": "str", "driver": "str", "size": "int?", "used": "int"}
 
@@ -54,7 +56,7 @@ class Offer(NamedTuple):
     private: where to put it (VE_PRIVATE with $VEID), None: as the other node does it.
     shared: False: do not look for shared storage.  ignore: checks to leave out.
     copy: there is another one like it, from which it has to differ (machine id, host keys).
-    checkpoint: what is said of CRIU, for a live migration.
+    checkpoint: what is said of CRIU, for a live migration; of QEMU, for a virtual machine.
     """
 
     uuid: str
@@ -76,6 +78,7 @@ class Offer(NamedTuple):
     ignore: tuple[str, ...]
     copy: bool
     checkpoint: dict[str, Any]
+    kind: Kind = Kind.CT
 
     def to_json(self) -> dict[str, Any]:
         """Return it for a message."""
@@ -93,8 +96,16 @@ def parse(value: dict[str, Any]) -> Offer:
     known: dict[str, Any] = {field: value.get(field) for field in Offer._fields}
     known["disks"] = tuple(_disk(each) for each in value["disks"])
     known["cpu"] = tuple(str(flag) for flag in value["cpu"])
+    known["kind"] = _kind(value.get("kind"))
     known["ignore"] = tuple(str(word) for word in value["ignore"])
     return Offer(**known)
+
+
+def _kind(word: object) -> Kind:
+    try:
+        return Kind.CT if word is None else Kind(str(word))
+    except ValueError:
+        raise ProtocolError("The other node offers an environment of an unknown kind") from None
 
 
 def _disk(value: object) -> DiskOffer:
@@ -111,4 +122,4 @@ def _disk(value: object) -> DiskOffer:
 
 def environment(offer: Offer, home: Path) -> Environment:
     """Return the environment that is to be, with its home over here."""
-    return Environment(offer.uuid, offer.envid, offer.name, Kind.CT, home)
+    return Environment(offer.uuid, offer.envid, offer.name, offer.kind, home)

@@ -16,6 +16,7 @@ class Request(NamedTuple):
     start: whether it runs afterwards as it did before.  shared: False: copy in any case.
     ignore: checks to skip.  ssh: options for ssh.  silence: seconds after which a quiet
     connection counts as broken.  compress: worth it on all but the fastest networks.
+    post_copy: a virtual machine runs there before all of its memory has followed.
     """
 
     target: str
@@ -32,6 +33,7 @@ class Request(NamedTuple):
     silence: float = SILENCE
     compress: bool = True
     dry_run: bool = False
+    post_copy: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return it for a message."""

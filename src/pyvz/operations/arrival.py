@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -22,10 +23,10 @@ from pyvz.migration import decision
 from pyvz.migration.offer import Offer
 from pyvz.model.conffile import ConfFile
 from pyvz.model.config import Config
-from pyvz.model.environment import Environment
+from pyvz.model.environment import Environment, Kind
 from pyvz.network import plan as network_plan
 from pyvz.network.address import Reservations
-from pyvz.operations import home, liverestore
+from pyvz.operations import home, liverestore, machinearrival
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal, Record
 
@@ -33,7 +34,6 @@ log = logging.getLogger(__name__)
 
 VERB: Final = "immigrate"  # of the journal records that `repair` understands
 LIVE: Final = "live"  # step of the journal: it comes with its memory
-_CONF: Final = "ve.conf"
 
 
 def begin(node: Node, env: Environment, ident: str, *, shared: bool) -> Journal:
@@ -60,13 +60,13 @@ def reserve_addresses(node: Node, env: Environment, config: Config) -> None:
 def configuration(node: Node, env: Environment, offer: Offer) -> ConfFile:
     """Return the ve.conf that the environment has over here."""
     conf = ConfFile.parse(offer.conf)
-    for key, value in {
-        "VEID": env.envid,
-        "UUID": env.uuid,
-        "NAME": env.name,
-        "VE_PRIVATE": home.private_of(node, env),
-        "VE_ROOT": home.explicit(env, node.config().ve_root),
-    }.items():
+    values = {"VEID": env.envid, "UUID": env.uuid, "NAME": env.name}
+    if env.kind == Kind.VM:
+        values["VE_PRIVATE"] = os.fspath(env.home)
+    else:
+        values["VE_PRIVATE"] = home.private_of(node, env)
+        values["VE_ROOT"] = home.explicit(env, node.config().ve_root)
+    for key, value in values.items():
         conf.set(key, value)
     return conf
 
@@ -82,7 +82,7 @@ def settle_in(
     if not shared:
         staging = home.staging_of(env)
         home.take_ownership(node, staging)
-        file.write_atomic(staging / _CONF, conf.render())
+        file.write_atomic(staging / env.kind.conf_name, conf.render())
         home.check_free(env.home)
         staging.rename(env.home)
         node.registry.add(env, conf)
@@ -97,7 +97,8 @@ def give_up(node: Node, env: Environment, journal: Journal, *, shared: bool) -> 
 
 def _undo(node: Node, env: Environment, *, shared: bool, live: bool) -> None:
     if live:
-        liverestore.before_decision(node, env)
+        before = machinearrival if env.kind == Kind.VM else liverestore
+        before.before_decision(node, env)
     Reservations(node.paths).release(env.uuid)
     node.id_ranges.release(env.uuid)
     if not shared:
@@ -132,7 +133,7 @@ def commit(
     staging = home.staging_of(env)
     if not shared and staging.exists():
         home.take_ownership(node, staging)
-        file.write_atomic(staging / _CONF, conf.render())
+        file.write_atomic(staging / env.kind.conf_name, conf.render())
         file.fsync_directory(staging)
     elif shared:
         journal.note("conf", {"text": conf.render()})
@@ -169,11 +170,14 @@ def repair(node: Node, record: Record) -> None:
         else:
             staging = home.staging_of(env)
             place = staging if staging.exists() else env.home
-            conf = ConfFile.parse(file.read_text_limited(place / _CONF))
+            conf = ConfFile.parse(file.read_text_limited(place / env.kind.conf_name))
         _finish(node, env, conf, shared=shared)
         if record.step(LIVE):
             went = record.step(liverestore.GOING) is not None
-            liverestore.after_death(node, env, went=went)
+            if env.kind == Kind.VM:
+                machinearrival.after_death(node, env)
+            else:
+                liverestore.after_death(node, env, went=went)
     else:
         log.warning("%s: its arrival from another node was not finished: undone", env.name)
         _undo(node, env, shared=shared, live=record.step(LIVE) is not None)

@@ -24,9 +24,9 @@ from pyvz.errors import InDoubt, MigrationError, VZError
 from pyvz.linux import file, mount
 from pyvz.migration import address, decision
 from pyvz.migration.dial import Peer, dial
-from pyvz.model.environment import Environment
+from pyvz.model.environment import Environment, Kind
 from pyvz.model.task import NoProgress
-from pyvz.operations import home, livedump
+from pyvz.operations import home, livedump, machineleaving
 from pyvz.operations.node import Node
 from pyvz.operations.suitable import TOKEN
 from pyvz.storage import base as storage
@@ -39,7 +39,6 @@ HALTED, DECIDING, GIVEN, KEPT = "halted", "deciding", "given", "kept"
 FROZEN: Final = "frozen"
 COPIES: Final = ".migrate"
 SUFFIX: Final = ".migrated"
-_CONF: Final = "ve.conf"
 _ASK_TIMEOUT: Final = 60.0
 
 
@@ -74,11 +73,28 @@ def settle(node: Node, env: Environment, record: Record, outcome: str) -> None:
     frozen = record.step(FROZEN) is not None
     if outcome == decision.TAKEN and not record.data.get("clone"):
         if frozen:
-            livedump.end(node, env)
-            livedump.tidy(node, env)
+            _end(node, env)
         give_away(node, env, record)
     elif env.home.exists():
         tidy(node, env)
+
+
+def _end(node: Node, env: Environment) -> None:
+    """Take away what runs here of one that runs there."""
+    if env.kind == Kind.VM:
+        machineleaving.end(node, env)
+        return
+    livedump.end(node, env)
+    livedump.tidy(node, env)
+
+
+def _go_on(node: Node, env: Environment) -> None:
+    """Let one go on that did not go."""
+    if env.kind == Kind.VM:
+        machineleaving.release(node, env)
+        return
+    livedump.go_on(node, env)
+    livedump.tidy(node, env)
 
 
 def give_away(node: Node, env: Environment, record: Record) -> None:
@@ -97,7 +113,7 @@ def give_away(node: Node, env: Environment, record: Record) -> None:
             home.dismantle(kept, NoProgress())  # of an earlier migration
             env.home.rename(kept)
             file.fsync_directory(kept.parent)
-        _keep_conf(link, kept)
+        _keep_conf(link, kept / env.kind.conf_name)
         return
     grave = home.grave_of(env)
     if env.home.exists():
@@ -110,8 +126,8 @@ def _keep_conf(link: Path, kept: Path) -> None:
     """Leave <id>.conf.migrated behind, as the original does."""
     aside = link.with_name(link.name + SUFFIX)
     aside.unlink(missing_ok=True)
-    if (kept / _CONF).exists():
-        aside.symlink_to(kept / _CONF)
+    if kept.exists():
+        aside.symlink_to(kept)
 
 
 def ask(node: Node, record: Record) -> str:
@@ -162,7 +178,7 @@ def repair(node: Node, record: Record) -> None:
     env = home.from_data(record.uuid, record.data)
     log.warning("%s: cleaning up an unfinished migration", env.name)
     outcome = known_outcome(record)
-    if record.step(FROZEN):
+    if record.step(FROZEN) and env.kind == Kind.CT:
         node.checkpoint.settle(env.uuid, livedump.SETTLE)
     if outcome is None:
         outcome = ask(node, record)
@@ -182,9 +198,8 @@ def known_outcome(record: Record) -> str | None:
 def end(node: Node, env: Environment, record: Record, outcome: str) -> None:
     """Do what is left to do, and close the record."""
     settle(node, env, record, outcome)
-    if outcome != decision.TAKEN and record.step(FROZEN):
-        livedump.go_on(node, env)
-        livedump.tidy(node, env)
+    if outcome != decision.TAKEN and (record.step(FROZEN) or env.kind == Kind.VM):
+        _go_on(node, env)
     if outcome != decision.TAKEN and record.step(HALTED):
         _mark(node, env).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         file.write_atomic(_mark(node, env), env.uuid)

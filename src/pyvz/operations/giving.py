@@ -25,15 +25,24 @@ from pyvz.errors import BadValue, InDoubt, MigrationError, Unsupported, VZError
 from pyvz.linux import file
 from pyvz.migration import decision, files, iterate, messages
 from pyvz.migration.dial import Peer
-from pyvz.migration.offer import HOME, Offer
+from pyvz.migration.offer import HOME, MIRROR, Offer
 from pyvz.migration.request import Report, Request
 from pyvz.migration.wire import Refused
 from pyvz.model import params_net as params
 from pyvz.model.conffile import ConfFile
 from pyvz.model.config import Config
-from pyvz.model.environment import Environment, canonical_uuid, check_name
+from pyvz.model.environment import Environment, Kind, canonical_uuid, check_name
+from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import clone, departure, home, lifecycle, livedump, suitable
+from pyvz.operations import (
+    clone,
+    departure,
+    home,
+    lifecycle,
+    livedump,
+    machineoffer,
+    suitable,
+)
 from pyvz.operations.lifecycle import StartOptions, StopOptions
 from pyvz.operations.node import Node
 from pyvz.operations.outgoing import Outgoing, layout, offers
@@ -53,7 +62,7 @@ class Giving:
         self.node, self.env, self.peer = node, env, peer
         self.request, self.progress = request, progress
         self.ident = str(uuid4())
-        self.running = env.uuid in node.runtime.running()
+        self.running = node.status(env) in {Status.RUNNING, Status.PAUSED}
         self.began = time.monotonic()
         self.halted_at: float | None = None
         self.resumed_at = 0.0
@@ -122,6 +131,8 @@ class Giving:
         if self.shared:
             return
         for disk in self.offer.disks:
+            if disk.form == MIRROR:
+                continue
             outgoing = Outgoing(self.node, self.env, disk, self.peer, self.progress)
             self._stack.enter_context(outgoing)
             self._disks.append(outgoing)
@@ -181,7 +192,14 @@ class Giving:
         assert self._journal is not None  # noqa: S101  begun by _reserve
         self.progress.stage("Stopping")
         self._journal.note(departure.HALTED)
+        self._stop_it()
+
+    def _stop_it(self) -> None:
         lifecycle.halt(self.node, self.env, StopOptions(), self.progress)
+
+    def _start_again(self) -> None:
+        if self.env.uuid not in self.node.runtime.running():
+            lifecycle.start_locked(self.node, self.env, StartOptions(), NoProgress())
 
     # with its memory
 
@@ -333,8 +351,8 @@ class Giving:
         try:
             departure.tidy(self.node, self.env)
             journal.done()
-            if record.step(departure.HALTED) and self.env.uuid not in self.node.runtime.running():
-                lifecycle.start_locked(self.node, self.env, StartOptions(), NoProgress())
+            if record.step(departure.HALTED):
+                self._start_again()
         except (VZError, OSError):
             log.exception("%s: not all is as it was", self.env.name)
             journal.leave()
@@ -360,7 +378,7 @@ def _offer(node: Node, env: Environment, request: Request, *, running: bool) -> 
     live = request.online and running
     if request.clone:
         uuid = str(uuid4())
-        _give_new_cards(conf)
+        _give_new_cards(node, env, conf)
     if request.uuid is not None:
         uuid = canonical_uuid(request.uuid) or ""
         if not uuid:
@@ -372,28 +390,48 @@ def _offer(node: Node, env: Environment, request: Request, *, running: bool) -> 
         uuid=uuid,
         envid=envid,
         name=name,
-        conf=conf.render(),
-        memory=node.runtime.usage(env.uuid).memory or 0 if running else 0,
+        memory=node.cgroups.usage(env.uuid).memory or 0 if running else 0,
         running=running,
         live=live,
         machine=platform.machine(),
         kernel=os.uname().release,
         cpu=suitable.cpu_flags(),
-        driver=layout(env),
-        disks=offers(node, env, running=running),
         place=home.spelled(node, env.home),
         token=str(uuid4()),
         private=request.private,
         shared=request.shared,
         ignore=request.ignore,
         copy=request.clone,
-        checkpoint=livedump.check(node, env) if live else {},
+        kind=env.kind,
+        **_facts(node, env, conf, running=running, live=live),
     )
 
 
-def _give_new_cards(conf: ConfFile) -> None:
+def _facts(
+    node: Node, env: Environment, conf: ConfFile, *, running: bool, live: bool
+) -> dict[str, Any]:
+    """Return what is said of disks and memory, which differs between the kinds."""
+    if env.kind == Kind.VM:
+        return {
+            "conf": machineoffer.configuration(conf, live=live).render(),
+            "driver": "",
+            "disks": machineoffer.offers(node, env, live=live),
+            "checkpoint": machineoffer.needs(node, env, live=live),
+        }
+    return {
+        "conf": conf.render(),
+        "driver": layout(env),
+        "disks": offers(node, env, running=running),
+        "checkpoint": livedump.check(node, env) if live else {},
+    }
+
+
+def _give_new_cards(node: Node, env: Environment, conf: ConfFile) -> None:
     """Give a copy network cards of its own; the IP addresses stay, for people to change."""
     old = Config.parse(conf.values(), lenient=True)
+    if env.kind == Kind.VM:
+        machineoffer.give_new_cards(node, env, conf)
+        return
     fresh = tuple(clone.fresh_interface(each) for each in old.network.interfaces)
     for key, value in old.changed({params.NETIF.field: fresh}).differences(old).items():
         conf.set(key, value)

@@ -35,11 +35,11 @@ from pyvz.migration import blocks, decision, messages, offer, tree
 from pyvz.migration.address import Address
 from pyvz.migration.dial import Peer
 from pyvz.migration.messages import Message
-from pyvz.migration.offer import HOME, IMAGE, DiskOffer, Offer
+from pyvz.migration.offer import HOME, IMAGE, MIRROR, DiskOffer, Offer
 from pyvz.migration.request import Request
 from pyvz.migration.wire import Channel, Wire
 from pyvz.model.config import Config
-from pyvz.model.environment import Environment
+from pyvz.model.environment import Environment, Kind
 from pyvz.model.task import NoProgress
 from pyvz.operations import (
     arrival,
@@ -47,8 +47,8 @@ from pyvz.operations import (
     home,
     lifecycle,
     liverestore,
+    machinearrival,
     migrate,
-    pool,
     provision,
     pulled,
     suitable,
@@ -76,7 +76,8 @@ class Arriving:
         self._env: Environment | None = None
         self._journal: Any = None
         self._shared = False
-        self._live: liverestore.Arrival | None = None
+        self._live: liverestore.Arrival | machinearrival.Arrival | None = None
+        self._machine: machinearrival.Arrival | None = None
 
     def __enter__(self) -> Arriving:
         return self
@@ -92,10 +93,9 @@ class Arriving:
         place = suitable.is_shared(node, made)
         self._shared = place is not None
         if place is None:
-            private = made.private or pool.private_for(node, made.driver)
-            place = suitable.new_home(node, made, private)
+            place = suitable.new_home(node, made, made.private)
         suitable.check(node, made, place, shared=self._shared)
-        if made.live:
+        if made.live and made.kind == Kind.CT:
             liverestore.check(node, made)
         for ref in {made.uuid, made.envid, made.name}:
             if home.taken(node, ref):
@@ -141,7 +141,7 @@ class Arriving:
         for each in self._disks:
             each.finish()
         if not self._shared and {each.disk.name for each in self._disks} != {
-            each.name for each in made.disks
+            each.name for each in made.disks if each.form != MIRROR
         }:
             raise ProtocolError("The other node has not sent every disk")
         return {}
@@ -152,17 +152,32 @@ class Arriving:
         self.disks_done(message)
         node = self._node
         conf = arrival.configuration(node, env, made)
-        if not self._shared:
+        if not self._shared and env.kind == Kind.CT:
             provision.furnish_missing(home.staging_of(env))
         arrival.settle_in(node, env, conf, self._journal, shared=self._shared)
         config = node.registry.config(env)
+        if env.kind == Kind.VM:
+            what = (node, env, config, self._journal, self._wire)
+            self._live = self._machine = machinearrival.Arrival(*what)
+            self._machine.prepare(message["frame"], made)
+            return {}
         self._live = liverestore.Arrival(node, env, config, self._journal)
         self._live.prepare(message["frame"], memory_used=message["memory"])
+        return {}
+
+    def stream(self, message: Message) -> dict[str, Any]:
+        """Take a channel that leads to a machine's QEMU: to a disk, or to its memory."""
+        if self._machine is None:
+            raise ProtocolError("Nothing was prepared for a virtual machine")
+        channel = self._wire.channel(message["channel"])
+        self._machine.stream(message["name"], channel)
         return {}
 
     def images(self, message: Message) -> dict[str, Any]:
         """Take the memory."""
         live = self._living()
+        if not isinstance(live, liverestore.Arrival):
+            raise ProtocolError("The memory of a virtual machine does not come as images")
         channel = self._wire.channel(message["channel"])
         with home.storage_errors("The memory could not be written"):
             try:
@@ -177,7 +192,7 @@ class Arriving:
         self._living().restore()
         return {}
 
-    def _living(self) -> liverestore.Arrival:
+    def _living(self) -> liverestore.Arrival | machinearrival.Arrival:
         if self._live is None:
             raise ProtocolError("Nothing was prepared for memory")
         return self._live
@@ -189,7 +204,7 @@ class Arriving:
         node = self._node
         conf = arrival.configuration(node, env, made)
         live = self._live
-        if not self._shared and live is None:
+        if not self._shared and live is None and env.kind == Kind.CT:
             provision.furnish_missing(home.staging_of(env))
         if made.copy and made.driver:
             self._give_identity(env, storage.load(made.driver))
@@ -248,7 +263,7 @@ class Arriving:
 
     def _forget(self) -> None:
         self._journal = None
-        self._live = None
+        self._live = self._machine = None
         self._disks = []
         self._offer = None
         self._env = None
@@ -375,6 +390,7 @@ def answers_of(node: Node, arriving: Arriving) -> dict[str, Callable[[Message], 
         "disks-done": arriving.disks_done,
         "prepare": arriving.prepare,
         "images": arriving.images,
+        "stream": arriving.stream,
         "restore": arriving.restore,
         "commit": arriving.commit,
         "abort": arriving.abort,

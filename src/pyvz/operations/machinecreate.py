@@ -77,7 +77,12 @@ def _make_disk(path: Path, wanted: Machine, progress: Progress) -> None:
 def furnish(node: Node, directory: Path) -> None:
     """Make what every home of a machine has beside its images."""
     home.take_ownership(node, directory)
-    (directory / "dump").mkdir(mode=0o700)
+    furnish_missing(directory)
+
+
+def furnish_missing(directory: Path) -> None:
+    """Make what every home of a machine has, where it is not there."""
+    (directory / "dump").mkdir(mode=0o700, exist_ok=True)
 
 
 def configuration(node: Node, env: Environment, wanted: Machine) -> ConfFile:

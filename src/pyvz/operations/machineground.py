@@ -56,25 +56,10 @@ def bring_up(node: Node, env: Environment, config: Config, state: State | None =
     journal = Journal.begin(node.paths, env.uuid, "start", {})
     with ExitStack() as undo:
         undo.callback(journal.done)
-        undo.callback(memory.release, node, env.uuid)
-        memory.admit(node, env, config, overhead=OVERHEAD)
-        undo.callback(machinenet.clean, node, env.uuid)
-        with ExitStack() as opened:
-            launch = _launch(node, env, config, state, opened)
-            undo.callback(node.machines.clean, env.uuid)
-            process = node.machines.start(launch)
-            undo.callback(node.machines.kill, env.uuid, timeout=KILL_TIMEOUT)
-        monitor = node.machines.monitor(env.uuid)
+        monitor = raise_up(node, env, config, state, undo)
         machinenet.connected(node, env, config, monitor)
-        type_ = _machine_type(monitor)
-        _remember_type(node, env, type_)
-        if launch.spec.remote is not None and launch.spec.remote.password:
-            vncpassword.put_in_force(env, monitor)
         if state is not None:
-            state.load(monitor)
-        made = state.layout if state else layout_of(launch.spec._replace(type=type_))
-        running_state(process, made).save(node.paths, env.uuid)
-        undo.callback(RunState.clear, node.paths, env.uuid)
+            machinenet.announce(config, monitor)
         journal.note("going")  # from here on its disks change: a saved state is void
         monitor.execute("cont")
         undo.pop_all()
@@ -83,6 +68,34 @@ def bring_up(node: Node, env: Environment, config: Config, state: State | None =
         machinestate.forget(env)
     journal.done()
     (env.home / ".running").touch()
+
+
+def raise_up(
+    node: Node, env: Environment, config: Config, state: State | None, undo: ExitStack
+) -> Monitor:
+    """Start QEMU and put the STATE in; nothing runs yet, and its cards lead nowhere.
+
+    UNDO takes all of it away again.
+    """
+    undo.callback(memory.release, node, env.uuid)
+    memory.admit(node, env, config, overhead=OVERHEAD)
+    undo.callback(machinenet.clean, node, env.uuid)
+    with ExitStack() as opened:
+        launch = _launch(node, env, config, state, opened)
+        undo.callback(node.machines.clean, env.uuid)
+        process = node.machines.start(launch)
+        undo.callback(node.machines.kill, env.uuid, timeout=KILL_TIMEOUT)
+    monitor = node.machines.monitor(env.uuid)
+    type_ = _machine_type(monitor)
+    _remember_type(node, env, type_)
+    if launch.spec.remote is not None and launch.spec.remote.password:
+        vncpassword.put_in_force(env, monitor)
+    if state is not None:
+        state.load(monitor)
+    made = state.layout if state else layout_of(launch.spec._replace(type=type_))
+    running_state(process, made).save(node.paths, env.uuid)
+    undo.callback(RunState.clear, node.paths, env.uuid)
+    return monitor
 
 
 def _launch(

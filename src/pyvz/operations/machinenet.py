@@ -84,6 +84,13 @@ def connected(node: Node, env: Environment, config: Config, monitor: Monitor) ->
             plug.set_link(monitor, numbered[nic.ifname], up=False)
 
 
+def announce(config: Config, monitor: Monitor) -> None:
+    """Have QEMU tell the network where the cards are now (as a switch learns it)."""
+    if config.network.interfaces:
+        rounds = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
+        monitor.execute("announce-self", rounds)
+
+
 def with_addresses(node: Node, config: Config, given: GivenOptions) -> GivenOptions:
     """Return the options as they are meant for a machine.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 
-from pyvz.errors import BadValue, InvalidState, Unsupported, VZError
+from pyvz.errors import BadValue, InvalidState, VZError
 from pyvz.migration import address as addresses
 from pyvz.migration import decision
 from pyvz.migration.dial import Peer, dial
@@ -16,10 +16,10 @@ from pyvz.migration.request import Report, Request
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import departure, home, lifecycle, provision, pulled
+from pyvz.operations import departure, home, lifecycle, machineclone, provision, pulled
 from pyvz.operations.giving import Giving
+from pyvz.operations.machinegiving import MachineGiving
 from pyvz.operations.node import Node
-from pyvz.operations.transition import containers_only
 from pyvz.store.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ def migrate(node: Node, ref: str, request: Request, progress: Progress | None = 
     """
     progress = progress or NoProgress()
     env = node.registry.resolve(ref)
-    containers_only(env, "it cannot be migrated by this version")
     address = addresses.parse(request.target)
     with node.lease(env, "migrate"):
         provision.repair(node, env)
@@ -63,7 +62,8 @@ def prepare_and_give(
 def give(node: Node, env: Environment, peer: Peer, request: Request, progress: Progress) -> Report:
     """Move an environment to the node at the other end; the caller holds the lease."""
     with ExitStack() as stack:
-        giving = Giving(node, env, peer, request, progress)
+        kind = MachineGiving if env.kind == Kind.VM else Giving
+        giving = kind(node, env, peer, request, progress)
         stack.callback(giving.close)
         return giving.run()
 
@@ -107,8 +107,8 @@ def force(node: Node, ref: str, *, here: bool) -> None:
 
 def _require(node: Node, env: Environment, request: Request) -> None:
     """Raise unless it is in a state in which it can go."""
-    if env.kind != Kind.CT:
-        raise Unsupported("Virtual machines are not supported by this version")
+    if env.kind == Kind.VM:
+        machineclone.check_unused(node, env)
     status = lifecycle.require(node, env, "migrate")
     if request.clone and status == Status.SUSPENDED:
         raise InvalidState(f"{env.name} is suspended: there would be two of the same memory")

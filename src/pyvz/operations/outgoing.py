@@ -18,9 +18,9 @@ from pyvz.linux import file, mount
 from pyvz.migration import blocks, tree
 from pyvz.migration.dial import Peer
 from pyvz.migration.offer import HOME, IMAGE, TREE, DiskOffer
-from pyvz.model.environment import Environment
+from pyvz.model.environment import Environment, Kind
 from pyvz.model.task import Progress
-from pyvz.operations import departure, diskmount, home
+from pyvz.operations import departure, diskmount, home, machineoffer
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store import savedstates
@@ -107,6 +107,8 @@ class Outgoing:
 
 def _names(env: Environment, disk: DiskOffer) -> tuple[str, ...]:
     """Return the names in the home that travel under one offer."""
+    if env.kind == Kind.VM:
+        return machineoffer.names(env, disk)
     if disk.name == _REST:
         names = [name for name in _BESIDE if (env.home / name).exists()]
         if (env.home / "dump" / "Dump").exists():

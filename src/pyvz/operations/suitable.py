@@ -23,9 +23,10 @@ from pyvz.errors import (
 from pyvz.migration.offer import IMAGE, Offer
 from pyvz.model.conffile import ConfFile
 from pyvz.model.config import Config
+from pyvz.model.environment import Kind
 from pyvz.network import plan as network_plan
 from pyvz.network.address import Reservations
-from pyvz.operations import home, network, provision
+from pyvz.operations import home, machinecreate, machineoffer, network, pool, provision
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 
@@ -52,6 +53,7 @@ def check(node: Node, offer: Offer, place: Path, *, shared: bool) -> None:
         ("technologies", lambda: _machine(offer)),
         ("cpu_check", lambda: _cpu(offer)),
         ("technologies", lambda: None if shared else _storage(offer, place)),
+        ("technologies", lambda: _kind(node, offer)),
         ("disk_space", lambda: None if shared else _space(offer, place)),
         ("memory", lambda: _memory(offer)),
         ("technologies", lambda: _networks(node, config)),
@@ -81,7 +83,8 @@ def _machine(offer: Offer) -> None:
 
 def _cpu(offer: Offer) -> None:
     """A program that runs has asked once what the CPU can do, and does not ask again."""
-    if not offer.live:
+    emulated = offer.kind == Kind.VM and offer.checkpoint.get("accelerator") == "tcg"
+    if not offer.live or emulated:
         return
     missing = sorted(set(offer.cpu) - set(cpu_flags()) - set(_HARMLESS.split()))
     if missing:
@@ -90,6 +93,11 @@ def _cpu(offer: Offer) -> None:
             details=" ".join(missing[:40]),
             hint="Migrate it stopped (without --online), or skip this check: -f cpu_check.",
         )
+
+
+def _kind(node: Node, offer: Offer) -> None:
+    if offer.kind == Kind.VM:
+        machineoffer.check(node, offer)
 
 
 def _storage(offer: Offer, place: Path) -> None:
@@ -167,8 +175,11 @@ def _binds(config: Config) -> None:
             raise NodesDiffer(f"The directory {source}, which is mounted inside, is not there")
 
 
-def new_home(node: Node, offer: Offer, private: str) -> Path:
+def new_home(node: Node, offer: Offer, private: str | None) -> Path:
     """Return where the home of an offered environment goes; raises PrivateExists, BadValue."""
+    if private is None and offer.kind == Kind.VM:
+        private = home.spelled(node, machinecreate.parent_of(node)) + "/$VEID"
+    private = private or pool.private_for(node, offer.driver)
     place = provision.place(node, private, offer.uuid)
     home.check_place(node, place)
     return place

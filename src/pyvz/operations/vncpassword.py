@@ -11,11 +11,12 @@ from pyvz.model.environment import Environment
 from pyvz.model.secret import Secret
 from pyvz.vm.monitor import Monitor
 
+FILE = "vnc.secret"
 MAX = 8  # characters: the VNC protocol (RFC 6143, 7.2.2) uses no more
 
 
 def _path(env: Environment) -> Path:
-    return env.home / "vnc.secret"
+    return env.home / FILE
 
 
 def check(password: str) -> Secret:

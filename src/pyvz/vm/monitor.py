@@ -181,6 +181,12 @@ class Monitor:
                     raise Timeout(f"QEMU did not tell {' or '.join(sorted(names))} in time")
                 self._changed.wait(left)
 
+    def recent(self, name: str, wanted: Callable[[Event], bool]) -> Event | None:
+        """Return the data of the last event NAME that was seen and is WANTED (by its data)."""
+        with self._changed:
+            seen = [dict(each.get("data", {})) for each in self._seen if each["event"] == name]
+        return next((data for data in reversed(seen) if wanted(data)), None)
+
     def forget_events(self) -> None:
         """Forget events that were seen, before an action whose events are to be awaited."""
         with self._changed:
