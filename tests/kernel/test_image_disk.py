@@ -11,8 +11,10 @@ import pytest
 
 from pyvz.errors import (
     AlreadyExists,
+    BadValue,
     Busy,
     InvalidState,
+    MountError,
     NotMounted,
     StorageError,
     Unsupported,
@@ -23,10 +25,11 @@ from pyvz.image import descriptor, identity
 from pyvz.image.delta import stack, stack_of
 from pyvz.image.descriptor import EXPANDED, PREALLOCATED, RAW
 from pyvz.image.digest import digest
-from pyvz.linux import loopdevice
+from pyvz.linux import loopdevice, mount
 from pyvz.model.task import NoProgress
 from pyvz.operations import image, imagemount
 from pyvz.operations.image import Wanted
+from pyvz.operations.imagemount import Way
 from pyvz.operations.node import Node
 from worlds import make_node
 
@@ -55,7 +58,8 @@ class World:
         )
 
     def mount(self, **more: object) -> None:
-        imagemount.attach(self.node, self.path, target=os.fspath(self.target), **more)  # type: ignore[arg-type]
+        way = Way(os.fspath(self.target), **more)  # type: ignore[arg-type]
+        imagemount.attach(self.node, self.path, way)
 
     def umount(self) -> None:
         imagemount.detach(self.node, target=os.fspath(self.target))
@@ -156,9 +160,72 @@ def test_a_disk_in_use_is_left_alone(world: World) -> None:
     world.umount()
     with pytest.raises(NotMounted):
         imagemount.detach(world.node, path=world.path)
-    found = imagemount.attach(world.node, world.path)
+    found = imagemount.attach(world.node, world.path, Way())
     assert found.target == ""
     assert imagemount.detach(world.node, device=found.device) == found.device
+
+
+def test_mount_options_reach_the_mount_and_the_file_system(world: World) -> None:
+    world.make()
+    world.mount(words=("noatime", "nosuid", "commit=7"))
+    entry = mount.mount_at(world.target)
+    assert entry is not None
+    assert {"noatime", "nosuid", "nodev"} <= set(entry.options)
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    assert "commit=7" in next(line for line in lines if f" {world.target} " in line)
+    world.umount()
+    with pytest.raises(MountError):
+        world.mount(words=("commit=many",))
+    with pytest.raises(BadValue, match="holds ext4"):
+        world.mount(fstype="xfs")
+    world.mount(words=("ro",), fstype="ext4")
+    assert not identity.in_use(world.top)
+    world.umount()
+
+
+def test_a_stack_whose_top_is_whole_is_mounted(world: World) -> None:
+    world.make()
+    world.mount()
+    (world.target / "file").write_text("old")
+    imagemount.snapshot(world.node, world.path, ONE)
+    (world.target / "file").write_text("new")
+    world.umount()
+    top, below = os.fspath(world.top), f"{world.top}.{ONE}"
+    imagemount.attach(world.node, top, Way(os.fspath(world.target), below=(below,)))
+    assert (world.target / "file").read_text() == "new"
+    world.umount()
+    thin = world.home / "thin"
+    image.copy(world.node, top, os.fspath(thin), QUIET, mode=EXPANDED)
+    with pytest.raises(Unsupported, match="thin"):
+        imagemount.attach(world.node, os.fspath(thin), Way(below=(below,)))
+
+
+def test_a_raw_image_is_mounted(world: World) -> None:
+    raw = world.home / "disk.raw"
+    with raw.open("wb") as file:
+        file.truncate(64 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", "-F", raw], check=True)
+    for readonly in (False, True):
+        way = Way(os.fspath(world.target), raw=True, readonly=readonly, fsck=True)
+        found = imagemount.attach(world.node, os.fspath(raw), way)
+        assert found.image == os.fspath(raw)
+        if not readonly:
+            (world.target / "file").write_text("x")
+        assert (world.target / "file").read_text() == "x"
+        world.umount()
+
+
+def test_a_temporary_snapshot_is_attached_and_goes(world: World) -> None:
+    world.make()
+    world.mount()
+    found = imagemount.temporary(world.node, world.path, ONE)
+    assert descriptor.load(Path(world.path)).shot(ONE).temporary == "Temporary"
+    assert Path(found.device).exists()
+    assert imagemount.end_temporary(world.node, world.path) == found.device
+    assert len(imagemount.snapshots(world.node, world.path)) == 1
+    with pytest.raises(NotMounted):
+        imagemount.end_temporary(world.node, world.path)
+    world.umount()
 
 
 def test_thin_and_raw_disks_are_imported(world: World) -> None:
@@ -172,9 +239,13 @@ def test_thin_and_raw_disks_are_imported(world: World) -> None:
             "DiskDescriptor.xml", "DiskDescriptor.xml.lck", "root.hds",
         ]  # fmt: skip
         assert descriptor.load(Path(world.path)).mode == mode
-        if mode != PREALLOCATED:
+        if mode == EXPANDED:
             with pytest.raises(Unsupported):
                 world.mount()
+            continue
+        world.mount()
+        assert (world.target / "file").read_bytes() == b"content" * 5000
+        world.umount()
     assert world.resize(160 * MIB) == 160 * MIB
     assert image.facts(world.node, world.path).mode == PREALLOCATED
     world.mount()

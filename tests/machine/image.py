@@ -149,8 +149,11 @@ def wheels() -> Path:
     return folder
 
 
-def payload(work: Path, template_cache: Path) -> Path:
-    """The second disk: the sources as they stand, the wheels, the template cache, guest.py."""
+def payload(work: Path, template_cache: Path, steps: str = "") -> Path:
+    """The second disk: the sources as they stand, the wheels, the template cache, guest.py.
+
+    steps: the names of those that are wanted; empty for all.
+    """
     tree, image = work / "payload", work / "payload.img"
     tree.mkdir()
     copy_sources(tree / "pyvz")
@@ -158,6 +161,7 @@ def payload(work: Path, template_cache: Path) -> Path:
     (tree / "cache").mkdir()
     shutil.copy2(template_cache, tree / "cache" / "debian-12-x86_64.plain.tar.zst")
     shutil.copy2(Path(__file__).with_name("guest.py"), tree / "guest.py")
+    (tree / "steps").write_text(steps)
     used = int(run("du", "-sm", tree).split()[0])
     make_ext4(tree, image, size=f"{used * 5 // 4 + 32}M")
     shutil.rmtree(tree)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 COMMANDS: tuple[Row, ...] = (
     ("init", "-s SIZE FILE", "make an image and a DiskDescriptor.xml beside it", "disk"),
-    ("mount", "DISK|FILE", "attach a disk, and mount it with -m", "disk"),
+    ("mount", "DISK|FILE [FILE...]", "attach a disk, and mount it with -m", "disk"),
     ("umount", "DISK|FILE", "unmount and detach a disk, also by -d or -m", "disk"),
     ("resize", "-s SIZE DISK", "resize a disk and the file system in it", "disk"),
     ("info", "DISK", "show how full a disk is, with -s its format, with -d its device", "disk"),
@@ -37,6 +37,7 @@ COMMANDS: tuple[Row, ...] = (
     ("restore-descriptor", "DIR FILE", "write a new DiskDescriptor.xml for an image", "disk"),
     ("replace", "-i FILE DISK", "let an equal image take the place of one of a disk", "disk"),
     ("snapshot", "DISK", "take a snapshot", "snapshot"),
+    ("tsnapshot", "-u UUID -c NAME DISK", "take a temporary snapshot, and attach it", "snapshot"),
     ("snapshot-list", "DISK", "list the snapshots and the top", "snapshot"),
     ("snapshot-switch", "-u UUID DISK", "go back to a snapshot", "snapshot"),
     ("snapshot-delete", "-u UUID DISK", "delete a snapshot", "snapshot"),
@@ -55,7 +56,6 @@ LATER = {
     "rm": _NO_DEVICE,
     "stat": "See: ploop info, ploop list.",
     "merge": "Use snapshot-merge; thin deltas are merged by: ploop convert.",
-    "tsnapshot": "Use snapshot, and delete it afterwards.",
     "encrypt": _NO_ENCRYPTION,
     "degrade": _NO_DEVICE,
     "tg-init": _NO_DEVICE,

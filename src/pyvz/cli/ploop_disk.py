@@ -28,10 +28,10 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("-L", "LABEL", "label of the file system"),
         ("-v", "1|2", "version of the format (only 2 is made)"),
         ("-b", "SECTORS", "size of a cluster (only 2048)"),
-        ("-B", "BYTES", "accepted, no effect: the block of the file system"),
+        ("-B", "BYTES", "the block of the file system: 1024, 2048, 4096 (default)"),
         ("-p,--partition", "", "in a partition, as OpenVZ does"),
         ("-P", "", "without a partition, which is what is done anyway"),
-        ("-n,--nolazy", "", "accepted, no effect"),
+        ("-n,--nolazy", "", "ext4: write all its tables now"),
         ("-S,--sparse", "", "accepted, no effect: images are sparse"),
         ("-k", "KEY", "encryption: not supported"),
         ("-T", "ploop", "accepted: the kind of image"),
@@ -41,18 +41,18 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("-r", "", "read-only"),
         ("-u", "UUID|base", "a snapshot, read-only"),
         ("-F", "", "check the file system before"),
-        ("-f", "FORMAT", "accepted, no effect: an image tells its form"),
-        ("-b", "SECTORS", "accepted, no effect"),
-        ("-d", "DEVICE", "accepted, no effect: the kernel picks the device"),
-        ("-o", "OPTIONS", "only ro and rw"),
-        ("-t", "FSTYPE", "accepted, no effect: the file system tells its type"),
+        ("-f", FORMATS, "raw: an image without a header; the others tell themselves"),
+        ("-b", "SECTORS", "accepted, no effect: an image tells the size of its clusters"),
+        ("-d", "DEVICE", "not supported: the kernel picks the device"),
+        ("-o", "OPTION,...", "mount options: of the mount (noatime, ...) or the file system"),
+        ("-t", "FSTYPE", "what must be in it: ext4, xfs"),
         ("-n", "", "accepted, no effect"),
         ("-c", "COMPONENT", "accepted, no effect"),
     ),
     "umount": (
         ("-d", "DEVICE", "the disk that is attached there"),
         ("-m", "DIR", "the disk that is mounted there"),
-        ("-c", "COMPONENT", "accepted, no effect"),
+        ("-c", "NAME", "the temporary snapshots of the disk, which are deleted"),
     ),
     "resize": (
         ("-s", "SIZE", "in sectors of 512 bytes, or with the suffix K, M, G, T"),
@@ -146,8 +146,17 @@ def init(args: Arguments, server: Server) -> int:
         fstype=None if fstype == "none" else fstype,
         label=args.value("L", ""),
         partition=args.has("partition"),
+        block=_block(args),
+        lazy=not args.has("nolazy"),
     )
     return 0
+
+
+def _block(args: Arguments) -> int:
+    block = args.number("B", 4096)
+    if block not in (1024, 2048, 4096):
+        raise BadValue(f"Incorrect block size of the file system specified: {block}")
+    return block
 
 
 def _format(args: Arguments, default: str) -> str:
@@ -159,24 +168,30 @@ def _format(args: Arguments, default: str) -> str:
 
 def mount(args: Arguments, server: Server) -> int:
     """Attach, and mount."""
-    if len(args.words) > 1:
+    if args.has("d"):
         raise Unsupported(
-            "A stack of deltas cannot be mounted",
-            hint="Write its DiskDescriptor.xml, and convert it: ploop convert -f preallocated",
+            "A device cannot be chosen", hint="The kernel does it: the answer says which it is."
         )
-    given = (args.value("o") or "").split(",")
-    if unknown := sorted(set(given) - {"", "ro", "rw", "defaults"}):
-        raise BadValue(f"The mount option '{unknown[0]}' is not supported")
+    if args.value("f", "ploop1") not in (*FORMATS.split("|"), "ploop1"):
+        raise BadValue(f"Incorrect format specified: {args.value('f')}")
+    *below, top = args.words or [""]
+    args.words[:] = [top] if top else []
     target = args.value("m")
+    words = [word for word in (args.value("o") or "").split(",") if word]
+    readonly = args.has("r") or "ro" in words
     found = server.change(
         "Image.Mount",
         path=disk(args),
         target=os.path.abspath(target) if target is not None else None,
-        readonly=args.has("r") or "ro" in given,
+        readonly=readonly,
         uuid=args.value("u"),
         fsck=args.has("F"),
+        options=words,
+        fstype=args.value("t", ""),
+        below=[os.path.abspath(each) for each in below],
+        raw=args.value("f") == "raw",
     )
-    mode = "ro" if args.has("r") or "ro" in given or args.has("u") else "rw"
+    mode = "ro" if readonly or args.has("u") else "rw"
     sys.stdout.write(f"Adding delta dev={found['device']} img={found['image']} ({mode})\n")
     if found["target"]:
         sys.stdout.write(f"Mounting {found['device']} at {found['target']}\n")
@@ -189,12 +204,15 @@ def umount(args: Arguments, server: Server) -> int:
     if not (device or target or args.words):
         raise UsageError("What to unmount is not specified")
     args.no_more_words(0 if device or target else 1)
-    found = server.change(
-        "Image.Umount",
-        path=os.path.abspath(args.words[0]) if args.words else "",
-        device=device,
-        target=os.path.realpath(target) if target else "",
-    )
+    if args.has("c"):
+        found = server.change("Image.EndTemporary", path=disk(args))
+    else:
+        found = server.change(
+            "Image.Umount",
+            path=os.path.abspath(args.words[0]) if args.words else "",
+            device=device,
+            target=os.path.realpath(target) if target else "",
+        )
     sys.stdout.write(f"Unmounting device {found['device']}\n")
     return 0
 

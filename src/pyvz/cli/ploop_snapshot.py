@@ -23,6 +23,11 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("-d", "DEVICE", "not supported: name the disk"),
         ("-b", "UUID", "not supported"),
     ),
+    "tsnapshot": (
+        ("-u", "UUID", "its id"),
+        ("-c", "NAME", "what umount -c takes it away by"),
+        ("-F", "", "accepted: the file system is always quiet meanwhile"),
+    ),
     "snapshot-list": (
         ("-H,--no-header", "", "without the header"),
         ("-o,--output", "FIELD,...", "uuid, parent_uuid, current, fname"),
@@ -34,7 +39,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
     "snapshot-merge": (
         ("-u", "UUID", "this one (default: the one below the top)"),
         ("-A", "", "all below the top"),
-        ("-n", "FILE", "accepted, no effect: nothing is copied"),
+        ("-n", "FILE", "not supported: nothing is copied, so there is no new image"),
     ),
     "snapshot-mount": (("-u", "UUID", "the snapshot"), ("-m", "DIR", "where")),
 }
@@ -54,6 +59,17 @@ def snapshot(args: Arguments, server: Server) -> int:
         raise Unsupported("Only whole disks are snapshot", hint="Name the DiskDescriptor.xml.")
     found = server.change("Image.Snapshot", path=disk(args), uuid=args.value("u"))
     sys.stdout.write(f"ploop snapshot {found['uuid']} has been successfully created\n")
+    return 0
+
+
+def tsnapshot(args: Arguments, server: Server) -> int:
+    """Take a temporary snapshot, and attach it."""
+    wanted = uuid(args)
+    if not args.value("c"):
+        raise UsageError("The name of the component is not specified (-c)")
+    found = server.change("Image.TemporarySnapshot", path=disk(args), uuid=wanted)
+    sys.stdout.write(f"Adding delta dev={found['device']} img={found['image']} (ro)\n")
+    sys.stdout.write(f"ploop snapshot {wanted} has been successfully created\n")
     return 0
 
 
@@ -105,6 +121,10 @@ def snapshot_merge(args: Arguments, server: Server) -> int:
     """Take snapshots out of the line."""
     if args.has("u") and args.has("A"):
         raise UsageError("Options -u and -A can't be used together")
+    if args.has("n"):
+        raise Unsupported(
+            "No new image is made by a merge: nothing is copied", hint="Leave -n out."
+        )
     found = server.change(
         "Image.SnapshotMerge", path=disk(args), uuid=args.value("u"), all=args.has("A")
     )

@@ -13,8 +13,10 @@ from pyvz.daemon.tasks import Work
 from pyvz.errors import UsageError
 from pyvz.image.disk import EXPANDED, PREALLOCATED
 from pyvz.image.report import Report
+from pyvz.linux.filesystem import Form
 from pyvz.operations import image, imagemount
 from pyvz.operations.image import FORMATS, Wanted
+from pyvz.operations.imagemount import Way
 from pyvz.operations.node import Node
 
 
@@ -150,15 +152,20 @@ class Image(Api, VarlinkInterface, name="io.pyvz.Image"):
         fstype: str | None = None,
         label: str = "",
         partition: bool = False,
+        block: int = 4096,
+        lazy: bool = True,
     ) -> Work:
-        """Make an image, a file system in it (fstype), and a descriptor beside it."""
-        wanted = Wanted(size, _mode(format), fstype, label, partition)
+        """Make an image, a file system in it (fstype), and a descriptor beside it.
+        block: bytes of the file system's blocks; lazy: an ext4 writes its tables when mounted.
+        """
+        form = Form(block, lazy)
+        wanted = Wanted(size, _mode(format), fstype, label, partition, form)
         return Work(
             "init", path, lambda task: image.create(node, path, wanted, task), cancellable=True
         )
 
     @acting(AttachedValue)
-    def Mount(
+    def Mount(  # noqa: PLR0913  one call, as `ploop mount` has it
         self,
         node: Node,
         *,
@@ -167,14 +174,21 @@ class Image(Api, VarlinkInterface, name="io.pyvz.Image"):
         readonly: bool = False,
         uuid: str | None = None,
         fsck: bool = False,
+        options: list[str] | None = None,
+        fstype: str = "",
+        below: list[str] | None = None,
+        raw: bool = False,
     ) -> Work:
-        """Attach a disk, a snapshot of it (uuid; read-only) or an image, and mount it on target."""
+        """Attach a disk, a snapshot of it (uuid; read-only) or an image, and mount it on target.
+        options: of mount; fstype: what must be in it; below: the images of a stack whose top
+        `path` is, the base first; raw: `path` is an image without a header.
+        """
+        words, images = tuple(options or ()), tuple(below or ())
+        way = Way(target, readonly, uuid, fsck, words, fstype, images, raw)
         return Work(
             "mount",
             path,
-            lambda _: imagemount.attach(
-                node, path, target=target, readonly=readonly, guid=uuid, fsck=fsck
-            ),
+            lambda _: imagemount.attach(node, path, way),
             lambda found: found._asdict(),
         )
 
@@ -224,6 +238,26 @@ class Image(Api, VarlinkInterface, name="io.pyvz.Image"):
             path,
             lambda _: imagemount.snapshot(node, path, uuid),
             lambda found: {"uuid": found},
+        )
+
+    @acting(AttachedValue)
+    def TemporarySnapshot(self, node: Node, *, path: str, uuid: str) -> Work:
+        """Take a snapshot for a while and attach it read-only; EndTemporary takes it away."""
+        return Work(
+            "tsnapshot",
+            path,
+            lambda _: imagemount.temporary(node, path, uuid),
+            lambda found: found._asdict(),
+        )
+
+    @acting(Device)
+    def EndTemporary(self, node: Node, *, path: str) -> Work:
+        """Detach and delete the temporary snapshots of a disk."""
+        return Work(
+            "umount",
+            path,
+            lambda _: imagemount.end_temporary(node, path),
+            lambda found: {"device": found},
         )
 
     @acting(Empty)

@@ -129,6 +129,12 @@ class Descriptor:
             snapshots=(*shots, Shot(guid, top.parent), Shot(self.top, guid)),
         ).checked()
 
+    def with_mark(self, guid: str, temporary: str) -> Descriptor:
+        """Mark a shot as one of TEMPORARY; raises NotFound."""
+        marked = replace(self.shot(guid), temporary=temporary)
+        shots = tuple(marked if each.guid == marked.guid else each for each in self.snapshots)
+        return replace(self, snapshots=shots).checked()
+
     def without_snapshot(self, guid: str) -> Descriptor:
         """Take a snapshot out of the tree; what was below it moves up to its parent.
 

@@ -158,19 +158,35 @@ def can_grow_ext4_online() -> bool:
     return False
 
 
-def make(device: Path, kind: str, *, label: str = "", inodes: int | None = None) -> None:
+class Form(NamedTuple):
+    """How a file system is laid out.  block: bytes.  lazy: ext4 writes its tables when mounted."""
+
+    block: int = 4096
+    lazy: bool = True
+
+
+def make(
+    device: Path,
+    kind: str,
+    *,
+    label: str = "",
+    inodes: int | None = None,
+    form: Form = Form(),  # noqa: B008  a value
+) -> None:
     """Make a file system on a whole device; raises StorageError, CommandFailed, Unsupported.
 
     ext4: as `ploop init` makes it, without blocks for root only.  xfs: able to reflink.
     Nothing is discarded first: what lies below is a new sparse file.  inodes: of an ext4, for good.
     """
     if kind == "ext4":
-        options = ["-q", "-F", "-b", "4096", "-i", "16384", "-m", "0",
-                   "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"]  # fmt: skip
+        lazy = f"lazy_itable_init={form.lazy:d},lazy_journal_init={form.lazy:d}"
+        options = ["-q", "-F", "-b", str(form.block), "-i", "16384", "-m", "0",
+                   "-E", f"{lazy},nodiscard"]  # fmt: skip
         options += [] if inodes is None else ["-N", str(inodes)]
     elif kind == "xfs":
         # Sectors of 4 KiB: the kernel gives a loop device on a file that shares blocks no less.
         options = ["-q", "-f", "-K", "-m", "reflink=1", "-s", "size=4096"]
+        options += ["-b", f"size={form.block}"]
     else:
         raise Unsupported(f"There is no file system '{kind}'", hint=f"Known: {', '.join(TYPES)}.")
     named = ["-L", label] if label else []

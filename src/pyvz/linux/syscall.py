@@ -129,6 +129,7 @@ _SYS_CLOSE_RANGE = 436
 _SYS_OPENAT2 = 437
 _SYS_PIDFD_GETFD = 438
 _SYS_MOUNT_SETATTR = 442
+_SYS_QUOTACTL_FD = 443
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -380,6 +381,15 @@ def exchange(first: PathArg, second: PathArg) -> None:
     flags = ctypes.c_uint(RENAME_EXCHANGE)
     result = _libc.renameat2(AT_FDCWD, _c(first), AT_FDCWD, _c(second), flags)
     _check(result, "renameat2", second)
+
+
+def quotactl_fd(fd: int, command: int, number: int, data: bytearray) -> None:
+    """quotactl_fd(2) of the file system that `fd` lies in; `data` is given and filled."""
+    buffer = (ctypes.c_char * len(data)).from_buffer(data)
+    result = _libc.syscall(
+        _SYS_QUOTACTL_FD, fd, ctypes.c_uint(command), ctypes.c_uint(number), buffer
+    )
+    _check(result, "quotactl_fd")
 
 
 def pidfd_open(pid: int) -> int:

@@ -206,10 +206,7 @@ def _known(parent: Manifest | None, chunks: Chunks) -> Known:
 
 def _limit(env: Environment) -> int | None:
     """Return the size that a restored disk needs, where the driver keeps one."""
-    driver = storage.find(env.home)
-    if not driver.capabilities(env.home).quota or not driver.capabilities(env.home).df_exact:
-        return None
-    return driver.usage(env.home).total or None
+    return storage.limit(storage.find(env.home), env.home)
 
 
 @contextlib.contextmanager

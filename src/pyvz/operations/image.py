@@ -132,6 +132,7 @@ class Wanted(NamedTuple):
     """A new disk.  fstype: "ext4", "xfs" or None.
 
     partition: in the one partition of a GPT, as OpenVZ does; the disks of our containers have none.
+    form: of the file system.
     """
 
     size: int
@@ -139,6 +140,7 @@ class Wanted(NamedTuple):
     fstype: str | None = "ext4"
     label: str = ""
     partition: bool = False
+    form: filesystem.Form = filesystem.Form()
 
 
 def create(node: Node, path: str, wanted: Wanted, progress: Progress) -> None:
@@ -189,7 +191,7 @@ def _make_filesystem(disk: Disk, wanted: Wanted) -> None:
             found = Part(found.start, found.size, gpt.write(fd, found.start, found.size))
             os.fsync(fd)
     with imagedevice.device(image, found) as loop:
-        filesystem.make(loop.device, wanted.fstype or "", label=wanted.label)
+        filesystem.make(loop.device, wanted.fstype or "", label=wanted.label, form=wanted.form)
 
 
 def restore_descriptor(

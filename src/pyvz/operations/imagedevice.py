@@ -7,6 +7,7 @@ it.  A loop device is made of just that part, so whoever mounts it sees no parti
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from pyvz.image.file import opened
 from pyvz.linux import filesystem, loopdevice
 from pyvz.linux.loopdevice import Loop
 from pyvz.linux.mount import mounts
+from pyvz.storage import ploopdisk
 
 
 class Part(NamedTuple):
@@ -61,6 +63,15 @@ def part(path: Path, d: Descriptor) -> Part:
         start, size = identity.data_offset(path), identity.size(path)
     with opened(path) as fd:
         return Part(start, size, gpt.find(fd, start, size))
+
+
+def raw_part(path: Path) -> ploopdisk.Part:
+    """Return where in a disk without a header the file system is, and its kind."""
+    with opened(path) as fd:
+        size = os.fstat(fd).st_size // loopdevice.SECTOR * loopdevice.SECTOR
+        found = gpt.find(fd, 0, size) if size else None
+    offset, length = (found.offset, found.size) if found else (0, size)
+    return ploopdisk.Part(offset, length, filesystem.kind_at(path, offset))
 
 
 def places(path: Path) -> list[Place]:

@@ -11,15 +11,26 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
-from pyvz.errors import InvalidState, NotFound, NotMounted, Unsupported, UsageError, VZError
+from pyvz.errors import (
+    BadValue,
+    InvalidState,
+    MountError,
+    NotFound,
+    NotMounted,
+    StorageError,
+    Unsupported,
+    UsageError,
+    VZError,
+)
 from pyvz.image import identity
-from pyvz.image.disk import NAME, RAW, Shot, normal_guid
-from pyvz.linux import loopdevice, mount
+from pyvz.image.delta import stack
+from pyvz.image.disk import NAME, RAW, TEMPORARY, Shot, normal_guid
+from pyvz.linux import filesystem, loopdevice, mount, mountwords, syscall
 from pyvz.operations import imagedevice
 from pyvz.operations.image import Disk, held, leased, load
 from pyvz.operations.node import Node
 from pyvz.storage import ploopdisk, qcow2adopt
-from pyvz.storage.base import DiskUsage
+from pyvz.storage.base import DiskUsage, MountOptions
 from pyvz.storage.ploop import Driver
 
 
@@ -53,56 +64,130 @@ def _usable(disk: Disk) -> None:
         )
 
 
-def attach(
-    node: Node,
-    path: str,
-    *,
-    target: str | None = None,
-    readonly: bool = False,
-    guid: str | None = None,
-    fsck: bool = False,
-) -> Attached:
-    """Attach the top of a disk, or the snapshot GUID read-only, and mount it on TARGET if given.
+class Way(NamedTuple):
+    """How a disk is attached: target: where it is mounted (None: nowhere); guid: a snapshot.
 
-    PATH may be an image without a descriptor too.  Attached without a target, the device stays
-    until `detach`.  Raises Busy, AlreadyMounted, MountError, Unsupported (thin or raw).
+    words: mount options.  fstype: what must be in it.  below: images of a stack, the base first.
+    raw: the file is a disk without a header.
+    """
+
+    target: str | None = None
+    readonly: bool = False
+    guid: str | None = None
+    fsck: bool = False
+    words: tuple[str, ...] = ()
+    fstype: str = ""
+    below: tuple[str, ...] = ()
+    raw: bool = False
+
+
+def attach(node: Node, path: str, way: Way) -> Attached:
+    """Attach the top of a disk, or a snapshot of it read-only, and mount it if a target is given.
+
+    PATH may be an image without a descriptor too, the top of the stack `way.below`.  Attached
+    without a target, the device stays until `detach`.
+    Raises Busy, AlreadyMounted, MountError, Unsupported (thin), BadValue (another file system).
     """
     if not Path(path).is_dir() and not path.endswith(".xml"):
-        return _attach_file(node, Path(path), target, readonly=readonly, fsck=fsck)
+        _check_stack(path, way)
+        return _attach_file(node, Path(path), way)
     disk = load(path)
-    _usable(disk)
     d = disk.descriptor
-    if guid == "base":
-        guid = d.chain()[0].guid
+    if d.mode == RAW:
+        return _attach_file(node, disk.image(way.guid), way._replace(raw=True))
+    _usable(disk)
+    guid = d.chain()[0].guid if way.guid == "base" else way.guid
     snapshot = guid is not None and normal_guid(guid) != d.top
     image = disk.image(guid)
-    if target is None or not snapshot:
-        readonly = readonly or snapshot
-        return _attach_file(node, image, target, readonly=readonly, fsck=fsck)
+    if way.target is None or not snapshot:
+        return _attach_file(node, image, way._replace(readonly=way.readonly or snapshot))
+    _check_kind(image, ploopdisk.part_of(image).kind, way.fstype)
     with leased(node, disk.directory, "mount"):
-        Driver().mount_snapshot(
-            disk.directory.parent, guid or "", Path(target), disk=disk.directory.name
-        )
+        target = Path(way.target)
+        Driver().mount_snapshot(disk.directory.parent, guid or "", target, disk=disk.directory.name)
+        _apply(target, mountwords.parse(way.words), way)
     return _attached(image)[-1]
 
 
-def _attach_file(
-    node: Node, image: Path, target: str | None, *, readonly: bool, fsck: bool
-) -> Attached:
+def _check_stack(path: str, way: Way) -> None:
+    """Raise unless PATH, over the images below it, is the whole disk: then it hides them all."""
+    if not way.below:
+        return
+    files = [Path(each) for each in (*way.below, path)]
+    with stack(files) as found:
+        size = found.size
+    if not identity.is_identity(files[-1]):
+        raise Unsupported(
+            f"{path} is thin: a stack of deltas cannot be mounted as it is on this node",
+            hint="Write its DiskDescriptor.xml, and convert it: ploop convert -f preallocated",
+        )
+    if identity.size(files[-1]) != size:
+        raise InvalidState(f"{path} is a disk of another size than {files[0]}")
+
+
+def _attach_file(node: Node, image: Path, way: Way) -> Attached:
     image = image.parent.resolve() / image.name
+    words = mountwords.parse(way.words)
+    readonly = way.readonly or bool(words.attributes & syscall.MOUNT_ATTR_RDONLY)
     with leased(node, image.parent, "mount", stopped=True):
         imagedevice.check_free(image)
-        identity.data_offset(image)  # refuses other forms before anything is touched
-        if fsck and not readonly:
-            ploopdisk.recover(image)
-        if target is not None:
-            ploopdisk.mount_image(image, Path(target).resolve(), readonly=readonly)
-        else:
-            part = ploopdisk.part_of(image)
-            if not readonly:
+        part = imagedevice.raw_part(image) if way.raw else ploopdisk.part_of(image)
+        _check_kind(image, part.kind, way.fstype)
+        if way.fsck and not readonly:
+            _fsck(image, part, way)
+        if way.target is None:
+            if not (readonly or way.raw):
                 identity.set_in_use(image)
             loopdevice.attach(image, part.offset, part.size, readonly=readonly)
+        elif way.raw:
+            _mount_raw(image, part, Path(way.target).resolve(), words.rest, readonly=readonly)
+        else:
+            target, options = Path(way.target).resolve(), MountOptions(words.rest)
+            ploopdisk.mount_image(image, target, options, readonly=readonly)
+        if way.target is not None:
+            _apply(Path(way.target).resolve(), words, way)
     return _attached(image)[-1]
+
+
+def _fsck(image: Path, part: ploopdisk.Part, way: Way) -> None:
+    if not way.raw:
+        ploopdisk.recover(image)
+        return
+    with loopdevice.attached(image, part.offset, part.size) as loop:
+        whole = filesystem.check(loop.device, part.kind or "")
+    ploopdisk.wait_detached(image)
+    if not whole:
+        raise StorageError(f"The file system in {image} is damaged and needs a decision")
+
+
+def _mount_raw(
+    image: Path, part: ploopdisk.Part, target: Path, words: tuple[str, ...], *, readonly: bool
+) -> None:
+    if part.kind is None:
+        raise StorageError(f"There is no file system of a known kind in {image}")
+    sector = filesystem.sector_at(image, part.offset)
+    with loopdevice.attached(
+        image, part.offset, part.size, readonly=readonly, sector=sector
+    ) as loop:
+        ploopdisk.place(
+            filesystem.mount_detached(loop.device, part.kind, readonly=readonly, options=words),
+            target,
+        )
+
+
+def _check_kind(image: Path, kind: str | None, wanted: str) -> None:
+    if wanted and wanted != kind:
+        raise BadValue(f"{image} holds {kind or 'no file system that is known'}, not {wanted}")
+
+
+def _apply(target: Path, words: mountwords.MountWords, way: Way) -> None:
+    """Give the new mount its attributes; what refuses them is unmounted again."""
+    try:
+        mountwords.apply(os.fspath(target), words.attributes)
+    except OSError as error:
+        mount.umount(target)
+        options = ",".join(way.words)
+        raise MountError(f"{target} could not be mounted with {options}") from error
 
 
 def detach(node: Node, *, path: str = "", device: str = "", target: str = "") -> str:
@@ -120,7 +205,7 @@ def detach(node: Node, *, path: str = "", device: str = "", target: str = "") ->
             for each in reversed(place.targets):
                 mount.umount(each)
             loopdevice.detach(place.loop.device)
-        if identity.in_use(image):
+        if _is_ours(image) and identity.in_use(image):
             identity.clear_in_use(image)
     return os.fspath(places[0].loop.device)
 
@@ -130,9 +215,10 @@ def _image_of(path: str, device: str, target: str) -> Path:
         if Path(path).is_dir() or path.endswith(".xml"):
             return load(path).image()
         return Path(path).resolve()
-    for found in attached():
-        if (device and found.device == device) or (target and found.target == target):
-            return Path(found.image)
+    for image in loopdevice.backing_files():
+        for found in _attached(image):
+            if (device and found.device == device) or (target and found.target == target):
+                return image
     raise NotMounted(f"No image is mounted at {device or target}")
 
 
@@ -200,6 +286,35 @@ def snapshot(node: Node, path: str, guid: str | None = None) -> str:
     with leased(node, disk.directory, "snapshot"):
         Driver().snapshot(disk.directory.parent, wanted, disk=disk.directory.name)
     return wanted
+
+
+def temporary(node: Node, path: str, guid: str) -> Attached:
+    """Take a snapshot that is only wanted for a while, and attach it read-only.
+
+    It is marked in the descriptor; `end_temporary` takes it away.
+    """
+    made = snapshot(node, path, guid)
+    with held(node, path, "tsnapshot", online=True) as disk:
+        disk.save(disk.descriptor.with_mark(made, TEMPORARY[0]))
+    return attach(node, path, Way(guid=made, readonly=True))
+
+
+def end_temporary(node: Node, path: str) -> str:
+    """Detach the temporary snapshots of a disk and delete them; return the first device.
+
+    Raises NotMounted when there is none.
+    """
+    disk = load(path)
+    marked = [each.guid for each in disk.descriptor.snapshots if each.temporary]
+    if not marked:
+        raise NotMounted(f"{path} has no temporary snapshot")
+    devices = []
+    for guid in marked:
+        image = disk.image(guid)
+        if imagedevice.places(image):
+            devices.append(detach(node, path=os.fspath(image)))
+        delete(node, path, guid)
+    return devices[0] if devices else ""
 
 
 def switch(node: Node, path: str, guid: str) -> None:

@@ -164,9 +164,9 @@ def offers(node: Node, env: Environment, *, running: bool) -> tuple[DiskOffer, .
     if able.image:
         disks = tuple(_image_offer(env, driver, name) for name in names)
         return (*disks, rest)
-    limit = driver.usage(env.home).total if able.quota and able.df_exact else None
+    limit = storage.limit(driver, env.home)
     used = driver.usage(env.home).used if able.df_exact else file.tree_size(env.home)
-    return (DiskOffer(storage.ROOT_DISK, TREE, driver.name, limit or None, used), rest)
+    return (DiskOffer(storage.ROOT_DISK, TREE, driver.name, limit, used), rest)
 
 
 def _image_offer(env: Environment, driver: storage.StorageDriver, name: str) -> DiskOffer:

@@ -333,16 +333,19 @@ def _create(
 ) -> None:
     """Make the disk in `staging`; only some drivers have a file system of its own to choose."""
     size, archive = what
-    if driver.capabilities(staging).mount_options:
+    able = driver.capabilities(staging)
+    if able.mount_options:
         many = cast("storage.ManyDisks", driver)
         many.create(staging, size=size, source=archive, progress=progress, made=made)
         return
-    if made.inodes is not None:
+    if made.inodes is not None and not able.inode_limit:
         raise Unsupported(
             f"A number of inodes cannot be set: {driver.name} has no file system of its own",
             hint="Leave --diskinodes out.",
         )
     driver.create(staging, size=size, source=archive, progress=progress)
+    if made.inodes is not None:
+        driver.limit_inodes(staging, made.inodes)
 
 
 def _archive(

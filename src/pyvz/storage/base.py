@@ -59,6 +59,7 @@ class Capabilities(NamedTuple):
     changed_blocks: bool = False  # changed() (with snapshot), image_changes() (with image)
     df_exact: bool = False  # statvfs inside shows the container's own size and use
     quota: bool = False  # a size is enforced; without it create and resize refuse any size
+    inode_limit: bool = False  # limit_inodes() at any time, to any number
     block_device: bool = False  # devices() names a device of the disk's own (while mounted)
     compact: bool = False  # compact() gives freed space back
     check: bool = False  # check() finds (and repairs) damage
@@ -92,13 +93,17 @@ class NewFileSystem(NamedTuple):
 
 
 class DiskUsage(NamedTuple):
-    """Space of a disk in bytes and its inodes, as `df` inside the container shows them."""
+    """Space of a disk in bytes and its inodes, as `df` inside the container shows them.
+
+    limited: it is the disk's own; else the disk takes what its pool has.
+    """
 
     total: int
     used: int
     free: int
     inodes: int
     inodes_used: int
+    limited: bool = True
 
 
 class Extras(Protocol):
@@ -359,6 +364,14 @@ class ManyDisks(Protocol):
 
     def devices(self, home: Path, *, disk: str | None = None) -> Sequence[tuple[int, int]]:
         """As StorageDriver.devices, of one disk or of all that are mounted."""
+
+
+def limit(driver: StorageDriver, home: Path) -> int | None:
+    """Return the size in bytes that the disk in `home` is held to; None: none of its own."""
+    if not driver.capabilities(home).quota:
+        return None
+    found = driver.usage(home)
+    return found.total if found.limited else None
 
 
 def many_disks(driver: StorageDriver, home: Path) -> ManyDisks:

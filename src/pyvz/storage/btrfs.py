@@ -106,7 +106,7 @@ class Driver(base.Extras):
         if limit is None:
             return pool
         free = min(max(0, limit - used), pool.free)
-        return pool._replace(total=limit, used=min(used, limit), free=free)
+        return pool._replace(total=limit, used=min(used, limit), free=free, limited=True)
 
     def resize(self, home: Path, size: int) -> None:
         """Set the limit; not below what is used."""

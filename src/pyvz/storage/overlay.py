@@ -203,8 +203,9 @@ class Driver(tree.Directory):
         del home, guid, disk
         mount.umount(target)
 
-    def no_size(self) -> Unsupported:
+    def no_size(self, place: Path) -> Unsupported:
         """Return why: the pool is one for all."""
+        del place
         return Unsupported(
             "A container on an overlay cannot be given a disk size",
             details="df inside shows the space of the whole pool.",

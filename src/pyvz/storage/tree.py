@@ -35,15 +35,15 @@ class Directory(base.Extras, Protocol):
         """Put into `new` what the disk of `home` has, for one in `new_home`."""
 
     @abstractmethod
-    def no_size(self) -> Unsupported:
-        """Return why it cannot have a size."""
+    def no_size(self, place: Path) -> Unsupported:
+        """Return why it cannot have a size in the directory `place`."""
 
     def create(
         self, home: Path, *, size: int | None, source: Path | None, progress: Progress
     ) -> None:
         """Build the directory beside and give it its name."""
         if size is not None:
-            raise self.no_size()
+            raise self.no_size(home)
         if self.present(home):
             return
         with self.built(home) as new:
@@ -62,8 +62,8 @@ class Directory(base.Extras, Protocol):
 
     def resize(self, home: Path, size: int) -> None:
         """Refuse: there is no size."""
-        del home, size
-        raise self.no_size()
+        del size
+        raise self.no_size(home)
 
     def usage(self, home: Path) -> base.DiskUsage:
         """Return the space of the file system that holds the home."""
@@ -148,6 +148,7 @@ def usage(place: Path) -> base.DiskUsage:
         free=space.f_bavail * block,
         inodes=space.f_files,
         inodes_used=space.f_files - space.f_ffree,
+        limited=False,
     )
 
 
