@@ -92,6 +92,41 @@ def test_mounting_snapshots_and_lists(world: World, tmp_path: Path) -> None:
     assert "behind the end" in world.run("ploop", "check", f"{tmp_path}/copy.hds", code=11)
 
 
+def test_the_disk_tool_tells_and_converts(world: World, tmp_path: Path) -> None:
+    world.run("ploop", "init", "-s", "256M", "-B", "1024", "-n", f"{tmp_path}/root.hds")
+    told = world.run("prl_disk_tool", "resize", "--info", "--hdd", f"{tmp_path}/root.hds")
+    least = int(told.splitlines()[2].split()[1].rstrip("M"))
+    tabs = "\t" * 6
+    assert told == (
+        f"Disk information:\n\tSize:{tabs}256M\n\tMinimum:{tabs[1:]}{least}M\n"
+        "\tMinimum without resizing the last partition:\t256M\n"
+    )
+    assert 4 < least < 100
+    world.run("prl_disk_tool", "resize", "-n", "--size", f"{least + 20}M", "--hdd", f"{tmp_path}")
+    assert "\t256M" in world.run("prl_disk_tool", "resize", "-i", "--hdd", f"{tmp_path}")
+    world.run("prl_disk_tool", "resize", "--size", f"{least + 20 << 10}K", "--hdd", f"{tmp_path}")
+    told = world.run("prl_disk_tool", "resize", "-i", "--units", "K", "--hdd", f"{tmp_path}")
+    assert f"Size:{tabs}{least + 20 << 10}K\n" in told
+    world.run("prl_disk_tool", "resize", "-i", "--units", "B", "--hdd", f"{tmp_path}", code=255)
+
+    def blocks() -> list[int]:
+        lines = world.run("prl_disk_tool", "compact", "--info", "--hdd", f"{tmp_path}").splitlines()
+        assert [line[:26] for line in lines] == [
+            "        Block size:       ", "        Total blocks:     ",
+            "        Allocated blocks: ", "        Used blocks:      ",
+        ]  # fmt: skip
+        return [int(line[26:]) for line in lines]
+
+    size, total, allocated, used = blocks()
+    assert (size, total) == (2048, least + 20)
+    assert used < total
+    assert allocated < total
+    world.run("prl_disk_tool", "convert", "--plain", "--hdd", f"{tmp_path}")
+    assert blocks()[2] == total
+    world.run("prl_disk_tool", "convert", "--expanding", "--merge", "--hdd", f"{tmp_path}")
+    assert blocks()[2] < total
+
+
 def test_exit_codes(world: World, tmp_path: Path) -> None:
     xml = tmp_path / "DiskDescriptor.xml"
     world.run("ploop", "init", "-s", "32M", "-t", "none", f"{tmp_path}/root.hds")
@@ -122,6 +157,8 @@ def test_exit_codes(world: World, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
     assert "Usage: ploop init" in world.run("ploop", "init", "--help")
     for words in (("resize", "--hdd", f"{tmp_path}"), ("nosuch", "--hdd", "x"), ("resize",)):
-        world.run("prl_disk_tool", *words, code=1)
-    world.run("prl_disk_tool", "convert", "--plain", "--hdd", f"{tmp_path}", code=255)
+        world.run("prl_disk_tool", *words, code=255)
+    world.run("prl_disk_tool", "convert", "--hdd", f"{tmp_path}", code=255)
+    world.run("prl_disk_tool", "convert", "--plain", "--split", "--hdd", f"{tmp_path}", code=13)
+    world.run("prl_disk_tool", "resize", "--size", "8M", "--hdd", f"{tmp_path}", code=255)
     assert os.listdir(tmp_path).count("root.hds") == 1

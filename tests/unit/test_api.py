@@ -24,11 +24,13 @@ TOP = Path(__file__).resolve().parents[2]
 
 # The methods of docs/design/contracts.md that answer with a stream.
 # They change nothing, but open any file that they are told: for root only.
-ROOT_QUERIES = {f"io.pyvz.Image.{name}" for name in ("Snapshots", "Info", "Usage", "List")}
+ROOT_QUERIES = {
+    f"io.pyvz.Image.{name}" for name in ("Snapshots", "Info", "Usage", "Estimate", "List")
+}
 ROOT_QUERIES |= {"io.pyvz.Pool.List", "io.pyvz.Machine.Capture"}
 SESSIONS = {"SignalSession", "Console", "Exec", "Receive", "Serve"}
 STREAMS = {
-    "Image": "Init Resize Check FsCheck Convert Copy Discard",
+    "Image": "Init Resize Check FsCheck Convert Copy Discard Reserve",
     "Environment": "Create Start Stop Restart Reset Resume Delete Clone Move Exec",
     "Checkpoint": "Suspend Restore",
     "Migration": "Migrate",

@@ -110,6 +110,9 @@ PLOOP: Table = {
     errors.Cancelled: 29,
 }
 
+# It executes ploop for disks of containers (CommandCt.cpp); what it refuses itself is -1.
+DISK_TOOL: Table = {**PLOOP, errors.UsageError: 255}
+
 VCMMDCTL: Table = {
     errors.VZError: 1,
     errors.UsageError: 2,  # optparse's
@@ -155,7 +158,7 @@ DIALECTS: dict[str, Table] = {
     "prlsrvctl": PRLCTL,
     "vzctl": VZCTL,
     "ploop": PLOOP,
-    "prl_disk_tool": PRLCTL,
+    "prl_disk_tool": DISK_TOOL,
     "vzlist": VZLIST,
     "vznetstat": VZLIST,
     "pcompact": VZLIST,

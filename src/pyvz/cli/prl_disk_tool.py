@@ -6,7 +6,7 @@ import os
 import sys
 
 from pyvz.cli import arguments
-from pyvz.cli.ploop_size import parse_size
+from pyvz.cli.ploop_size import SECTOR, parse_size
 from pyvz.cli.program import run
 from pyvz.cli.server import Server
 from pyvz.errors import Unsupported, UsageError
@@ -19,20 +19,25 @@ if TYPE_CHECKING:
     from pyvz.cli.arguments import Arguments, OptionRow
 
 OPTIONS: tuple[OptionRow, ...] = (
-    ("--hdd", "DIR", "the disk: the directory with its DiskDescriptor.xml"),
-    ("--size", "SIZE", "resize: with the suffix K, M, G, T (default: M)"),
-    ("--resize_partition", "", "resize: the partition and file system too"),
-    ("--plain", "", "convert: a disk whose space is taken at once"),
-    ("--expanding", "", "convert: a disk that takes space as it is needed"),
-    ("-i,--info", "", "only show the sizes"),
-    ("--units", "K|M|G|T", "of the sizes shown (default: M)"),
-    ("-f,--force", "", "accepted, no effect"),
-    ("--no-space-check", "", "accepted, no effect"),
-    ("--external", "", "accepted, no effect"),
+    ("--hdd", "DIR", "the disk: the directory with its DiskDescriptor.xml, or a file in it"),
+    ("--size", "SIZE", "resize: with the suffix K, M, G, T (default: M); whole MiB"),
+    ("--resize_partition", "", "accepted: partition and file system always follow"),
+    ("--plain", "", "convert: keep the space of the whole disk from now on"),
+    ("--expanding", "", "convert: take space as it is needed"),
     ("--merge", "", "convert: without its snapshots"),
     ("--split", "", "not supported"),
-    ("--help", "", "show this"),
+    ("-i,--info", "", "resize, compact: only show what they could do"),
+    ("--units", "K|M|G|T", "of the sizes shown by resize --info (default: M)"),
+    ("-n,--dry-run", "", "only say what would be done"),
+    ("-v,--verbose", "", "say what is done"),
+    ("-f,--force", "", "accepted, no effect"),
+    ("--no-space-check", "", "accepted, no effect"),
+    ("--external", "", "accepted: there is one kind of snapshots"),
+    ("--comm", "NAME", "accepted, no effect"),
+    ("-h,--help,--usage", "", "show this"),
 )
+DESCRIPTOR = "DiskDescriptor.xml"
+_INDENT = " " * 8
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,63 +54,121 @@ def dispatch(argv: list[str]) -> int:
     if args.has("help") or args.words == ["help"]:
         sys.stdout.write(usage())
         return 0
+    if not args.words:
+        raise UsageError("No operation specified")
     name = args.word("A command")
     functions = {row[0]: row[3] for row in COMMANDS}
     if name not in functions:
-        raise UsageError(f"Unknown command: {name}", hint="prl_disk_tool --help lists them.")
-    path = args.value("hdd")
-    if path is None:
-        raise UsageError("A disk is not specified (--hdd)")
+        raise UsageError(f"Unknown action: {name}", hint="prl_disk_tool --help lists them.")
+    path = _disk_of(args.value("hdd"))
     with Server("prl_disk_tool") as server:
-        return functions[name](args, os.path.abspath(path), server)
+        return functions[name](args, path, server)
+
+
+def _disk_of(given: str | None) -> str:
+    """Return the directory of the disk that --hdd names: it, or a file beside the descriptor."""
+    if given is None:
+        raise UsageError("Invalid disk path", details="A disk is not specified (--hdd).")
+    path = os.path.abspath(given)
+    if not os.path.exists(path):
+        raise UsageError("Invalid disk path", details=f"{path} is not there.")
+    directory = path if os.path.isdir(path) else os.path.dirname(path)
+    if not os.path.exists(os.path.join(directory, DESCRIPTOR)):
+        raise UsageError(
+            "Invalid disk path",
+            details=f"{directory} has no {DESCRIPTOR}.",
+            hint="Disks of virtual machines: prlctl set VM --device-set hddN --size; qemu-img(1).",
+        )
+    return directory
+
+
+def _only_said(args: Arguments, what: str) -> bool:
+    """Say what is done, if that is wanted; return whether that is all."""
+    if args.has("dry-run") or args.has("verbose"):
+        sys.stdout.write(what + "\n")
+    return args.has("dry-run")
 
 
 def resize(args: Arguments, path: str, server: Server) -> int:
-    """Resize a disk."""
+    """Resize a disk and what is in it; or show how small it could become."""
     if args.has("info"):
-        return _info(args, path, server)
+        return _resize_info(args, path, server)
     text = args.value("size")
     if text is None:
-        raise UsageError("A size is not specified (--size)")
-    # As the original: the file system follows only when it is asked for.
-    server.run(
-        "Image.Resize",
-        path=path,
-        size=parse_size(text, "M"),
-        filesystem=args.has("resize_partition"),
+        raise UsageError("Target size not found", details="A size is not specified (--size).")
+    size = parse_size(text, "M") >> 20 << 20
+    if not size:
+        raise UsageError(f"{text} is less than 1 MiB")
+    if not _only_said(args, f"Resizing {path} to {size >> 20}M"):
+        server.run("Image.Resize", path=path, size=size)
+        sys.stdout.write("Operation progress 100 %\nThe virtual disk has been resized.\n")
+    return 0
+
+
+def _resize_info(args: Arguments, path: str, server: Server) -> int:
+    unit = args.value("units") or "M"
+    if unit not in ("K", "M", "G", "T"):
+        raise UsageError("Cannot parse units", details=f"{unit} is none of K, M, G, T.")
+    step = parse_size("1" + unit)
+    found = server.ask("Image.Estimate", path=path)["estimate"]
+    size = f"{found['size'] // step}{unit}"
+    tabs = "\t" * 6
+    sys.stdout.write(
+        f"Disk information:\n\tSize:{tabs}{size}\n"
+        f"\tMinimum:{tabs[1:]}{-(-found['minimum'] // step)}{unit}\n"
+        f"\tMinimum without resizing the last partition:\t{size}\n"
     )
-    sys.stdout.write("Operation progress 100 %\nThe virtual disk has been resized.\n")
+    if not found["resizable"]:
+        sys.stderr.write(
+            "    Warning! The last partition cannot be resized because its file system is either "
+            "not supported or damaged.\n"
+        )
     return 0
 
 
 def compact(args: Arguments, path: str, server: Server) -> int:
-    """Give free space back."""
+    """Give free space back; or show how much of the disk takes space."""
     if args.has("info"):
-        return _info(args, path, server)
-    freed = server.run("Image.Discard", path=path)["size"]
-    sys.stdout.write(f"The virtual disk has been compacted: {freed >> 20} MB were freed.\n")
+        return _compact_info(path, server)
+    if not _only_said(args, f"Giving the free space of {path} back"):
+        freed = server.run("Image.Discard", path=path)["size"]
+        sys.stdout.write(f"The virtual disk has been compacted: {freed >> 20} MB were freed.\n")
+    return 0
+
+
+def _compact_info(path: str, server: Server) -> int:
+    found = server.ask("Image.Estimate", path=path)["estimate"]
+    block = found["blocksize"]
+    for title, number in (
+        ("Block size:       ", block // SECTOR),
+        ("Total blocks:     ", found["size"] // block),
+        ("Allocated blocks: ", -(-found["allocated"] // block)),
+        ("Used blocks:      ", -(-found["used"] // block)),
+    ):
+        sys.stdout.write(f"{_INDENT}{title}{number}\n")
     return 0
 
 
 def convert(args: Arguments, path: str, server: Server) -> int:
-    """Bring a disk into the form that runs here."""
+    """Bring a disk into the form that runs here, thin or with all its space."""
     if args.has("split"):
         raise Unsupported("A disk in several parts is not supported")
-    if args.has("plain") and not args.has("expanding"):
-        raise Unsupported(
-            "A disk with all its space taken is not made",
-            hint="Disks take space as they need it: --expanding. Reserve it with fallocate(1).",
-        )
+    if args.has("plain") == args.has("expanding"):
+        raise UsageError("Either --plain or --expanding must be specified")
     if args.has("merge"):
         merge(args, path, server)
+    if _only_said(args, f"Converting {path}"):
+        return 0
     server.run("Image.Convert", path=path, format="preallocated")
+    server.run("Image.Reserve" if args.has("plain") else "Image.Discard", path=path)
     sys.stdout.write("The virtual disk has been converted.\n")
     return 0
 
 
 def merge(args: Arguments, path: str, server: Server) -> int:
     """Delete all snapshots; what the disk holds now stays."""
-    del args
+    if _only_said(args, f"Merging the snapshots of {path}"):
+        return 0
     shots = server.ask("Image.Snapshots", path=path)["snapshots"]
     if not all(row["current"] for row in shots):
         server.run("Image.Convert", path=path, format="preallocated")
@@ -116,19 +179,10 @@ def merge(args: Arguments, path: str, server: Server) -> int:
     return 0
 
 
-def _info(args: Arguments, path: str, server: Server) -> int:
-    unit = (args.value("units") or "M").upper()
-    step = parse_size("1" + unit)
-    size = server.ask("Image.Info", path=path)["facts"]["size"]
-    used = server.ask("Image.Usage", path=path)["space"]["used"]
-    sys.stdout.write(f"Size:\t\t{size // step}{unit}\nUsed:\t\t{-(-used // step)}{unit}\n")
-    return 0
-
-
 COMMANDS: tuple[tuple[str, str, str, Callable[[Arguments, str, Server], int]], ...] = (
-    ("resize", "--size SIZE [--resize_partition]", "resize a disk", resize),
-    ("compact", "", "give free space back to the node", compact),
-    ("convert", "--expanding [--merge]", "bring a disk into the form that runs here", convert),
+    ("resize", "--size SIZE | --info [--units U]", "resize a disk and what is in it", resize),
+    ("compact", "[--info]", "give free space back to the node", compact),
+    ("convert", "--plain|--expanding [--merge]", "bring it into the form that runs here", convert),
     ("merge", "", "delete all snapshots of a disk, keep what it holds now", merge),
 )
 

@@ -14,7 +14,7 @@ from pyvz.errors import UsageError
 from pyvz.image.disk import EXPANDED, PREALLOCATED
 from pyvz.image.report import Report
 from pyvz.linux.filesystem import Form
-from pyvz.operations import image, imagemount
+from pyvz.operations import image, imageestimate, imagemount
 from pyvz.operations.image import FORMATS, Wanted
 from pyvz.operations.imagemount import Way
 from pyvz.operations.node import Node
@@ -55,6 +55,19 @@ class SpaceValue(TypedDict):
     used: int
     inodes: int
     inodes_used: int
+
+
+class EstimateValue(TypedDict):
+    """A disk in bytes.  minimum: what Resize could make of it; resizable: its file system can
+    shrink; allocated: what its image takes, used: what its file system has in use.
+    """
+
+    size: int
+    minimum: int
+    resizable: bool
+    blocksize: int
+    allocated: int
+    used: int
 
 
 class CheckValue(TypedDict):
@@ -305,6 +318,30 @@ class Image(Api, VarlinkInterface, name="io.pyvz.Image"):
             "inodes": found.inodes,
             "inodes_used": found.inodes_used,
         }
+
+    @varlinkmethod(return_parameter="estimate", allow_foreign=True)
+    async def Estimate(self, *, path: str) -> EstimateValue:
+        """Return how small a disk could become, and what it takes."""
+        found: imageestimate.Estimate = await self.query(imageestimate.estimate, path)
+        return {
+            "size": found.size,
+            "minimum": found.minimum,
+            "resizable": found.resizable,
+            "blocksize": found.blocksize,
+            "allocated": found.allocated,
+            "used": found.used,
+        }
+
+    @streaming(Size)
+    def Reserve(self, node: Node, *, path: str) -> Work:
+        """Keep space in the pool for the whole disk; return its size.  Can be called off."""
+        return Work(
+            "reserve",
+            path,
+            lambda task: imageestimate.reserve(node, path, task),
+            lambda size: {"size": size},
+            cancellable=True,
+        )
 
     @varlinkmethod(return_parameter="attached", allow_foreign=True)
     async def List(self) -> list[AttachedValue]:

@@ -339,11 +339,20 @@ def resize_offline(device: Path, kind: str, size: int) -> None:
 
 
 def minimum(device: Path, kind: str) -> int:
-    """Return to how many bytes an unmounted ext4 could shrink; Unsupported for xfs."""
+    """Return to how many bytes an ext4 could shrink, about; Unsupported for xfs."""
     if kind != "ext4":
         raise Unsupported("An xfs file system cannot shrink")
-    text = run.run(["resize2fs", "-P", device], timeout=600).stdout
-    return int(text.rpartition(":")[2]) * 4096
+    text = run.run(["resize2fs", "-P", "-f", device], timeout=600).stdout
+    return int(text.rpartition(":")[2]) * _block_ext4(device)
+
+
+def _block_ext4(device: Path) -> int:
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        (log_block,) = struct.unpack("<I", os.pread(fd, 4, _EXT_SUPERBLOCK + 24))
+    finally:
+        os.close(fd)
+    return 1024 << int(log_block)
 
 
 def new_uuid(device: Path, kind: str) -> None:
