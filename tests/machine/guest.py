@@ -1,7 +1,7 @@
 """The program inside the machine: one step after another, one JSON line each on the second port.
 
-Standard library only, and alone: it is copied to the payload disk.  A step is a function that
-raises on failure; the following steps run all the same, each makes what it needs.  The lines:
+Standard library only: it is copied to the payload disk, with the modules beside it.  A step is a
+function that raises on failure; the following steps run all the same, each makes what it needs.  The lines:
 {"step": name, "ok": bool, "text": what was said, "seconds": float}, the last {"step": "end"}.
 """
 
@@ -11,138 +11,36 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-PAYLOAD = Path("/payload")
-SOURCES = Path("/opt/pyvz")
+import gueststorage
+from guesttools import (
+    MIB,
+    NAME,
+    PAYLOAD,
+    SOURCES,
+    STEPS,
+    TEMPLATE,
+    Failed,
+    booted,
+    ct,
+    groups,
+    limit,
+    need,
+    pid_of,
+    run,
+    running,
+    status,
+    step,
+    until,
+    uuid,
+)
+
 REPORT = Path("/dev/ttyS1")
-TEMPLATE = "debian-12-x86_64"
-NAME = "m1"
-MIB = 1 << 20
-SLOW = 300.0  # seconds; this machine is emulated
-
-STEPS: list[Callable[[], None]] = []
-
-
-class Failed(AssertionError):
-    """A step did not see what it must see."""
-
-
-def step(function: Callable[[], None]) -> Callable[[], None]:
-    """Put a function into the list of steps."""
-    STEPS.append(function)
-    return function
-
-
-def run(*argv: str | Path, code: int | None = 0, timeout: float = SLOW) -> str:
-    """Run a program, show it, insist on its exit code (None: any), return what it printed."""
-    print("#", *argv, flush=True)
-    done = subprocess.run(
-        [str(word) for word in argv],
-        check=False,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        timeout=timeout,
-    )
-    print(done.stdout, end="", flush=True)
-    if code is not None and done.returncode != code:
-        raise Failed(f"{' '.join(map(str, argv))}: exit {done.returncode}, not {code}")
-    return done.stdout
-
-
-def ct(*argv: str, code: int | None = 0, timeout: float = SLOW) -> str:
-    """Run a program inside the container."""
-    return run("prlctl", "exec", NAME, *argv, code=code, timeout=timeout)
-
-
-def need(condition: object, what: str) -> None:
-    """Fail unless it is so."""
-    if not condition:
-        raise Failed(what)
-
-
-def until(condition: Callable[[], object], what: str, timeout: float = SLOW) -> None:
-    """Wait for it."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise Failed(f"not after {timeout:.0f} s: {what}")
-        time.sleep(0.5)
-
-
-def status() -> str:
-    """The container's state in one word."""
-    return run("prlctl", "status", NAME).split()[-1]
-
-
-def uuid() -> str:
-    """The container's UUID without braces."""
-    rows = run("prlctl", "list", "-a", "-H", "-o", "uuid,name")
-    for row in rows.splitlines():
-        if row.split()[-1:] == [NAME]:
-            return row.split()[0].strip("{}")
-    raise Failed("prlctl list does not know it")
-
-
-def groups() -> list[Path]:
-    """Every cgroup of the container that the node sees, outermost first."""
-    name = uuid()
-    found = []
-    for folder, _, _ in os.walk("/sys/fs/cgroup"):
-        if name in os.path.basename(folder):
-            found.append(Path(folder))
-    return found
-
-
-def limit(file: str) -> str:
-    """A limit of the container as the kernel has it: the outermost cgroup that has the file."""
-    for group in groups():
-        if (group / file).exists():
-            value = (group / file).read_text().strip()
-            print(f"{group / file}: {value}", flush=True)
-            return value
-    raise Failed(f"no cgroup of the container has {file}: {groups()}")
-
-
-def booted() -> str:
-    """Wait for systemd inside to be through with booting; early on it cannot be asked yet."""
-    answer = ""
-
-    def over() -> bool:
-        nonlocal answer
-        answer = ct("systemctl", "is-system-running", "--wait", code=None).strip()
-        return answer in {"running", "degraded"}
-
-    until(over, "systemd inside says that it is up")
-    return answer
-
-
-def running() -> None:
-    """See to it that the container runs and its systemd is through with booting."""
-    if status() != "running":
-        run("prlctl", "start", NAME)
-    booted()
-
-
-def pid_of(pattern: str) -> int:
-    """The pid of the one process whose command line matches."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            if re.search(pattern, command):
-                return int(entry.name)
-    raise Failed(f"no process {pattern}")
 
 
 @step
@@ -413,79 +311,7 @@ def quota_of_users() -> None:
     run("prlctl", "stop", NAME)
 
 
-def quota_pool(kind: str, *options: str) -> Path:
-    """A file system with project quota, and a pool of directories in it."""
-    place = Path(f"/srv/{kind}")
-    place.mkdir()
-    disk = Path(f"/srv/{kind}.disk")
-    with disk.open("wb") as file:
-        file.truncate(2048 * MIB)
-    run(f"mkfs.{kind}", "-q", *options, disk)
-    run("mount", "-o", "loop,prjquota", disk, place)
-    run("prlsrvctl", "pool", "add", kind, "--driver", "simfs", "--path", place,
-        "--option", "quota=yes")  # fmt: skip
-    return place
-
-
-def df(name: str, option: str) -> tuple[int, int]:
-    """Total and used of / as `df` inside tells them."""
-    words = run("prlctl", "exec", name, "df", option, "/").splitlines()[-1].split()
-    return int(words[1]), int(words[2])
-
-
-def projects(place: Path) -> list[str]:
-    """The numbers that have use or limits, without the one of those who have none."""
-    found = run("repquota", "-P", "-n", place)
-    return [line.split()[0] for line in found.splitlines() if re.match(r"#[1-9]", line)]
-
-
-@step
-def directories_have_a_size() -> None:
-    """simfs with project quota, of xfs and ext4: size and files limited, shown by df, freed."""
-    xfs, ext4 = quota_pool("xfs"), quota_pool("ext4", "-O", "quota,project")
-    run("prlctl", "create", "q1", "--vmtype", "ct", "--ostemplate", TEMPLATE, "--pool", "xfs",
-        timeout=600)  # fmt: skip
-    for place in (xfs, ext4):
-        if place == ext4:
-            run("prlctl", "move", "q1", "--dst", "ext4", timeout=600)
-            need(projects(xfs) == [], "the old place still counts it")
-        run("prlctl", "set", "q1", "--diskspace", "700")
-        run("prlctl", "start", "q1")
-        until(lambda: "ok" in run("prlctl", "exec", "q1", "echo ok", code=None), "it is up")
-        total, used = df("q1", "-k")
-        need(total == 700 << 10 and 100 << 10 < used < total, f"df: {total} {used}")
-        said = run("prlctl", "exec", "q1", "dd if=/dev/zero of=/big bs=1M count=900", code=None)
-        need(re.search("No space|quota exceeded", said), "more was written than the size")
-        run("prlctl", "exec", "q1", "rm /big")
-        run("vzctl", "set", "q1", "--diskspace", "900M", "--save")
-        need(df("q1", "-k")[0] == 900 << 10, "it did not grow while it runs")
-        said = run("prlctl", "set", "q1", "--diskspace", "20", code=255)
-        need("are in use" in said, "it was made smaller than what is in it")
-        files = df("q1", "-i")[1] + 300
-        run("vzctl", "set", "q1", "--diskinodes", str(files), "--save")
-        need(df("q1", "-i")[0] == files, "df -i shows another number")
-        said = run("prlctl", "exec", "q1", "mkdir /m; cd /m; touch $(seq 2000)", code=None)
-        need(re.search("No space|quota exceeded", said), "there are more files than allowed")
-        run("prlctl", "exec", "q1", "rm -r /m")
-        run("vzctl", "set", "q1", "--diskinodes", str(files + 3000), "--save")
-        run("prlctl", "restart", "q1")
-        until(lambda: "ok" in run("prlctl", "exec", "q1", "echo ok", code=None), "it is back")
-        need(df("q1", "-k")[0] == 900 << 10, "a restart lost the size")
-        run("prlctl", "stop", "q1", "--kill")
-    run("prlctl", "clone", "q1", "--name", "q2", "--dst", "ext4", timeout=600)
-    need(len(projects(ext4)) == 2, "the clone has no project of its own")
-    run("mkdir", "/srv/plain")
-    refused = run("prlsrvctl", "pool", "add", "plain", "--driver", "simfs", "--path", "/srv/plain",
-                  "--option", "quota=yes", code=255)  # fmt: skip
-    need("keeps no project quota" in refused, "a pool without quota was not refused")
-    said = run("prlctl", "move", "q1", "--dst", "/srv/plain", code=255)
-    need("keeps no project quota" in said, "its size was lost on the way")
-    for name in ("q1", "q2"):
-        run("prlctl", "delete", name)
-    need(projects(ext4) == [], "numbers are left")
-    for kind in ("xfs", "ext4"):
-        run("prlsrvctl", "pool", "delete", kind)
-        run("umount", f"/srv/{kind}")
+step(gueststorage.directories_have_a_size)
 
 
 @step

@@ -150,7 +150,7 @@ def wheels() -> Path:
 
 
 def payload(work: Path, template_cache: Path, steps: str = "") -> Path:
-    """The second disk: the sources as they stand, the wheels, the template cache, guest.py.
+    """The second disk: the sources as they stand, the wheels, the template cache, guest*.py.
 
     steps: the names of those that are wanted; empty for all.
     """
@@ -160,7 +160,8 @@ def payload(work: Path, template_cache: Path, steps: str = "") -> Path:
     shutil.copytree(wheels(), tree / "wheels")
     (tree / "cache").mkdir()
     shutil.copy2(template_cache, tree / "cache" / "debian-12-x86_64.plain.tar.zst")
-    shutil.copy2(Path(__file__).with_name("guest.py"), tree / "guest.py")
+    for module in Path(__file__).parent.glob("guest*.py"):
+        shutil.copy2(module, tree / module.name)
     (tree / "steps").write_text(steps)
     used = int(run("du", "-sm", tree).split()[0])
     make_ext4(tree, image, size=f"{used * 5 // 4 + 32}M")
