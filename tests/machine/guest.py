@@ -1,7 +1,8 @@
 """The program inside the machine: one step after another, one JSON line each on the second port.
 
 Standard library only: it is copied to the payload disk, with the modules beside it.  A step is a
-function that raises on failure; the following steps run all the same, each makes what it needs.  The lines:
+function that raises on failure; the following steps run all the same, each makes what it needs.
+The lines:
 {"step": name, "ok": bool, "text": what was said, "seconds": float}, the last {"step": "end"}.
 """
 
