@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ _DISTRIBUTION = (Path("/usr/sbin/criu"), Path("/usr/bin/criu"))
 _CACHE = "criu.json"
 _FORMAT = 1
 _TEST_TIMEOUT = 60.0
+_DOUBT = 60.0  # seconds for which a verdict is believed that no CRIU works
 _LOCK_TIMEOUT = 150.0
 _VERSION = re.compile(r"^Version: (\d+)\.(\d+)(?:\.(\d+))?", re.MULTILINE)
 _HINT = "script/criu builds one that works with this kernel."
@@ -164,11 +166,18 @@ def _identity(path: Path) -> list[str | int]:
 
 
 def _load(cache: Path, key: list[object]) -> Verdict | None:
+    """Return the verdict that is kept; None: there is none, or it was bad and is not fresh.
+
+    A test may fail because the machine has just no memory, time or descriptors to spare.
+    """
     try:
+        age = time.time() - cache.stat().st_mtime
         stored = json.loads(cache.read_text(encoding="utf-8"))
         if stored["key"] != key:
             return None
         chosen, tried = stored["verdict"]
+        if chosen is None and age > _DOUBT:
+            return None
         made = [Criu(each[0], tuple(each[1]), each[2]) for each in tried]
         return Verdict(made[-1] if chosen is not None else None, tuple(made))
     except (OSError, ValueError, KeyError, TypeError, IndexError):

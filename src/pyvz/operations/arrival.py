@@ -79,7 +79,9 @@ def settle_in(
     It is still unborn, and whoever takes its lease repairs first: it is taken away again then.
     """
     journal.note(LIVE)
-    if not shared:
+    if shared:  # the home is the other node's until the decision: nothing in it is written
+        node.registry.attach(env)
+    else:
         staging = home.staging_of(env)
         home.take_ownership(node, staging)
         file.write_atomic(staging / env.kind.conf_name, conf.render())
@@ -101,7 +103,9 @@ def _undo(node: Node, env: Environment, *, shared: bool, live: bool) -> None:
         before.before_decision(node, env)
     Reservations(node.paths).release(env.uuid)
     node.id_ranges.release(env.uuid)
-    if not shared:
+    if shared:
+        node.registry.remove(env, keep_files=True)
+    else:
         mount.umount(place_of(node, env.uuid))
         with contextlib.suppress(OSError):
             place_of(node, env.uuid).rmdir()

@@ -73,18 +73,18 @@ def settle(node: Node, env: Environment, record: Record, outcome: str) -> None:
     frozen = record.step(FROZEN) is not None
     if outcome == decision.TAKEN and not record.data.get("clone"):
         if frozen:
-            _end(node, env)
+            _end(node, env, shared=bool(record.data.get("shared")))
         give_away(node, env, record)
     elif env.home.exists():
         tidy(node, env)
 
 
-def _end(node: Node, env: Environment) -> None:
+def _end(node: Node, env: Environment, *, shared: bool) -> None:
     """Take away what runs here of one that runs there."""
     if env.kind == Kind.VM:
         machineleaving.end(node, env)
         return
-    livedump.end(node, env)
+    livedump.end(node, env, shared=shared)
     livedump.tidy(node, env)
 
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from pyvz.container.frame import NAME as FRAME
-from pyvz.errors import BadValue, InDoubt, MigrationError, Unsupported, VZError
+from pyvz.errors import BadValue, InDoubt, MigrationError, VZError
 from pyvz.linux import file
 from pyvz.migration import decision, files, iterate, messages
 from pyvz.migration.dial import Peer
@@ -107,8 +107,8 @@ class Giving:
         finally:
             token.unlink(missing_ok=True)
         self.shared = bool(answer.get("shared"))
-        if self.shared and self.request.clone:
-            raise Unsupported("A copy on shared storage is made with: prlctl clone")
+        if self.shared:
+            suitable.check_shared(self.offer, clone=self.request.clone)
 
     # reserve
 

@@ -31,6 +31,8 @@ from pyvz.operations.node import Node
 log = logging.getLogger(__name__)
 
 _KILL_TIMEOUT: Final = 30.0
+# Names in <home>/dump; two, because both nodes may see the same home.
+LEAVING, ARRIVING = ".images", ".arriving"
 SETTLE: Final = 120.0  # seconds for a CRIU that has lost its vzd
 _ROOM: Final = 1.25  # images need so much more than the memory that is used
 
@@ -99,12 +101,19 @@ class Live:
             network.plug(self._node, self._env.uuid)
 
 
-def end(node: Node, env: Environment) -> None:
-    """Take away what one that has gone has left in the kernel.  Idempotent."""
+def end(node: Node, env: Environment, *, shared: bool) -> None:
+    """Take away what one that has gone has left in the kernel.  Idempotent.
+
+    shared: its home is the other node's now, with the mark that it runs there.
+    """
+    mark = env.home / ".running"
+    runs = shared and mark.exists()
     node.checkpoint.settle(env.uuid, SETTLE)
     if env.uuid in node.runtime.running():
         node.runtime.kill(env.uuid, timeout=_KILL_TIMEOUT)
     ground.clear(node, env)
+    if runs:
+        mark.touch()
 
 
 def go_on(node: Node, env: Environment) -> None:
@@ -113,13 +122,18 @@ def go_on(node: Node, env: Environment) -> None:
     dump.go_on(node, env, broken=True)
 
 
-def place_of(node: Node, env: Environment, *, memory: int) -> Path:
+def places(node: Node, env: Environment, name: str = LEAVING) -> tuple[Path, Path]:
+    """Return where the images of CRIU may be: in memory, on disk."""
+    return node.paths.run / "images" / env.uuid, env.home / "dump" / name
+
+
+def place_of(node: Node, env: Environment, *, memory: int, name: str = LEAVING) -> Path:
     """Return where the images of CRIU go: into memory where they fit, else to the disk."""
-    fast = node.paths.run / "images" / env.uuid
+    fast, slow = places(node, env, name)
     free = os.statvfs(node.paths.run)
     if memory * _ROOM < free.f_bavail * free.f_frsize / 2:
         return fast
-    return env.home / "dump" / ".images"
+    return slow
 
 
 @contextmanager
@@ -150,7 +164,7 @@ def remove(path: Path) -> None:
         log.warning("%s could not be removed: %s", path, error)
 
 
-def tidy(node: Node, env: Environment) -> None:
+def tidy(node: Node, env: Environment, name: str = LEAVING) -> None:
     """Take away images that a death has left."""
-    for path in (node.paths.run / "images" / env.uuid, env.home / "dump" / ".images"):
+    for path in places(node, env, name):
         remove(path)

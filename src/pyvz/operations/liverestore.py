@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Final
 
 from pyvz.container import guestinit
@@ -75,7 +76,9 @@ class Arrival:
 
     def prepare(self, frame: str, *, memory_used: int) -> None:
         """Begin; `frame` is the text of the frame's file."""
-        self.images = livedump.place_of(self._node, self._env, memory=memory_used)
+        self.images = livedump.place_of(
+            self._node, self._env, memory=memory_used, name=livedump.ARRIVING
+        )
         livedump.make(self.images)
         file.write_atomic(self.images / "pyvz.json", frame, 0o600)
         self._frame = Frame.load(self.images)
@@ -204,13 +207,17 @@ def after_death(node: Node, env: Environment, *, went: bool) -> None:
         (env.home / ".running").touch()
     else:
         ground.clear(node, env)
-        images = node.paths.run / "images" / env.uuid
-        if not went and (images / "inventory.img").exists():
-            try:
-                dump.keep(node, env, images)
-            except (VZError, OSError):
-                log.exception("%s: its memory could not be kept: it is stopped", env.name)
-    livedump.tidy(node, env)
+        for images in livedump.places(node, env, livedump.ARRIVING):
+            if not went and (images / "inventory.img").exists():
+                _keep(node, env, images)
+    livedump.tidy(node, env, livedump.ARRIVING)
+
+
+def _keep(node: Node, env: Environment, images: Path) -> None:
+    try:
+        dump.keep(node, env, images)
+    except (VZError, OSError):
+        log.exception("%s: its memory could not be kept: it is stopped", env.name)
 
 
 def before_decision(node: Node, env: Environment) -> None:
@@ -224,4 +231,4 @@ def before_decision(node: Node, env: Environment) -> None:
     RunState.clear(node.paths, env.uuid)
     if env.home.exists():
         ground.umount_root(node, env, cleaning=True)
-    livedump.tidy(node, env)
+    livedump.tidy(node, env, livedump.ARRIVING)

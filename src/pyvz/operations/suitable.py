@@ -199,6 +199,21 @@ def is_shared(node: Node, offer: Offer) -> Path | None:
     return place if found == offer.token else None
 
 
+def check_shared(offer: Offer, *, clone: bool) -> None:
+    """Raise Unsupported for what cannot be done where both nodes see the same files."""
+    if clone:
+        raise Unsupported("A copy on shared storage is made with: prlctl clone")
+    # The other node mounts the disks while they are mounted here: fine for files, not for the
+    # blocks of one file system.
+    if offer.live and any(disk.form == IMAGE for disk in offer.disks):
+        raise Unsupported(
+            f"{offer.name} has disk images on storage that both nodes share: it cannot move "
+            "there while it runs",
+            hint="Have it stopped for the move: vzmigrate without --online, prlctl migrate "
+            "--offline.",
+        )
+
+
 TOKEN: Final = ".migrate-token"  # noqa: S105  no secret
 
 

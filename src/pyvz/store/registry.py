@@ -184,6 +184,19 @@ class Registry:
             _symlink(target, link)
         return env
 
+    def attach(self, env: Environment) -> None:
+        """Register ENV with the configuration that its home has; nothing of it is changed.
+
+        Attaching again is fine.  Raises AlreadyExists as add() does.
+        """
+        link = self._paths.conf / f"{env.uuid}.conf"
+        with self._lock():
+            self._refuse_taken(env, env.name)
+            if os.path.lexists(link) and not _leads_to(link, env.conf):
+                raise AlreadyExists(f"The id {env.uuid} is registered already, at {_read(link)}")
+            self._link_name(env.name, env.uuid)
+            _symlink(env.conf, link)
+
     def save(self, env: Environment, conf: ConfFile) -> None:
         """Write CONF over the configuration of ENV.
 
