@@ -4,7 +4,8 @@ The distribution's own comes first, then what script/criu has built, newest firs
 
     /usr/local/lib/pyvz/criu/<version>/criu
 
-The verdict is in <run>/criu.json, keyed by boot, kernel, and the files tried.  As a program
+The verdict is in <run>/criu.json, keyed by boot, kernel, and the files tried; a bad one is believed
+for a minute.  As a program
 (`python -m pyvz.container.criu [--quiet]`) it tells the verdict; exit status 0 when one works.
 """
 
@@ -16,8 +17,8 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
