@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +38,7 @@ LAUNCH = (
 TEMPLATE = "busybox-1-x86_64"
 NODE4, OUTSIDE4 = "10.99.0.1", "10.99.0.2"
 NODE6, OUTSIDE6 = "fd99::1", "fd99::2"
+PATIENCE = 15  # seconds for an answer that is due
 
 
 class NetWorld:
@@ -99,18 +100,18 @@ class NetWorld:
         """Run a program in a container."""
         return self.cli("prlctl", "exec", name, *argv, code=code)  # type: ignore[arg-type]
 
-    def pings(self, name: str, target: str, *more: str, patience: int = 5) -> bool:
+    def pings(self, name: str, target: str, *more: str, patience: int = PATIENCE) -> bool:
         """Whether a container gets an answer from TARGET; patience: give 1 where none is due."""
-        word = "ping6" if ":" in target else "ping"
-        out = self.inside(name, word, "-c", "1", "-W", str(patience), *more, target, code=None)
-        return "1 packets received" in out
+        return answered(
+            lambda *words: self.inside(name, *words, code=None), target, *more, patience=patience
+        )
 
-    def reached(self, target: str, *, patience: int = 5) -> bool:
+    def reached(self, target: str, *, patience: int = PATIENCE) -> bool:
         """Whether the outside world gets an answer from TARGET."""
-        word = "ping6" if ":" in target else "ping"
-        wait = ("-c", "1", "-W", str(patience))
-        out = self.at(self.outside, "busybox", word, *wait, target, code=None)
-        return "1 packets received" in out
+        return answered(
+            lambda *words: self.at(self.outside, "busybox", *words, code=None), target,
+            patience=patience,
+        )  # fmt: skip
 
     def rules(self) -> str:
         return self.at(self.node, "nft", "list", "ruleset")
@@ -151,6 +152,22 @@ def run(*argv: str, code: int | None = 0, data: str = "", env: dict[str, str] | 
     return done.stdout if code == 0 else done.stdout + done.stderr
 
 
+def answered(
+    run_there: Callable[..., str], target: str, *more: str, patience: int = PATIENCE
+) -> bool:
+    """Whether TARGET answers busybox' ping within PATIENCE seconds.
+
+    It is asked again each second: that one packet is lost on a machine that is busy says nothing.
+    """
+    word = "ping6" if ":" in target else "ping"
+    deadline = time.monotonic() + patience
+    while "1 packets received" not in run_there(word, "-c", "1", "-W", "1", *more, target):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
 def end(pid: int, number: int) -> None:
     """Signal a process that we started (through a client) and wait for its end."""
     pidfd = os.pidfd_open(pid)
@@ -163,7 +180,7 @@ def end(pid: int, number: int) -> None:
         os.close(pidfd)
 
 
-def wait_for(condition: object, timeout: float = 10.0) -> None:
+def wait_for(condition: object, timeout: float = 30.0) -> None:
     """Wait until the callable says yes; fail otherwise."""
     assert callable(condition)
     deadline = time.monotonic() + timeout

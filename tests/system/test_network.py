@@ -80,7 +80,7 @@ def test_everything_survives_the_daemon_and_a_reboot(world: NetWorld) -> None:
     world.prlctl("set", "a", "--ipadd", "10.77.0.5")
     assert world.reached("10.77.0.5")
     world.inside("a", "reboot", code=None)
-    wait_for(lambda: world.reached("10.77.0.5", patience=1))
+    assert world.reached("10.77.0.5", patience=30)
     end(world.vzd(), signal.SIGKILL)
     for line in world.at(world.node, "ip", "-j", "link").splitlines():
         assert uuid in line
@@ -103,16 +103,19 @@ def test_bridged_containers(world: NetWorld) -> None:
     bridge(world)
     world.create("a", *BRIDGED, "--ipadd", "10.88.0.2/24", "--ipadd", "fd88::2/64",
                  "--gw", "10.88.0.1")  # fmt: skip
+    # What is started can use its address: nobody waits for duplicate detection.
+    assert "tentative" not in world.inside("a", "ip", "-6", "addr", "show", "scope", "global")
     world.create("b")
     # Hot add, by the shorthand, with a name and a MAC of its own.
     world.vzctl("set", "b", "--netif_add", "lan0,c4:37:72:00:00:0b", "--network", "br0",
                 "--ipadd", "10.88.0.3/24", "--ipadd", "fd88::3/64", "--save")  # fmt: skip
     assert "veth7200000b" in world.links()
     assert "c4:37:72:00:00:0b" in world.inside("b", "ip", "link", "show", "lan0")
-    for target in ("10.88.0.1", "10.88.0.3", OUTSIDE4):
-        assert world.pings("a", target) == (target != OUTSIDE4), target  # no way back from there
+    for target in ("10.88.0.1", "10.88.0.3"):
+        assert world.pings("a", target), target
+    assert not world.pings("a", OUTSIDE4, patience=1)  # no way back from there
     assert world.pings("b", "10.88.0.2")
-    wait_for(lambda: world.pings("b", "fd88::2", patience=1))
+    assert world.pings("b", "fd88::2")
     told = world.prlctl("statistics", "b", "--filter", "net.nic*").split()
     counted = dict(zip(told[::2], map(int, told[1::2]), strict=True))
     assert counted["net.nic0.pkts_out:"] > 0
@@ -121,7 +124,7 @@ def test_bridged_containers(world: NetWorld) -> None:
     world.prlctl("set", "b", "--device-disconnect", "net0")
     assert not world.pings("a", "10.88.0.3", patience=1)
     world.prlctl("set", "b", "--device-connect", "net0")
-    wait_for(lambda: world.pings("a", "10.88.0.3", patience=1))
+    assert world.pings("a", "10.88.0.3")
     world.prlctl("set", "b", "--device-set", "net0", "--ipset", "10.88.0.4/24")
     assert world.pings("a", "10.88.0.4")
     assert not world.pings("a", "10.88.0.3", patience=1)
@@ -146,7 +149,7 @@ def test_a_container_that_lies_reaches_nobody(world: NetWorld) -> None:
                  "--ipadd", "10.88.0.2/24", "--ipadd", "fd88::2/64")  # fmt: skip
     world.create("victim", "--ipadd", "10.77.0.2", *BRIDGED,
                  "--ipadd", "10.88.0.3/24", "--ipadd", "fd88::3/64")  # fmt: skip
-    wait_for(lambda: world.pings("liar", "fd88::3", patience=1))
+    assert world.pings("liar", "fd88::3")
     assert world.pings("liar", "10.77.0.2")
     for address, device in (("10.77.0.66", "venet0"), ("10.88.0.66", "eth0"), ("fd88::66", "eth0")):
         length = "128" if ":" in address else "24" if device == "eth0" else "32"
@@ -177,7 +180,7 @@ def test_a_container_that_lies_reaches_nobody(world: NetWorld) -> None:
     assert not world.pings("liar", "10.88.0.1", patience=1)
     # Filters that were switched off are off.
     world.prlctl("set", "liar", "--device-set", "net0", "--ipfilter", "off", "--macfilter", "off")
-    wait_for(lambda: world.pings("liar", "10.88.0.1", "-I", "10.88.0.66", patience=1))
+    assert world.pings("liar", "10.88.0.1", "-I", "10.88.0.66")
 
 
 def test_rules_and_links_of_others_live_on(world: NetWorld) -> None:
@@ -209,7 +212,7 @@ def test_interfaces_of_the_node_are_moved_inside(world: NetWorld) -> None:
     assert "nic0" not in world.links()
     world.inside("a", "ip", "addr", "add", "10.55.0.2/24", "dev", "nic0")
     world.inside("a", "ip", "link", "set", "nic0", "up")
-    wait_for(lambda: world.pings("a", "10.55.0.1", patience=1))
+    assert world.pings("a", "10.55.0.1")
     assert json.loads(world.prlctl("list", "-a", "-o", "netdev", "-j"))[0]["netdev"] == "nic0"
     # It comes back with the end of the container, and goes in again with its start.
     world.prlctl("stop", "a", "--kill")
@@ -248,4 +251,4 @@ def test_external_addresses_and_new_hardware_addresses(world: NetWorld) -> None:
     new = world.inside("a", "cat", "/sys/class/net/eth0/address")
     assert new.startswith("c4:37:72:")
     assert new != old
-    wait_for(lambda: world.pings("a", "10.88.0.1", patience=1))
+    assert world.pings("a", "10.88.0.1")

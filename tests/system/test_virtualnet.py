@@ -52,7 +52,7 @@ def plugged(world: NetWorld, name: str, network: str) -> None:
     world.create(name, "--device-add", "net", "--network", network, "--dhcp")
     world.inside(name, f"cat >/leased <<'X'\n{LEASED}X\n")
     world.inside(name, "chmod", "755", "/leased")
-    world.inside(name, "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "5", "-s", "/leased")
+    world.inside(name, "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "20", "-s", "/leased")
 
 
 def address(world: NetWorld, name: str) -> str:
@@ -63,9 +63,11 @@ def address(world: NetWorld, name: str) -> str:
 
 def fetch(world: NetWorld, url: str, *, where: str = "", name: str = "") -> str:
     if name:
-        script = f"printf 'GET /index.html HTTP/1.0\\r\\n\\r\\n' | nc -w 2 {NODE4} 8080 | tail -n 1"
+        script = (
+            f"printf 'GET /index.html HTTP/1.0\\r\\n\\r\\n' | nc -w 10 {NODE4} 8080 | tail -n 1"
+        )
         return world.inside(name, script, code=None)
-    return world.at(where, "curl", "-s", "-m", "2", "--noproxy", "*", url, code=None)
+    return world.at(where, "curl", "-s", "-m", "10", "--noproxy", "*", url, code=None)
 
 
 def dnsmasq(world: NetWorld) -> int:
@@ -147,7 +149,7 @@ def test_the_networks_of_every_node(world: NetWorld) -> None:
     world.inside("a", "ip", "route", "add", "default", "via", "10.37.130.1")
     world.at(world.outside, "ip", "route", "add", "10.37.130.0/24", "via", NODE4)
     assert not world.pings("a", OUTSIDE4, patience=1)
-    assert not world.reached(address(world, "a"))
+    assert not world.reached(address(world, "a"), patience=1)
     # The node boots: nothing of it is left but its files.
     end(world.vzd(), signal.SIGTERM)
     end(dnsmasq(world), signal.SIGKILL)
@@ -159,7 +161,7 @@ def test_the_networks_of_every_node(world: NetWorld) -> None:
     wait_for(lambda: "virbr1" in world.links())
     wait_for(lambda: "virbr1" in world.rules())
     world.prlctl("restart", "a")
-    world.inside("a", "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-s", "/leased")
+    world.inside("a", "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "20", "-s", "/leased")
     assert world.pings("a", "10.37.130.1")
     # The one that is bound to the uplink cannot be had without a word of the administrator.
     world.prlctl("set", "a", "--device-add", "net", "--network", "Bridged", code=255)

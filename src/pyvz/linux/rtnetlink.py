@@ -124,13 +124,18 @@ class Requests:
         body = _LINK.pack(0, 0, link.index, 0, 0)
         self._add(_DELLINK, 0, body, f"remove the interface {link.name}", gone_is_fine=True)
 
-    def address(self, index: int, address: str, *, settled: bool = False) -> None:
-        """Give a link "10.1.2.3/24"; settled: without looking whether somebody else has it."""
+    def address(self, index: int, address: str) -> None:
+        """Give a link "10.1.2.3/24", in use at once.
+
+        An IPv6 address comes without duplicate detection: for the one or two seconds which that
+        takes the kernel answers for it to nobody, no socket can be bound to it, and what is sent
+        has a source like ::1.  Whether somebody else has it is for the caller to find out.
+        """
         body = _address_body(index, address)
         parsed = ip_interface(address)
         if isinstance(parsed, IPv4Interface) and parsed.network.prefixlen < 31:
             body += _attribute(_IFA_BROADCAST, parsed.network.broadcast_address.packed)
-        if settled and parsed.version == 6:
+        if parsed.version == 6:
             body += _attribute(_IFA_FLAGS, struct.pack("=I", _NODAD))
         self._add(_NEWADDR, _CREATE | _REPLACE, body, f"give an interface the address {address}")
 

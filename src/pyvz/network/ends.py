@@ -76,17 +76,12 @@ def unplug(interface: Interface, link: Link, outside: Requests) -> None:
         outside.link(link, LinkChange(master=0))
 
 
-def furnish(
-    interface: Interface, card: Link, inside: Requests, *, mtu: int = 0, settled: bool = False
-) -> None:
-    """Addresses and routes inside; the link is up there also while its cable is unplugged.
-
-    settled: IPv6 addresses may be used at once, without looking whether somebody else has them.
-    """
+def furnish(interface: Interface, card: Link, inside: Requests, *, mtu: int = 0) -> None:
+    """Addresses and routes inside; the link is up there also while its cable is unplugged."""
     arp = False if interface.kind == "routed" else None
     inside.link(card, LinkChange(up=True, arp=arp, mtu=mtu))
     for address in interface.addresses:
-        inside.address(card.index, address, settled=settled)
+        inside.address(card.index, address)
     if interface.connected:
         for route in defaults(interface, card.index):
             inside.route(route)

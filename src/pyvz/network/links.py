@@ -86,7 +86,7 @@ class Links:
                 self._lead(each, found, outside, plugged=plugged)
             outside.send()
             if inside is not None:
-                _furnish(plan, found, inside, settled=not plugged)
+                _furnish(plan, found, inside)
                 self._move(NetworkPlan(plan.uuid), plan, outside, inside)
             if plugged:
                 ends.answer(plan.proxies, outside)
@@ -373,9 +373,7 @@ class Links:
                 within.send()
 
 
-def _furnish(
-    plan: NetworkPlan, found: Mapping[str, Link], inside: Inside, *, settled: bool = False
-) -> None:
+def _furnish(plan: NetworkPlan, found: Mapping[str, Link], inside: Inside) -> None:
     """Do the inner ends; FOUND: the node's links, for the bridges' largest packets."""
     if not plan.interfaces:
         return
@@ -384,7 +382,7 @@ def _furnish(
     for each in plan.interfaces:
         card = _needed(cards, each.name)
         mtu = found[each.bridge].mtu if each.bridge in found else card.mtu
-        ends.furnish(each, card, within, mtu=mtu if mtu != card.mtu else 0, settled=settled)
+        ends.furnish(each, card, within, mtu=mtu if mtu != card.mtu else 0)
     within.send()
 
 

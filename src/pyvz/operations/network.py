@@ -73,8 +73,7 @@ def furnish(
 ) -> None:
     """Build a container's interfaces in a namespace that somebody else has made (a restore).
 
-    As `prepare` and what it returns; by default the node's ends lead nowhere until plug(), and
-    IPv6 addresses may be bound at once.
+    As `prepare` and what it returns; by default the node's ends lead nowhere until plug().
     """
     found = prepare(node, env, config, plugged=plugged)
     if found is not None:
