@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
 from pyvz.daemon.access import Caller
 from pyvz.daemon.events import Subscription
 from pyvz.daemon.services import Services
-from pyvz.daemon.tasks import Work
-from pyvz.gateway.office import Events, Peer
+from pyvz.daemon.tasks import Task, Work
+from pyvz.gateway.office import Events, Job, Peer
 from pyvz.gateway.server import Gateway
 from pyvz.model.task import Progress
 from pyvz.operations.node import Node
@@ -45,6 +46,14 @@ class GatewayOffice:
         finally:
             task.cancel()
 
+    def jobs(self) -> Sequence[Job]:
+        """Return the tasks that are under way, oldest first."""
+        return [_job(each) for each in self._services.tasks.running()]
+
+    def cancel(self, job: Job) -> None:
+        """Call one off; raises NotFound, InvalidState."""
+        self._services.tasks.cancel(job.number)
+
     def subscribe(self) -> Events:
         """Return a queue of everything that happens from now on."""
         return self._services.events.subscribe(replay=False)
@@ -52,6 +61,12 @@ class GatewayOffice:
     def unsubscribe(self, events: Events) -> None:
         """Give such a queue back."""
         self._services.events.unsubscribe(cast(Subscription, events))
+
+
+def _job(task: Task) -> Job:
+    so_far, age = task.current, time.time() - task.created
+    amounts = (so_far.done, so_far.total, so_far.unit)
+    return Job(task.id, task.work.verb, task.work.ref, age, *amounts)
 
 
 async def serve(services: Services) -> Gateway | None:

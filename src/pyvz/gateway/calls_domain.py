@@ -9,6 +9,7 @@ from pyvz.gateway import domain, domainxml, failure, machinexml
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.domain import Domain
 from pyvz.gateway.failure import Failure
+from pyvz.operations.node import Node
 from pyvz.store import savedstates
 from pyvz.units import KIB
 
@@ -120,8 +121,13 @@ def domain_get_xml_desc(call: Call, *, dom: dict[str, Any], flags: int) -> Value
         raise Failure(failure.DENIED, "Secrets are not shown on a read-only connection")
     found = domain.find(call.office.node, dom)
     live = found.running and not flags & INACTIVE
+    return {"xml": description(call.office.node, found, live=live)}
+
+
+def description(node: Node, found: Domain, *, live: bool) -> str:
+    """Return the XML of a domain of either kind; live: with what only a running one has."""
     describe = machinexml.described if domain.is_machine(found) else domainxml.described
-    return {"xml": describe(call.office.node, found, live=live)}
+    return describe(node, found, live=live)
 
 
 def domain_get_os_type(call: Call, *, dom: dict[str, Any]) -> Values:
@@ -186,23 +192,6 @@ def domain_get_vcpus_flags(call: Call, *, dom: dict[str, Any], flags: int) -> Va
     found = domain.find(call.office.node, dom)
     count = domainxml.most_processors if flags & MAXIMUM else domainxml.processors
     return {"num": count(found)}
-
-
-def domain_get_job_info(call: Call, *, dom: dict[str, Any]) -> Values:
-    """No job is under way."""
-    domain.find(call.office.node, dom)
-    words = (
-        "type timeElapsed timeRemaining dataTotal dataProcessed dataRemaining memTotal memProcessed"
-        " memRemaining fileTotal fileProcessed fileRemaining"
-    )
-    return dict.fromkeys(words.split(), 0)
-
-
-def domain_get_job_stats(call: Call, *, dom: dict[str, Any], flags: int) -> Values:
-    """No job is under way."""
-    _ = flags
-    domain.find(call.office.node, dom)
-    return {"type": 0, "params": []}
 
 
 def domain_get_messages(call: Call, *, dom: dict[str, Any], flags: int) -> Values:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +25,7 @@ LIFECYCLE: Final = 0
 REBOOT: Final = 1
 
 # name on the bus -> (event, detail) of the life cycle
-LIFE: Final = {
+LIFE: Final[Mapping[str, tuple[int, int]]] = {
     "ve-create": (0, 0),
     "ve-register": (0, 0),
     "ve-config": (0, 1),
@@ -36,19 +36,26 @@ LIFE: Final = {
     "ve-pause": (3, 0),
     "ve-suspend": (5, 4),
 }
+# Gone to another node, come from one; of one that was live on the way, and of a stopped one.
+_MOVED: Final = {"ve-migrated": [(5, 3), (1, 0)], "ve-migrate": [(0, 0), (2, 1)]}
+_MOVED_OFF: Final = {"ve-migrated": [(1, 0)], "ve-migrate": [(0, 0)]}
 _STOPPED: Final = {"killed": (5, 1), "oom": (5, 2)}  # by the reason; (5, 0): shut down
 _RESUMED: Final = {"suspended": (2, 2)}  # by what it was; (4, 0): unpaused
 
 logger = logging.getLogger(__name__)
 
 
-def life(event: Event) -> tuple[int, int] | None:
-    """Return event and detail of a life-cycle event; None: clients do not hear of it."""
+def life(event: Event) -> Sequence[tuple[int, int]]:
+    """Return what a client is told of the life cycle: event and detail, mostly one, or none."""
     if event.name == "ve-stop":
-        return _STOPPED.get(str(event.data.get("reason", "")), (5, 0))
+        return [_STOPPED.get(str(event.data.get("reason", "")), (5, 0))]
     if event.name == "ve-resume":
-        return _RESUMED.get(str(event.data.get("from", "")), (4, 0))
-    return LIFE.get(event.name)
+        return [_RESUMED.get(str(event.data.get("from", "")), (4, 0))]
+    if event.name in _MOVED:
+        moved = _MOVED if event.data.get("state") == "running" else _MOVED_OFF
+        return moved[event.name]
+    pair = LIFE.get(event.name)
+    return [pair] if pair else []
 
 
 class Relay:
@@ -82,15 +89,15 @@ class Relay:
             self._office.unsubscribe(events)
 
     async def _hand_on(self, event: Event) -> None:
-        pair = life(event)
-        if not event.uuid or not self._clients or (pair is None and event.name != "ve-reboot"):
+        pairs = life(event)
+        if not event.uuid or not self._clients or not (pairs or event.name == "ve-reboot"):
             return
         key = await self._office.query(lambda: _key(self._office, event))
         for client in tuple(self._clients):
-            if pair is None:
+            if event.name == "ve-reboot":
                 self._tell(client, REBOOT, "domain_event_callback_reboot", {"dom": key})
-            else:
-                message = {"dom": key, "event": pair[0], "detail": pair[1]}
+            for number, detail in pairs:
+                message = {"dom": key, "event": number, "detail": detail}
                 self._tell(client, LIFECYCLE, "domain_event_callback_lifecycle", message)
 
     def _tell(self, client: Client, number: int, name: str, message: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ NO_SNAPSHOT: Final = 72
 ABORTED: Final = 78
 NO_METADATA: Final = 80
 OPERATION_UNSUPPORTED: Final = 84
+MIGRATE_FINISHED: Final = 93
 
 _VZ: Final = 48  # the error domain of the vz driver
 _LEVEL: Final = 2  # an error

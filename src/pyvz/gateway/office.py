@@ -6,7 +6,7 @@ like that of any other face.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from pyvz.model.event import Event
@@ -22,6 +22,19 @@ class Peer(NamedTuple):
     uid: int
     pid: int
     name: str = ""
+
+
+class Job(NamedTuple):
+    """A task that is under way.  ref: what it is done to, as its caller wrote it; done and total in
+    UNIT (B: bytes), None where that is not known."""
+
+    number: int
+    verb: str
+    ref: str
+    seconds: float
+    done: int | None = None
+    total: int | None = None
+    unit: str = "B"
 
 
 class Events(Protocol):
@@ -43,6 +56,12 @@ class Office(Protocol):
 
     async def work(self, verb: str, ref: str, run: Callable[[Progress], T], peer: Peer) -> T:
         """Run what changes something as a task, in a thread; a cancelled wait calls it off."""
+
+    def jobs(self) -> Sequence[Job]:
+        """Return the tasks that are under way, oldest first (in the event loop)."""
+
+    def cancel(self, job: Job) -> None:
+        """Call one off (in the event loop); raises NotFound, InvalidState when it cannot be."""
 
     def subscribe(self) -> Events:
         """Return a queue of everything that happens from now on."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from pyvz.errors import (
+    Cancelled,
     CommandFailed,
     ConnectionFailed,
     ProtocolError,
@@ -83,10 +84,12 @@ def dial(
     options: Sequence[str] = (),
     silence: float = wire.SILENCE,
     compress: bool = True,
+    check: Callable[[], None] | None = None,
 ) -> Iterator[Peer]:
     """Connect to the node at ADDRESS for the block.  me: the id of this node.
 
-    Raises ConnectionFailed with ssh's own words.
+    check: raises Cancelled when nobody waits for it any more.  Raises ConnectionFailed with ssh's
+    own words.
     """
     ours, theirs = socket.socketpair()
     with contextlib.ExitStack() as stack:
@@ -108,7 +111,7 @@ def dial(
             fd, fd, silence=silence, compress=compress, last_words=lambda: lastwords.tail(errors)
         )
         stack.enter_context(link)
-        yield Peer(link, address, greet(link, address, me, errors))
+        yield Peer(link, address, greet(link, address, me, errors, check))
 
 
 def hello(me: str) -> Message:
@@ -122,12 +125,18 @@ def hello(me: str) -> Message:
     )
 
 
-def greet(link: Wire, address: Address, me: str, errors: IO[bytes]) -> Message:
-    """Exchange greetings; raises ConnectionFailed, ProtocolError."""
+def greet(
+    link: Wire,
+    address: Address,
+    me: str,
+    errors: IO[bytes],
+    check: Callable[[], None] | None = None,
+) -> Message:
+    """Exchange greetings; raises ConnectionFailed, ProtocolError, and what CHECK raises."""
     try:
         link.send(hello(me))
-        answer = link.receive(HELLO_TIMEOUT)
-    except ProtocolError:
+        answer = link.receive(HELLO_TIMEOUT, poll=check)
+    except (ProtocolError, Cancelled):
         raise
     except VZError as error:
         words = lastwords.awaited(errors)

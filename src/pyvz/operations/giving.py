@@ -329,7 +329,8 @@ class Giving:
             journal.leave()
             return
         journal.done()
-        self.node.publish("ve-migrated", self.env, host=self.peer.host)
+        state = "running" if self.offer.live else "stopped"
+        self.node.publish("ve-migrated", self.env, host=self.peer.host, state=state)
         try:
             self.peer.call("settled", id=self.ident, timeout=30.0)
         except VZError as error:

@@ -220,7 +220,7 @@ class Arriving:
             self._forget()
             return {"taken": True, "started": False, "problem": str(error)}
         self._forget()
-        node.publish("ve-migrate", env)
+        node.publish("ve-migrate", env, state="stopped" if live is None else "running")
         log.info("%s has come from another node", env.name)
         if live is not None:
             return {"taken": True, "started": True, "problem": ""}

@@ -44,6 +44,7 @@ def migrate(node: Node, ref: str, request: Request, progress: Progress | None = 
             options=request.ssh,
             silence=request.silence,
             compress=request.compress,
+            check=progress.check,
         ) as peer:
             if peer.node == home.owner_id(node):
                 raise BadValue(f"{address} is this node", hint="To copy it here use: prlctl clone")
