@@ -29,6 +29,7 @@ PRLCTL = (
     "from pyvz.cli.prlctl import main; sys.exit(main(sys.argv[1:]))"
 )
 DEADLINE = 120.0
+PAUSE = 1.0  # seconds before a start: machines are not started without a breath
 
 
 class Node:
@@ -138,6 +139,7 @@ def main() -> None:
         ours: list[float] = []
         peer: list[float] = []
         for _ in range(given.runs):
+            time.sleep(PAUSE)
             ours.append(node.prlctl("start", "one"))
             words = node.words()
             node.prlctl("stop", "one", "--kill")

@@ -22,6 +22,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("--pool", "NAME", "storage pool to make it in; see prlsrvctl pool"),
         ("--uuid", "UUID", "use this UUID"),
         ("--no-hdd", "", "make no root disk"),
+        ("--import", "PATH", "make a VM of a disk image, OVA or OVF; the source stays as it is"),
         ("-o,--ostype", "NAME|list", "family of the guest of a VM; ignored for containers"),
         ("-d,--distribution", "NAME|list", "guest of a VM; ignored for containers"),
         ("-s,--changesid", "", "for VMs; ignored for containers"),
@@ -93,7 +94,7 @@ def _create_machine(args: Arguments, server: Server, name: str) -> int:
     """Create a virtual machine."""
     from pyvz.cli import distributions  # noqa: PLC0415  a container has no use for it
 
-    sources = ("config", "ostemplate", "distribution", "ostype")
+    sources = ("config", "ostemplate", "distribution", "ostype", "import")
     given = [name for name in sources if args.has(name)]
     if len(given) > 1:
         raise UsageError(f"Unable to simultaneously use --{given[0]} and --{given[1]}")
@@ -105,6 +106,7 @@ def _create_machine(args: Arguments, server: Server, name: str) -> int:
             return 0
         found = distributions.find(text, family=given[0] == "ostype")
         options.append({"name": "distribution", "value": found})
+    source = args.value("import")
     say("Creating the virtual machine...")
     try:
         server.run(
@@ -119,6 +121,7 @@ def _create_machine(args: Arguments, server: Server, name: str) -> int:
             options=options,
             dialect="prlctl",
             no_disk=args.has("no-hdd"),
+            source=source and os.path.abspath(source),
         )
     except VZError as error:
         raise failed("create the virtual machine", error) from error

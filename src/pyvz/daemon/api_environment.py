@@ -272,8 +272,12 @@ class Environment(Api, VarlinkInterface, name="io.pyvz.Environment"):
         options: list[Option] = [],  # noqa: B006  read only; gives the parameter its default
         dialect: str = "prlctl",
         no_disk: bool = False,
+        source: str | None = None,
     ) -> Work:
-        """Make an environment from a template.  OPTIONS are those of Set.  Can be called off."""
+        """Make an environment from a template, or a virtual machine of SOURCE (an image, OVA).
+
+        OPTIONS are those of Set.  Can be called off.
+        """
         request = CreateRequest(
             name=name,
             kind=_kind(kind),
@@ -288,6 +292,7 @@ class Environment(Api, VarlinkInterface, name="io.pyvz.Environment"):
             options=_pairs(options),
             dialect=dialect,
             no_disk=no_disk,
+            source=source,
         )
         return Work(
             "create",

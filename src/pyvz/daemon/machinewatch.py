@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pyvz.errors import VZError
+from pyvz.model.environment import Kind
 from pyvz.operations import machine, machineevents
 from pyvz.store import lease
 from pyvz.store.state import RunState
@@ -42,6 +43,8 @@ def listen(node: Node) -> None:
     node.machines.on_end(ended)
     node.machines.on_event(machineevents.Listener(node))
     node.machines.adopt()
+    if any(env.kind == Kind.VM for env in node.registry.environments()):
+        node.machines.prepare()
 
 
 def _done_by_others(node: Node, end: End) -> bool:

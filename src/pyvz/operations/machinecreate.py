@@ -13,7 +13,8 @@ from pyvz.model.environment import Environment, Kind
 from pyvz.model.grammar import Pair
 from pyvz.model.grammar_machine import Drive
 from pyvz.model.task import Progress
-from pyvz.operations import home, machineoptions
+from pyvz.operations import home, machineimport, machineoptions
+from pyvz.operations.machineimport import Imported
 from pyvz.operations.node import Node
 from pyvz.units import KIB, MIB, PAGE_SIZE
 from pyvz.vm import image
@@ -33,6 +34,7 @@ class Machine:
     """What is wanted.  sample: a configuration sample.  disk: make hdd0.
 
     template: name and golden image of the template that hdd0 is a copy of.
+    imported: a machine from elsewhere, whose disks it gets.
     """
 
     options: Options = ()
@@ -40,6 +42,7 @@ class Machine:
     sample: str | None = None
     disk: bool = True
     template: tuple[str, Path] | None = None
+    imported: Imported | None = None
 
 
 def parent_of(node: Node) -> Path:
@@ -57,7 +60,9 @@ def create(node: Node, env: Environment, wanted: Machine, progress: Progress) ->
         conf = configuration(node, env, wanted)
         with home.born(node, env, conf, "create") as staging:
             furnish(node, staging)
-            if wanted.disk:
+            if wanted.imported is not None:
+                machineimport.fill(wanted.imported, staging, progress)
+            elif wanted.disk:
                 progress.stage("Making the disk")
                 _make_disk(staging / DISK, wanted, progress)
             progress.check()
@@ -90,7 +95,11 @@ def configuration(node: Node, env: Environment, wanted: Machine) -> ConfFile:
     conf = ConfFile() if wanted.sample is None else node.registry.sample(wanted.sample).copy()
     old = Config.parse(conf.values())
     drives = [Drive("cdrom0", position=1, format="raw")]
-    if wanted.disk:
+    told: dict[str, object] = {}
+    if wanted.imported is not None:
+        told = machineimport.settings(wanted.imported)
+        drives = [*machineimport.drives(wanted.imported), drives[0]._replace(position=-1)]
+    elif wanted.disk:
         drives.insert(0, Drive("hdd0", size=DISK_SIZE, image=DISK))
     pages = MEMORY * MIB // PAGE_SIZE
     base = old.changed(
@@ -99,6 +108,7 @@ def configuration(node: Node, env: Environment, wanted: Machine) -> ConfFile:
             "cpu.cpus": old.cpu.cpus or CPUS,
             "memory.physpages": old.memory.physpages or Pair(pages, pages),
         }
+        | told
     )
     made = machineoptions.plan(base, wanted.dialect, wanted.options)
     if made.password is not None or made.sample is not None:

@@ -122,7 +122,7 @@ def _known(env: Environment, drive: Drive) -> Drive:
     if kind not in {"qcow2", "raw"}:
         raise BadValue(
             f"{path} is a {kind} image, which is not used as it is",
-            hint=f"Convert it: qemu-img convert -f {kind} -O qcow2 {path} NEW",
+            hint="Make a machine of it: prlctl create NAME --vmtype vm --import PATH",
         )
     image.check(found, path, kind)
     return drive._replace(format=kind, size=max(1, found.size // KIB))

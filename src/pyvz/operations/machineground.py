@@ -53,7 +53,8 @@ class State(NamedTuple):
 
 def bring_up(node: Node, env: Environment, config: Config, state: State | None = None) -> None:
     """Start QEMU and let it go, from a saved STATE or anew; a failure undoes everything."""
-    journal = Journal.begin(node.paths, env.uuid, "start", {})
+    # Only a saved state outlives the node, and must not be believed when its disks have changed.
+    journal = Journal.begin(node.paths, env.uuid, "start", {}, durable=state is not None)
     with ExitStack() as undo:
         undo.callback(journal.done)
         monitor = raise_up(node, env, config, state, undo)
@@ -63,7 +64,6 @@ def bring_up(node: Node, env: Environment, config: Config, state: State | None =
         journal.note("going")  # from here on its disks change: a saved state is void
         monitor.execute("cont")
         undo.pop_all()
-    memory.activate(node, env)
     if state is not None:
         machinestate.forget(env)
     journal.done()
@@ -83,10 +83,10 @@ def raise_up(
     with ExitStack() as opened:
         launch = _launch(node, env, config, state, opened)
         undo.callback(node.machines.clean, env.uuid)
-        process = node.machines.start(launch)
+        process = node.machines.start(launch, lambda: memory.activate(node, env))
         undo.callback(node.machines.kill, env.uuid, timeout=KILL_TIMEOUT)
     monitor = node.machines.monitor(env.uuid)
-    type_ = _machine_type(monitor)
+    type_ = launch.spec.type or _machine_type(monitor)
     _remember_type(node, env, type_)
     if launch.spec.remote is not None and launch.spec.remote.password:
         vncpassword.put_in_force(env, monitor)

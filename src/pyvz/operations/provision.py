@@ -42,6 +42,7 @@ from pyvz.operations import (
     lifecycle,
     machineclone,
     machinecreate,
+    machineimport,
     machinetemplate,
     options,
     pool,
@@ -68,6 +69,7 @@ class CreateRequest:
     ctid: legacy number.  layout: storage driver, or a layout number of the original.
     pool: the storage pool to make it in, with the pool's driver unless layout says else.
     options: (name, value) pairs of `set` in `dialect` ("prlctl" or "vzctl").
+    source: a disk image, OVA or OVF made elsewhere, that a virtual machine is made of.
     """
 
     name: str | None = None
@@ -83,6 +85,7 @@ class CreateRequest:
     options: Sequence[tuple[str, str | None]] = ()
     dialect: str = "prlctl"
     no_disk: bool = False
+    source: str | None = None
 
 
 def create(node: Node, request: CreateRequest, progress: Progress | None = None) -> Environment:
@@ -94,6 +97,8 @@ def create(node: Node, request: CreateRequest, progress: Progress | None = None)
     progress = progress or NoProgress()
     if request.kind == Kind.VM:
         return _create_machine(node, request, progress)
+    if request.source is not None:
+        raise UsageError("Only virtual machines are made of images")
     driver = storage.load(_driver_name(node, request))
     env = identity(node, request, driver)
     with ExitStack() as held:
@@ -127,7 +132,11 @@ def _create_machine(node: Node, request: CreateRequest, progress: Progress) -> E
     wanted = machinecreate.Machine(
         tuple(request.options), request.dialect, request.config, disk=not request.no_disk
     )
-    if request.ostemplate is not None and wanted.disk:
+    if request.source is not None:
+        if request.ostemplate is not None or request.no_disk:
+            raise UsageError("What is imported has disks of its own: leave the template out")
+        wanted = replace(wanted, imported=machineimport.examine(Path(request.source), progress))
+    elif request.ostemplate is not None and wanted.disk:
         made = machinetemplate.ensure(node, request.ostemplate, progress)
         wanted = replace(wanted, template=made)
     with home.reserved(node, env.uuid, env.name):

@@ -116,7 +116,13 @@ def _checked_place(node: Node, path: str) -> Path:
     """Return the real directory; refuse what cannot be, or must not be, a container's home."""
     place = Path(os.path.realpath(path))
     if not place.is_dir():
-        raise PrivateMissing(f"There is no directory {path}")
+        raise PrivateMissing(
+            f"There is no directory {path}",
+            hint="A disk image or OVA becomes a machine by: prlctl create NAME --vmtype vm "
+            f"--import {path}"
+            if place.is_file()
+            else "",
+        )
     conf = place / _kind(place).conf_name
     if not conf.exists() or not stat.S_ISREG(conf.lstat().st_mode):
         raise PrivateMissing(

@@ -23,12 +23,13 @@ PROGRAM = "qemu-img"
 CLUSTER = "64k"
 _MAGIC = b"QFI\xfb"
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")  # 104 bytes: version 3
+_VDI = b"\x7f\x10\xda\xbe"
 _DATA_FILE = 1 << 2  # incompatible feature: the data is in another file
 _MAX_SIZE = 1 << 53
 _OTHERS = (
     (b"KDMV", "vmdk"), (b"# Disk DescriptorFile", "vmdk"), (b"vhdxfile", "vhdx"),
     (b"conectix", "vpc"), (b"WithoutFreeSpace", "parallels"), (b"WithouFreSpacExt", "parallels"),
-    (b"LUKS\xba\xbe", "luks"),
+    (b"LUKS\xba\xbe", "luks"), (b"QED\0", "qed"), (_MAGIC, "qcow2"),
 )  # fmt: skip
 
 
@@ -56,12 +57,18 @@ def read_header(descriptor: int, path: Path) -> Image:
     head = os.pread(descriptor, 4096, 0)
     if head[:4] == _MAGIC:
         return _qcow2(descriptor, head, path)
-    for magic, name in _OTHERS:
-        if head.startswith(magic):
-            return Image(name, 0)
+    if kind := kind_of(head):
+        return Image(kind, 0)
     found = os.fstat(descriptor)
     size = os.lseek(descriptor, 0, os.SEEK_END) if stat.S_ISBLK(found.st_mode) else found.st_size
     return Image("raw", size)
+
+
+def kind_of(head: bytes) -> str:
+    """Return what the first 4 KiB of an image say that it is, "" for raw."""
+    if head[0x40:0x44] == _VDI:
+        return "vdi"
+    return next((name for magic, name in _OTHERS if head.startswith(magic)), "")
 
 
 def _qcow2(descriptor: int, head: bytes, path: Path) -> Image:
@@ -148,7 +155,7 @@ def convert(
     except BaseException as error:
         target.unlink(missing_ok=True)
         if isinstance(error, CommandFailed):
-            raise _explained(error, source) from error
+            raise explained(error, source) from error
         raise
 
 
@@ -181,10 +188,10 @@ def _run(argv: list[str | Path], path: Path, timeout: float = 120.0) -> str:
     try:
         return run(argv, timeout=timeout).stdout
     except CommandFailed as error:
-        raise _explained(error, path) from error
+        raise explained(error, path) from error
 
 
-def _explained(error: CommandFailed, path: Path) -> StorageError | BadValue | Unsupported:
+def explained(error: CommandFailed, path: Path) -> StorageError | BadValue | Unsupported:
     """Return the error that says in our words what qemu-img meant."""
     if "not installed" in error.message:
         return Unsupported(

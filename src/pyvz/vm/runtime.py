@@ -20,14 +20,13 @@ import shutil
 import signal
 import socket
 import stat
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pyvz.errors import AlreadyRunning, NotRunning, StartError, StopError, Unsupported, VZError
 from pyvz.linux import run as programs
@@ -39,6 +38,7 @@ from pyvz.model.limits import DeviceRule, Limits
 from pyvz.model.usage import Usage
 from pyvz.store.paths import Paths
 from pyvz.vm import commandline
+from pyvz.vm.launcher import Launchers
 from pyvz.vm.monitor import Event, Loop, Monitor
 from pyvz.vm.spec import MachineSpec, Sockets
 
@@ -91,12 +91,18 @@ class Machines:
         self._on_end: Callable[[End], None] | None = None
         self._on_event: Callable[[str, Event], None] | None = None
         self._pool = ThreadPoolExecutor(4, "machine")
+        self._launchers = Launchers()
 
     # -- life
 
-    def start(self, launch: Launch) -> Process:
+    def prepare(self) -> None:
+        """Make ready what every start needs; soon a machine may be started."""
+        self._launchers.prepare()
+
+    def start(self, launch: Launch, meanwhile: Callable[[], None] = lambda: None) -> Process:
         """Start QEMU; returns when it waits for `cont`.  A failure leaves nothing behind.
 
+        meanwhile: done while QEMU gets ready; it has its descriptors and control groups then.
         Raises AlreadyRunning, StartError (details: QEMU's words), Unsupported (no QEMU).
         """
         uuid = launch.spec.uuid
@@ -111,8 +117,11 @@ class Machines:
                 logger.warning("%s: %s", uuid, missing)
             process = self._spawn(launch)
             undo.callback(self.kill, uuid)
-            self._await_monitor(launch, process)
+            connecting = self._pool.submit(self.monitor, uuid, timeout=START)
+            meanwhile()
+            self._await_monitor(launch, process, connecting)
             undo.pop_all()
+        self._launchers.prepare_later()
         return process
 
     def _spawn(self, launch: Launch) -> Process:
@@ -121,28 +130,24 @@ class Machines:
         with ExitStack() as opened:
             sockets = _listening(directory, opened)
             words = commandline.argv(launch.spec, sockets)
-            request = opened.enter_context(_request(self._cgroups.entry(uuid), words, launch))
+            request = _request(self._cgroups.entry(uuid), words, launch)
             log = opened.enter_context(_log(launch.log))
-            package = os.fspath(Path(__file__).parents[2])
-            child = programs.start(
-                [sys.executable, "-S", "-m", "pyvz.vm.launch", str(request)],
-                env={"PYTHONPATH": package},
-                stdout_fd=log,
-                stderr_fd=log,
-                pass_fds=(request, *sockets, *launch.descriptors),
-            )
-        process = Process(child.pid, start_time(child.pid))
-        with self._guard:
-            self._children[uuid] = child
-        data = {"boot": boot_id(), "pid": process.pid, "start": process.start_time}
-        write_atomic(directory / "process.json", json.dumps(data), 0o600)
+            launcher = self._launchers.take()
+            child = launcher.process
+            process = Process(child.pid, start_time(child.pid))
+            with self._guard:
+                self._children[uuid] = child
+            # Before it becomes QEMU, so that no death of ours leaves one that nobody knows.
+            data = {"boot": boot_id(), "pid": process.pid, "start": process.start_time}
+            text = json.dumps(data)
+            write_atomic(directory / "process.json", text, 0o600, durable=False)
+            launcher.execute(request, (*sockets, *launch.descriptors), log)
         return process
 
-    def _await_monitor(self, launch: Launch, process: Process) -> None:
-        """Connect; the socket listens already, so only QEMU's greeting is waited for."""
+    def _await_monitor(self, launch: Launch, process: Process, connecting: Future[Monitor]) -> None:
+        """Wait for QEMU's greeting: the socket listened already before it was started."""
         deadline = time.monotonic() + START
         uuid = launch.spec.uuid
-        connecting = self._pool.submit(self.monitor, uuid, timeout=START)
         with Pidfd(process.pid, process.start_time) as handle:
             while not connecting.done() and not handle.wait(0.01):
                 if time.monotonic() > deadline:
@@ -312,6 +317,7 @@ class Machines:
 
     def close(self) -> None:
         """Hang up everywhere; the machines go on."""
+        self._launchers.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         with self._guard:
             monitors, self._monitors = list(self._monitors.values()), {}
@@ -351,12 +357,11 @@ def _listening(directory: Path, opened: ExitStack) -> Sockets:
     return Sockets(*found)
 
 
-@contextmanager
-def _request(entry: CgroupEntry, words: list[str], launch: Launch) -> Iterator[int]:
-    """Give a descriptor that holds what launch.py is to do."""
+def _request(entry: CgroupEntry, words: list[str], launch: Launch) -> dict[str, Any]:
+    """Return what launch.py is to do."""
     groups = [_KVM.stat().st_gid] if launch.spec.accelerator == "kvm" else []
     below = [f"{entry['v2_dir']}/cgroup.procs"] if entry["v2_dir"] else []
-    request = {
+    return {
         "argv": words,
         "procs": [*entry["procs"], *below],
         "uid": launch.uid,
@@ -364,13 +369,6 @@ def _request(entry: CgroupEntry, words: list[str], launch: Launch) -> Iterator[i
         "memlock": 0,
         "env": {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LC_ALL": "C.UTF-8", "TMPDIR": "/tmp"},  # noqa: S108
     }
-    descriptor = os.memfd_create("machine", os.MFD_CLOEXEC)
-    try:
-        os.write(descriptor, json.dumps(request).encode())
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -1,0 +1,99 @@
+"""Processes that are about to become a QEMU (launch.py): one is ready, so that no start waits for
+the interpreter.
+
+A launcher knows nothing and may nothing until it is told; it ends with vzd.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pyvz.errors import StartError
+from pyvz.linux import run as programs
+from pyvz.vm.launch import MAX_DESCRIPTORS
+
+LATER = 0.3  # seconds
+
+
+class Launcher:
+    """One such process."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        package = os.fspath(Path(__file__).parents[2])
+        with theirs:
+            number = theirs.fileno()
+            self.process = programs.start(
+                [sys.executable, "-S", "-m", "pyvz.vm.launch", str(number)],
+                env={"PYTHONPATH": package},
+                pass_fds=(number,),
+            )
+        self._sock = ours
+
+    def execute(self, request: dict[str, Any], descriptors: Sequence[int], log: int) -> None:
+        """Have it become what REQUEST says, with these descriptors and LOG; raises StartError."""
+        words = request | {"keep": [1, 2, *descriptors]}
+        memory = os.memfd_create("machine", os.MFD_CLOEXEC)
+        try:
+            os.write(memory, json.dumps(words).encode())
+            os.lseek(memory, 0, os.SEEK_SET)
+            given = [memory, log, log, *descriptors]
+            if len(given) > MAX_DESCRIPTORS:
+                raise StartError("The virtual machine has too many devices")
+            socket.send_fds(self._sock, [b"\n"], given)
+        except OSError as error:
+            raise StartError(f"QEMU could not be started: {error.strerror}") from error
+        finally:
+            os.close(memory)
+            self._sock.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still waits."""
+        return self.process.poll() is None
+
+    def dismiss(self) -> None:
+        """End it; it is not wanted any more."""
+        self._sock.close()
+        self.process.end()
+
+
+class Launchers:
+    """Keeps one launcher ready.  Thread-safe."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._ready: Launcher | None = None
+        self._closed = False
+
+    def prepare(self) -> None:
+        """Have one ready, unless there is."""
+        with self._guard:
+            if not self._closed and (self._ready is None or not self._ready.alive):
+                self._ready = Launcher()
+
+    def prepare_later(self) -> None:
+        """Have one ready a moment from now, so as not to be in the way of a start under way."""
+        timer = threading.Timer(LATER, self.prepare)
+        timer.daemon = True
+        timer.start()
+
+    def take(self) -> Launcher:
+        """Return a launcher, the caller's from now on."""
+        with self._guard:
+            found, self._ready = self._ready, None
+        return found if found is not None and found.alive else Launcher()
+
+    def close(self) -> None:
+        """Dismiss the one that is ready; no other is made."""
+        with self._guard:
+            found, self._ready, self._closed = self._ready, None, True
+        if found is not None:
+            found.dismiss()
