@@ -65,7 +65,15 @@ MACHINES = {
         remote=Remote("::1", 5905, True),
         firmware=Firmware("/usr/share/OVMF/CODE.fd", "/dev/fdset/21"),
         drives=(
-            DriveSpec("hdd0", "virtio", 3, "qcow2", "/dev/fdset/20", base="/dev/fdset/22"),
+            DriveSpec(
+                "hdd0",
+                "virtio",
+                3,
+                "qcow2",
+                "/dev/fdset/20",
+                base="/dev/fdset/22",
+                secret="key-hdd0",
+            ),
             DriveSpec("hdd1", "ide", 2, "raw", "/dev/fdset/23", driver="host_device", serial="S1"),
             DriveSpec("cdrom0", "ide", 1, "raw", "/dev/fdset/24", readonly=True),
         ),
@@ -75,6 +83,7 @@ MACHINES = {
         ),
         serials=(SerialSpec("serial0", ""), SerialSpec("serial1", "file,path=/dev/fdset/25")),
         files=(20, 21, 22, 23, 24, 25),
+        secrets=(("key-hdd0", 26),),
         incoming=True,
     ),
 }
@@ -249,8 +258,13 @@ def test_other_hostile_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="not a raw"):
         image.check(image.look(path)._replace(data_file=False), path, "raw")
     path = qcow2(tmp_path / "b", crypt=2)
-    with pytest.raises(Unsupported):
+    with pytest.raises(StorageError, match="is encrypted"):
         image.check(image.look(path), path, "qcow2")
+    image.check(image.look(path), path, "qcow2", keyed=True)
+    with pytest.raises(StorageError, match="is not encrypted"):
+        image.check(image.look(qcow2(tmp_path / "c")), path, "qcow2", keyed=True)
+    with pytest.raises(Unsupported, match="keeps no secret"):
+        image.check(image.look(qcow2(tmp_path / "d", crypt=1)), path, "qcow2", keyed=True)
     (tmp_path / "torn").write_bytes(b"QFI\xfb\0\0")
     with pytest.raises(StorageError, match="torn"):
         image.look(tmp_path / "torn")

@@ -22,6 +22,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("--pool", "NAME", "storage pool to make it in; see prlsrvctl pool"),
         ("--uuid", "UUID", "use this UUID"),
         ("--no-hdd", "", "make no root disk"),
+        ("--encryption-keyid", "ID", "encrypt the disk of a VM with this key of the node"),
         ("--import", "PATH", "make a VM of a disk image, OVA or OVF; the source stays as it is"),
         ("-o,--ostype", "NAME|list", "family of the guest of a VM; ignored for containers"),
         ("-d,--distribution", "NAME|list", "guest of a VM; ignored for containers"),
@@ -106,7 +107,14 @@ def _create_machine(args: Arguments, server: Server, name: str) -> int:
             return 0
         found = distributions.find(text, family=given[0] == "ostype")
         options.append({"name": "distribution", "value": found})
-    source = args.value("import")
+    source, key = args.value("import"), args.value("encryption-keyid")
+    if key is not None and (source or args.has("no-hdd")):
+        raise UsageError("--encryption-keyid is about the disk that is made")
+    if key is not None:
+        options += [
+            {"name": "device-set", "value": "hdd0"},
+            {"name": "encryption-keyid", "value": key},
+        ]
     say("Creating the virtual machine...")
     try:
         server.run(

@@ -16,6 +16,7 @@ _NAME = re.compile(r"(hdd|cdrom)(\d{1,2})")
 _SERIAL = re.compile(r"serial(\d)")
 _PATH = re.compile(r"[^;\"'\\$`\x00-\x1f]+")
 _SERIAL_NUMBER = re.compile(r"[A-Za-z0-9_.+ -]{1,20}")  # virtio-blk has room for 20
+_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _MAX_KIB = 2**43
 
 FORMATS = ("qcow2", "raw")
@@ -27,6 +28,7 @@ class Drive(NamedTuple):
     """A disk (hdd0, ...) or a CD drive (cdrom0, ...); texts are "" where nothing is said.
 
     size: KiB, as the guest sees it; 0: what the image has.  format: of the image.
+    keyid: the key of the node's store that opens an encrypted image.
     device: a disk or drive of the node instead of an image.  base: of a linked clone: the image
     that this one was made from, which is never written.
     connected: for a CD drive: a disc is in it.  enabled: it is there at all.
@@ -42,6 +44,7 @@ class Drive(NamedTuple):
     enabled: bool = True
     connected: bool = True
     autocompact: bool = True
+    keyid: str = ""
     base: str = ""
     device: str = ""
     image: str = ""
@@ -74,6 +77,12 @@ def _serial(text: str) -> str:
     return text
 
 
+def _keyid(text: str) -> str:
+    if text and not _KEY.fullmatch(text):
+        raise BadValue(f"'{text}' is not the name of a key: up to 64 letters, digits and - _ .")
+    return text
+
+
 def _name(text: str) -> str:
     if not _NAME.fullmatch(text):
         raise BadValue(f"'{text}' is not the name of a disk or CD drive (hdd0, cdrom0)")
@@ -91,6 +100,7 @@ _READERS: dict[str, Any] = {
     "enabled": YesNo().parse,
     "connected": YesNo().parse,
     "autocompact": YesNo().parse,
+    "keyid": _keyid,
     "base": _path,
     "device": _path,
     "image": _path,

@@ -43,6 +43,15 @@ _DISK = (
     Option(
         "offline", "", "", scope="disk", ignored="what must be offline is refused while it runs"
     ),
+    Option(
+        "encryption-keyid", "ID", "encrypt the image with this key", scope="disk", kinds=MACHINES
+    ),
+    Option(
+        "encrypt", "", "encrypt the image; needs --encryption-keyid", scope="disk", kinds=MACHINES
+    ),
+    Option("decrypt", "", "keep the image unencrypted", scope="disk", kinds=MACHINES),
+    Option("reencrypt", "", "encrypt the image anew", scope="disk", kinds=MACHINES),
+    Option("no-wipe", "", "", scope="disk", ignored="the old image is removed, not overwritten"),
     Option("type", "expand", "kind of the image", scope="disk", ignored=_IMAGE_KIND),
     Option("hdd-block-size", "N", "", scope="disk", ignored=_IMAGE_KIND),
 )

@@ -18,7 +18,7 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment, check_name
 from pyvz.model.grammar_machine import Drive
 from pyvz.model.task import Progress
-from pyvz.operations import home, machine, machinecreate, machinedrives, machinenet
+from pyvz.operations import home, machine, machinecreate, machinedrives, machinekeys, machinenet
 from pyvz.operations.node import Node
 from pyvz.operations.transition import require
 from pyvz.store import savedstates
@@ -56,7 +56,7 @@ def clone(
         conf = _configuration(node, source, copy, template=template, linked=linked)
         with home.born(node, copy, conf, "clone") as staging:
             machinecreate.furnish(node, staging)
-            _fill(source, config, staging, progress, linked=linked)
+            _fill(node, (source, config), staging, progress, linked=linked)
             progress.check()
     node.publish("ve-create", copy, source=source.uuid)
     return copy
@@ -92,16 +92,24 @@ def _drive(source: Environment, drive: Drive, *, linked: bool) -> Drive:
             hint="Remove the disk, clone, and add it again.",
         )
     if linked:
-        if drive.format != "qcow2" or drive.base:
-            raise Unsupported(f"{drive.name} is no whole qcow2 image: it cannot be the base")
+        if drive.format != "qcow2" or drive.base or drive.keyid:
+            raise Unsupported(
+                f"{drive.name} is no whole qcow2 image without encryption: it cannot be the base"
+            )
         return drive._replace(base=os.fspath(machinedrives.source_of(source, drive)))
     return drive
 
 
 def _fill(
-    source: Environment, config: Config, staging: Path, progress: Progress, *, linked: bool
+    node: Node,
+    of: tuple[Environment, Config],
+    staging: Path,
+    progress: Progress,
+    *,
+    linked: bool,
 ) -> None:
     """Put images and firmware variables into the new home."""
+    source, config = of
     states = savedstates.load(source.home).items
     for drive in config.machine.drives:
         if not drive.is_disk or not drive.image:
@@ -109,12 +117,15 @@ def _fill(
         path = machinedrives.source_of(source, drive)
         target = staging / drive.image
         found = image.look(path)
-        image.check(found, path, drive.format)
+        image.check(found, path, drive.format, keyed=bool(drive.keyid))
         progress.stage(f"Copying {drive.name}")
         if linked:
             image.create(target, found.size)
         elif states and not drive.base:
-            image.convert(path, target, drive.format, progress, wanted=drive.format)
+            key = machinekeys.of(node, drive)
+            image.convert(
+                path, target, drive.format, progress, wanted=drive.format, keys=(key, key)
+            )
         else:
             image.copy(path, target, progress)
     variables = source.home / firmware.VARIABLES

@@ -12,8 +12,9 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.grammar import Pair
 from pyvz.model.grammar_machine import Drive
+from pyvz.model.secret import Secret
 from pyvz.model.task import Progress
-from pyvz.operations import home, machineimport, machineoptions
+from pyvz.operations import home, machineimport, machinekeys, machineoptions
 from pyvz.operations.machineimport import Imported
 from pyvz.operations.node import Node
 from pyvz.units import KIB, MIB, PAGE_SIZE
@@ -64,19 +65,28 @@ def create(node: Node, env: Environment, wanted: Machine, progress: Progress) ->
                 machineimport.fill(wanted.imported, staging, progress)
             elif wanted.disk:
                 progress.stage("Making the disk")
-                _make_disk(staging / DISK, wanted, progress)
+                _make_disk(staging / DISK, wanted, _key(node, conf), progress)
             progress.check()
     node.publish("ve-create", env)
     return env
 
 
-def _make_disk(path: Path, wanted: Machine, progress: Progress) -> None:
+def _key(node: Node, conf: ConfFile) -> Secret | None:
+    """Return the key of hdd0, None when it is not to be encrypted."""
+    drives = Config.parse(conf.values()).machine.drives
+    return next((machinekeys.of(node, drive) for drive in drives if drive.name == "hdd0"), None)
+
+
+def _make_disk(path: Path, wanted: Machine, key: Secret | None, progress: Progress) -> None:
     """Make hdd0: empty, or a copy of the template's image, which the guest grows into."""
     if wanted.template is None:
-        image.create(path, DISK_SIZE * KIB)
+        image.create(path, DISK_SIZE * KIB, key=key)
         return
-    image.copy(wanted.template[1], path, progress)
-    image.resize(path, DISK_SIZE * KIB, "qcow2")
+    if key is None:
+        image.copy(wanted.template[1], path, progress)
+    else:
+        image.convert(wanted.template[1], path, "qcow2", progress, keys=(None, key))
+    image.resize(path, DISK_SIZE * KIB, "qcow2", key=key)
 
 
 def furnish(node: Node, directory: Path) -> None:

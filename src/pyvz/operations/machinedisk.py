@@ -17,7 +17,7 @@ from pyvz.errors import AlreadyExists, BadValue, FileMissing, UsageError
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
-from pyvz.operations import home, machinedrives
+from pyvz.operations import home, machinecrypt, machinedrives, machinekeys
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal, Record
 from pyvz.units import KIB
@@ -53,14 +53,24 @@ def settled(
     doomed = [machinedrives.source_of(env, each) for each in removed if _dies(env, each, flags)]
     wanted = [each for each in after if each.name not in before and each.is_disk]
     made = [each for each in wanted if _is_new(env, each, flags)]
-    paths = [os.fspath(machinedrives.source_of(env, each)) for each in made]
+    coded = machinecrypt.changed(node, env, before, after, flags)
+    after = [coded[each.name][1] if each.name in coded else each for each in after]
+    doomed += [machinedrives.source_of(env, old) for old, _ in coded.values()]
+    fresh = [*made, *(new for _, new in coded.values())]
+    paths = [os.fspath(machinedrives.source_of(env, each)) for each in fresh]
     data = home.to_data(env) | {"made": paths, "doomed": [os.fspath(path) for path in doomed]}
     with Journal.begin(node.paths, env.uuid, VERB, data) as journal, ExitStack() as undo:
         undo.callback(journal.done)
         for drive in made:
             path = machinedrives.source_of(env, drive)
             undo.callback(path.unlink, missing_ok=True)
-            image.create(path, drive.size * KIB, drive.format or "qcow2")
+            key = machinekeys.of(node, drive)
+            if key is not None and drive.format == "raw":
+                raise UsageError("Only qcow2 images can be encrypted")
+            image.create(path, drive.size * KIB, drive.format or "qcow2", key=key)
+        for pair in coded.values():
+            undo.callback(machinedrives.source_of(env, pair[1]).unlink, missing_ok=True)
+            machinecrypt.recode(node, env, *pair)
         final = tuple(_known(env, drive) if drive in wanted else drive for drive in after)
         changes = _compare(env, before, final)
         yield new.changed({"machine.drives": final}), changes
@@ -124,7 +134,7 @@ def _known(env: Environment, drive: Drive) -> Drive:
             f"{path} is a {kind} image, which is not used as it is",
             hint="Make a machine of it: prlctl create NAME --vmtype vm --import PATH",
         )
-    image.check(found, path, kind)
+    image.check(found, path, kind, keyed=bool(drive.keyid))
     return drive._replace(format=kind, size=max(1, found.size // KIB))
 
 
@@ -139,7 +149,7 @@ def _compare(env: Environment, before: dict[str, Drive], final: tuple[Drive, ...
             if new.device:
                 raise BadValue(f"{new.name} is a device of the node and keeps its size")
             image.check(_look(env, new), machinedrives.source_of(env, new), new.format,
-                        base=bool(new.base))  # fmt: skip
+                        base=bool(new.base), keyed=bool(new.keyid))  # fmt: skip
             grown.append((new, new.size * KIB))
     return Changes(
         added=tuple(drive for drive in final if drive.name not in before),

@@ -36,6 +36,11 @@ def source_of(env: Environment, drive: Drive) -> Path:
     return path_of(env, drive.image or drive.device)
 
 
+def secret_of(drive: Drive) -> str:
+    """Return what QEMU calls the key of a disk, "" when it has none."""
+    return f"key-{drive.name}" if drive.keyid else ""
+
+
 def open_all(env: Environment, config: Config, opened: ExitStack) -> Opened:
     """Check and open every drive that is enabled; OPENED closes the descriptors.
 
@@ -63,6 +68,8 @@ def open_one(
     spec = spec._replace(readonly=not drive.is_disk, serial=drive.serial, discard=drive.autocompact)
     if not drive.is_disk:
         spec = spec._replace(format="raw")
+    elif drive.keyid:
+        spec = spec._replace(secret=secret_of(drive))
     if not (drive.image or drive.device) or not (drive.is_disk or drive.connected):
         return spec, []
     path = source_of(env, drive)
@@ -84,7 +91,7 @@ def _open(path: Path, drive: Drive, opened: ExitStack) -> int:
     descriptor = _opened(path, opened, writable=drive.is_disk)
     wanted = drive.format if drive.is_disk else "raw"
     found = image.read_header(descriptor, path)
-    image.check(found, path, wanted, base=bool(drive.base))
+    image.check(found, path, wanted, base=bool(drive.base), keyed=bool(drive.keyid))
     if wanted == "raw" and found.format == "raw" and not found.size and drive.is_disk:
         raise StorageError(f"{path} is empty")
     return descriptor

@@ -19,6 +19,7 @@ from pyvz.model.status import Status
 from pyvz.operations import (
     machinedrives,
     machinefiles,
+    machinekeys,
     machinelimits,
     machinenet,
     machineserial,
@@ -115,17 +116,23 @@ def _launch(
         files.append(descriptor)
     nics = machinenet.open_all(node, env, config, opened)
     serials = machineserial.open_all(env, config, opened)
+    secrets = machinekeys.open_all(node, config, opened)
     spec = spec._replace(
         drives=drives.drives,
         nics=nics,
         serials=serials.ports,
         told=machinefiles.payload(env.name, config),
         files=(*files, *serials.files),
+        secrets=secrets,
         incoming=state is not None and state.incoming,
     )
     return Launch(
         spec=spec,
-        descriptors=(*files, *serials.files, *serials.sockets, *(nic.tap for nic in nics)),
+        descriptors=(
+            *(*files, *serials.files, *serials.sockets),
+            *(nic.tap for nic in nics),
+            *(descriptor for _, descriptor in secrets),
+        ),
         uid=node.id_ranges.allocate(env.uuid).first,
         limits=machinelimits.of(config, spec, cpus=cpus),
         disks=drives.disks,

@@ -144,6 +144,8 @@ def _drive(source: Source, drive: Drive, *, full: bool) -> Row:
         shown["autocompact"] = "off"
     if drive.serial and full:
         shown["serial"] = drive.serial
+    if drive.keyid:
+        shown["keyid"] = drive.keyid
     return shown
 
 

@@ -25,8 +25,12 @@ _DEVICE = re.compile(r"(hdd|cdrom|serial)(\d{1,2})")
 _TYPES = frozenset({"hdd", "cdrom", "serial", "usb"})
 _GONE = frozenset({"fdd", "parallel", "sound", "pci", "hdd-part"})
 _TEXTS = frozenset({"image", "device", "iface", "subtype", "position", "serial", "autocompact"})
-_FLAGS = frozenset({"recreate", "detach-only", "destroy-image", "destroy-image-force"})
-_QUIET = frozenset({"type", "split", "offline", "no-fs-resize", "hdd-block-size", "passthr"})
+_CODING = frozenset({"encrypt", "reencrypt"})
+_FLAGS = _CODING | {"recreate", "detach-only", "destroy-image", "destroy-image-force"}
+_KEYS = frozenset({"encryption-keyid", "decrypt"})
+_QUIET = frozenset(
+    {"type", "split", "offline", "no-fs-resize", "hdd-block-size", "passthr"} | {"no-wipe"}
+)
 _PORTS = {"output": "file", "socket": "socket", "socket-tcp": "tcp", "socket-udp": "udp",
           "device": "device"}  # fmt: skip
 
@@ -34,7 +38,8 @@ _PORTS = {"output": "file", "socket": "socket", "socket-tcp": "tcp", "socket-udp
 class MachinePlan(NamedTuple):
     """What the options mean.
 
-    flags: recreate, destroy-image, ... of the one drive that the call is about.
+    flags: recreate, destroy-image, ... of the one drive that the call is about; "encrypt hdd0" and
+    "reencrypt hdd0" name it.
     secret: the password of the remote display: None: it stays; Secret(""): none any more.
     """
 
@@ -174,7 +179,7 @@ class _Reader:
     def _property(self, key: str, text: str | None) -> bool:
         """Take an option about the device; False: it is about something else."""
         if key in _FLAGS:
-            self.flags.add(key)
+            self.flags.add(f"{key} {self._at}" if key in _CODING else key)
             return True
         if key in _QUIET:
             return True
@@ -192,6 +197,8 @@ class _Reader:
             self._set_drive(self._at, field, "yes" if key in {"enable", "connect"} else "no")
         elif key in _TEXTS:
             self._set_text(key, text or "")
+        elif key in _KEYS and self._at.startswith("hdd"):
+            self._set_drive(self._at, "keyid", text or "" if key == "encryption-keyid" else "")
         else:
             return False
         return True

@@ -25,6 +25,7 @@ from pyvz.operations import (
     machinedrives,
     machineground,
     machineguest,
+    machinekeys,
     machinelimits,
     machinenet,
     machineoptions,
@@ -113,7 +114,7 @@ def _change(
             live = _Live(node, env, old, new, node.machines.monitor(env.uuid))
             waiting |= _put_in_force(live, changes, undo)
         elif changes.grown:
-            _grow_stopped(env, changes)
+            _grow_stopped(node, env, changes)
         _secret(node, env, new, made, running=running)
         if made.password is not None:
             machineguest.set_password(node, env, made.password)
@@ -235,7 +236,7 @@ def _drives(live: _Live, changes: Changes, undo: ExitStack) -> bool:
         if drive.enabled:
             live.monitor.execute("block_resize", {"node-name": drive.name, "size": size})
         else:
-            _grow_stopped(live.env, Changes(grown=((drive, size),)))
+            _grow_stopped(live.node, live.env, Changes(grown=((drive, size),)))
     return waits
 
 
@@ -250,7 +251,12 @@ def _plug(live: _Live, drive: Drive, undo: ExitStack) -> bool:
             spec = spec._replace(file=live.monitor.add_file(descriptors[0]))
         if len(descriptors) > 1:
             spec = spec._replace(base=live.monitor.add_file(descriptors[1]))
-        plug.add_drive(live.monitor, spec, live.new.machine.chipset)
+        machinekeys.give(live.node, live.monitor, drive)
+        try:
+            plug.add_drive(live.monitor, spec, live.new.machine.chipset)
+        except BaseException:
+            machinekeys.take_back(live.monitor, drive)
+            raise
     undo.callback(_unplug_quietly, live, drive)
     return True
 
@@ -264,6 +270,7 @@ def _take_out(live: _Live, drive: Drive) -> None:
     with ExitStack() as opened:
         spec, _ = machinedrives.open_one(live.env, drive, opened)
     plug.remove_drive(live.monitor, spec)
+    machinekeys.take_back(live.monitor, drive)
 
 
 def _unplug_quietly(live: _Live, drive: Drive) -> None:
@@ -315,9 +322,10 @@ def _disc_quietly(live: _Live, drive: Drive) -> None:
         _disc(live, drive)
 
 
-def _grow_stopped(env: Environment, changes: Changes) -> None:
+def _grow_stopped(node: Node, env: Environment, changes: Changes) -> None:
     for drive, size in changes.grown:
-        image.resize(machinedrives.source_of(env, drive), size, drive.format)
+        key = machinekeys.of(node, drive)
+        image.resize(machinedrives.source_of(env, drive), size, drive.format, key=key)
 
 
 def _secret(node: Node, env: Environment, new: Config, made: MachinePlan, *, running: bool) -> None:

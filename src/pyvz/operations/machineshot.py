@@ -26,7 +26,8 @@ from pyvz.model.conffile import ConfFile
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
-from pyvz.operations import machinedrives, machineground, machinestate
+from pyvz.model.secret import Secret
+from pyvz.operations import machinedrives, machineground, machinekeys, machinestate
 from pyvz.operations.node import Node
 from pyvz.store import savedstates
 from pyvz.store.journal import Journal, Record
@@ -79,7 +80,8 @@ def take(
     write_atomic(_conf(env, guid), node.registry.conf_file(env).render(), 0o600)
     if not running:
         for drive in disks:
-            image.snapshot(machinedrives.source_of(env, drive), "-c", _tag(guid))
+            key = machinekeys.of(node, drive)
+            image.snapshot(machinedrives.source_of(env, drive), "-c", _tag(guid), key=key)
         return
     made = machineground.layout(node, env)
     write_atomic(_layout(env, guid), json.dumps(made._asdict()), 0o600)
@@ -103,16 +105,16 @@ def discard(node: Node, env: Environment, guid: str, disks: tuple[Drive, ...]) -
             _job(node.machines.monitor(env.uuid), "snapshot-delete", guid, disks)
         elif not running:
             for drive in disks:
-                _drop(machinedrives.source_of(env, drive), guid)
+                _drop(machinedrives.source_of(env, drive), guid, machinekeys.of(node, drive))
     except VZError as error:
         log.warning("%s: a state of snapshot %s may be left: %s", env.name, guid, error)
     _conf(env, guid).unlink(missing_ok=True)
     _layout(env, guid).unlink(missing_ok=True)
 
 
-def _drop(path: Path, guid: str) -> None:
+def _drop(path: Path, guid: str, key: Secret | None) -> None:
     try:
-        image.snapshot(path, "-d", _tag(guid))
+        image.snapshot(path, "-d", _tag(guid), key=key)
     except StorageError as error:
         if "not find" not in error.details and "not found" not in error.details:
             raise
@@ -124,7 +126,8 @@ def apply(
     """Put configuration and disks back; may be repeated, and is when vzd died in it."""
     node.registry.save(env, conf)
     for drive in disks_of(node.registry.config(env)):
-        image.snapshot(machinedrives.source_of(env, drive), "-a", _tag(item.guid))
+        key = machinekeys.of(node, drive)
+        image.snapshot(machinedrives.source_of(env, drive), "-a", _tag(item.guid), key=key)
     machinestate.forget(env)
     savedstates.save(env.home, states.switched(item.guid))
 

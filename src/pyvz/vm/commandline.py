@@ -45,6 +45,8 @@ def argv(spec: MachineSpec, sockets: Sockets) -> list[str]:
     words += ["-mon", "chardev=monitor,mode=control"]
     for descriptor in spec.files:
         words += ["-add-fd", f"fd={descriptor},set={descriptor}"]
+    for name, descriptor in spec.secrets:
+        words += ["-object", _json(_secret(name, descriptor))]
     words += _firmware(spec)
     for device in _devices(spec):
         words += ["-device", _json(device)]
@@ -66,6 +68,11 @@ def argv(spec: MachineSpec, sockets: Sockets) -> list[str]:
 
 def _json(value: Object) -> str:
     return json.dumps(value, separators=(",", ":"))
+
+
+def _secret(name: str, descriptor: int) -> Object:
+    """Return the object that holds a key; what is in the command line is only where it is."""
+    return {"qom-type": "secret", "id": name, "file": f"/proc/self/fd/{descriptor}"}
 
 
 def _on(driver: str, id_: str, bus: str, **more: object) -> Object:
@@ -170,9 +177,11 @@ def _layer(drive: DriveSpec, layer: str, path: str, *, readonly: bool) -> list[O
     file = {"driver": drive.driver, "filename": path, "node-name": f"{name}-file"} | common
     if drive.driver == "file" and drive.direct:
         file["aio"] = "native"
-    image = {"driver": drive.format, "file": file["node-name"], "node-name": name} | common
+    image: Object = {"driver": drive.format, "file": file["node-name"], "node-name": name} | common
     if freeing:
         image["detect-zeroes"] = "unmap"
+    if drive.secret and not layer:
+        image["encrypt"] = {"format": "luks", "key-secret": drive.secret}
     return [file, image]
 
 

@@ -11,20 +11,25 @@ from __future__ import annotations
 import os
 import stat
 import struct
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from pyvz.errors import BadValue, Busy, CommandFailed, FileMissing, StorageError, Unsupported
 from pyvz.linux.file import reflink
 from pyvz.linux.run import run
+from pyvz.model.secret import Secret
 from pyvz.model.task import Progress
 
 PROGRAM = "qemu-img"
 CLUSTER = "64k"
+WRONG_KEY = "Invalid password"  # of QEMU, when a key does not open an image
+_ITERATIONS = "encrypt.iter-time=200"  # ms for one guess: keys of the store are long
 _MAGIC = b"QFI\xfb"
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")  # 104 bytes: version 3
 _VDI = b"\x7f\x10\xda\xbe"
 _DATA_FILE = 1 << 2  # incompatible feature: the data is in another file
+_LUKS = 2  # crypt_method; 1 is AES as it was before, which keeps no secret
 _MAX_SIZE = 1 << 53
 _OTHERS = (
     (b"KDMV", "vmdk"), (b"# Disk DescriptorFile", "vmdk"), (b"vhdxfile", "vhdx"),
@@ -41,6 +46,7 @@ class Image(NamedTuple):
     backing: str = ""
     data_file: bool = False
     encrypted: bool = False
+    luks: bool = False
 
 
 def look(path: Path) -> Image:
@@ -80,13 +86,16 @@ def _qcow2(descriptor: int, head: bytes, path: Path) -> Image:
     if version not in {2, 3} or not 9 <= bits <= 21 or size > _MAX_SIZE or length > 1023:
         raise StorageError(f"{path} is not a qcow2 image that makes sense")
     backing = os.pread(descriptor, length, offset).decode("utf-8", "replace") if offset else ""
-    return Image("qcow2", size, backing, bool(features & _DATA_FILE), crypt != 0)
+    return Image("qcow2", size, backing, bool(features & _DATA_FILE), crypt != 0, crypt == _LUKS)
 
 
-def check(image: Image, path: Path, wanted: str, *, base: bool = False) -> None:
+def check(
+    image: Image, path: Path, wanted: str, *, base: bool = False, keyed: bool = False
+) -> None:
     """Raise what speaks against giving an image to a machine as one of format WANTED.
 
-    base: it was made by us over another image, which the configuration names.
+    base: it was made by us over another image, which the configuration names.  keyed: a key is
+    known for it.
     """
     if image.backing and not base:
         raise StorageError(
@@ -99,8 +108,13 @@ def check(image: Image, path: Path, wanted: str, *, base: bool = False) -> None:
         raise StorageError(f"{path} is not a {wanted} image, but {image.format}")
     if wanted == "raw" and image.format == "qcow2":
         raise StorageError(f"{path} is a qcow2 image, not a raw one")
-    if image.encrypted:
-        raise Unsupported(f"{path} is encrypted, which is not supported by this version")
+    if image.encrypted and not image.luks:
+        raise Unsupported(f"{path} is encrypted in a way that keeps no secret: it is refused")
+    if image.encrypted != keyed:
+        raise StorageError(
+            f"{path} is encrypted" if image.encrypted else f"{path} is not encrypted",
+            hint="Its key is named by --encryption-keyid." if image.encrypted else "",
+        )
 
 
 def open_image(path: Path, *, writable: bool) -> int:
@@ -129,28 +143,41 @@ def takes_direct(path: Path) -> bool:
     return True
 
 
-def create(path: Path, size: int, kind: str = "qcow2", *, base: Path | None = None) -> None:
-    """Make an image of SIZE bytes; nothing may be there.  BASE: an image that it stands on."""
+def create(path: Path, size: int, kind: str = "qcow2", *, key: Secret | None = None) -> None:
+    """Make an image of SIZE bytes; nothing may be there.  KEY: it is encrypted with that."""
     if path.exists():
         raise StorageError(f"{path} exists already")
-    options = f"cluster_size={CLUSTER},lazy_refcounts=off" if kind == "qcow2" else ""
-    argv: list[str | Path] = [PROGRAM, "create", "-q", "-f", kind]
-    argv += ["-o", options] if options else []
-    argv += ["-b", base.name, "-F", "qcow2"] if base is not None else []
-    _run([*argv, path, str(size)], path)
+    with ExitStack() as opened:
+        keys = _Keys(opened)
+        options = f"cluster_size={CLUSTER},lazy_refcounts=off" if kind == "qcow2" else ""
+        options += keys.format(key)
+        argv: list[str | Path] = [PROGRAM, "create", "-q", *keys.objects, "-f", kind]
+        argv += ["-o", options] if options else []
+        _run([*argv, path, str(size)], path, keys)
     path.chmod(0o600)
 
 
 def convert(
-    source: Path, target: Path, kind: str, progress: Progress, *, wanted: str = "qcow2"
+    source: Path,
+    target: Path,
+    kind: str,
+    progress: Progress,
+    *,
+    wanted: str = "qcow2",
+    keys: tuple[Secret | None, Secret | None] = (None, None),
 ) -> None:
     """Copy an image of format KIND whole into TARGET; can be called off.  TARGET is removed on
-    failure.
+    failure.  KEYS: of the source, and of the copy.
     """
-    argv: list[str | Path] = [PROGRAM, "convert", "-f", kind, "-O", wanted]
-    argv += ["-o", f"cluster_size={CLUSTER}"] if wanted == "qcow2" else []
     try:
-        run([*argv, source, target], timeout=None, poll=progress.check)
+        with ExitStack() as opened:
+            held = _Keys(opened)
+            words = held.image(source, kind, keys[0])
+            options = f"cluster_size={CLUSTER}{held.format(keys[1])}"
+            argv: list[str | Path] = [PROGRAM, "convert", *held.objects, "-O", wanted]
+            argv += ["-o", options] if wanted == "qcow2" else []
+            descriptors = held.descriptors
+            run([*argv, *words, target], timeout=None, poll=progress.check, pass_fds=descriptors)
         target.chmod(0o600)
     except BaseException as error:
         target.unlink(missing_ok=True)
@@ -173,20 +200,72 @@ def copy(source: Path, target: Path, progress: Progress) -> None:
         raise
 
 
-def resize(path: Path, size: int, kind: str, *, shrink: bool = False) -> None:
-    """Give an image that nobody uses another size."""
-    argv: list[str | Path] = [PROGRAM, "resize", "-q", "-f", kind]
-    _run([*argv, *(["--shrink"] if shrink else []), path, str(size)], path)
+def resize(path: Path, size: int, kind: str, *, key: Secret | None = None) -> None:
+    """Make an image that nobody uses larger."""
+    with ExitStack() as opened:
+        keys = _Keys(opened)
+        words = keys.image(path, kind, key)
+        _run([PROGRAM, "resize", "-q", *keys.objects, *words, str(size)], path, keys)
 
 
-def snapshot(path: Path, verb: str, tag: str) -> None:
+def snapshot(path: Path, verb: str, tag: str, *, key: Secret | None = None) -> None:
     """Make (-c), apply (-a) or delete (-d) a snapshot inside an image that nobody uses."""
-    _run([PROGRAM, "snapshot", "-q", verb, tag, path], path, timeout=600.0)
+    with ExitStack() as opened:
+        keys = _Keys(opened)
+        words = keys.image(path, "", key)
+        argv: list[str | Path] = [PROGRAM, "snapshot", "-q", *keys.objects, verb, tag]
+        _run([*argv, *words], path, keys, timeout=600.0)
 
 
-def _run(argv: list[str | Path], path: Path, timeout: float = 120.0) -> str:
+class _Keys:
+    """Keys for one run of qemu-img: in files of memory, of which only the number is in its words.
+
+    OPENED closes them.
+    """
+
+    def __init__(self, opened: ExitStack) -> None:
+        self.descriptors: list[int] = []
+        self._opened = opened
+
+    @property
+    def objects(self) -> list[str]:
+        """The words that make QEMU read the keys."""
+        words: list[str] = []
+        for number, descriptor in enumerate(self.descriptors):
+            words += ["--object", f"secret,id=key{number},file=/proc/self/fd/{descriptor}"]
+        return words
+
+    def _add(self, key: Secret) -> str:
+        descriptor = secret_file(key)
+        self._opened.callback(os.close, descriptor)
+        self.descriptors.append(descriptor)
+        return f"key{len(self.descriptors) - 1}"
+
+    def format(self, key: Secret | None) -> str:
+        """Return the options of a new image that KEY encrypts."""
+        if key is None:
+            return ""
+        return f",encrypt.format=luks,encrypt.key-secret={self._add(key)},{_ITERATIONS}"
+
+    def image(self, path: Path, kind: str, key: Secret | None) -> list[str | Path]:
+        """Return the words for an image that is there; kind "": qcow2, which needs no telling."""
+        if key is None:
+            return [*(["-f", kind] if kind else []), path]
+        name = os.fspath(path).replace(",", ",,")
+        opening = f"driver=qcow2,encrypt.format=luks,encrypt.key-secret={self._add(key)}"
+        return ["--image-opts", f"{opening},file.driver=file,file.filename={name}"]
+
+
+def secret_file(key: Secret) -> int:
+    """Return a descriptor of a file in memory that holds KEY, which may be opened again."""
+    descriptor = os.memfd_create("key", os.MFD_CLOEXEC)
+    os.write(descriptor, key.reveal().encode("utf-8", "surrogateescape"))
+    return descriptor
+
+
+def _run(argv: list[str | Path], path: Path, keys: _Keys, timeout: float = 120.0) -> str:
     try:
-        return run(argv, timeout=timeout).stdout
+        return run(argv, timeout=timeout, pass_fds=keys.descriptors).stdout
     except CommandFailed as error:
         raise explained(error, path) from error
 
@@ -198,6 +277,8 @@ def explained(error: CommandFailed, path: Path) -> StorageError | BadValue | Uns
             "qemu-img is not installed on this node",
             hint="Install it with: script/bootstrap --vm (package qemu-utils)",
         )
+    if WRONG_KEY in error.details:
+        return BadValue(f"The key does not open {path}")
     if "lock" in error.details:
         return Busy(f"{path} is in use by another program", details=error.details)
     return StorageError(f"qemu-img failed on {path}", details=error.details)

@@ -38,6 +38,7 @@ from pyvz.model.limits import DeviceRule, Limits
 from pyvz.model.usage import Usage
 from pyvz.store.paths import Paths
 from pyvz.vm import commandline
+from pyvz.vm.image import WRONG_KEY
 from pyvz.vm.launcher import Launchers
 from pyvz.vm.monitor import Event, Loop, Monitor
 from pyvz.vm.spec import MachineSpec, Sockets
@@ -397,5 +398,7 @@ def _start_error(launch: Launch) -> VZError:
             "QEMU is not installed on this node",
             hint="Install it with: script/bootstrap --vm (package qemu-system-x86)",
         )
+    if WRONG_KEY in text:
+        return StartError("The key of an encrypted disk does not open it", details=text[-500:])
     last = "\n".join(text.splitlines()[-10:])
     return StartError("QEMU did not start", details=last or "It said nothing.")

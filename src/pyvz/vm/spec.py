@@ -24,6 +24,7 @@ class DriveSpec(NamedTuple):
     file: what to open; "" for a CD drive without a disc.  driver: file or host_device.
     base: the image below, read-only, in `base_format`.  direct: without the node's page cache.
     boot: place in the boot order, from 1; 0: none.  discard: what the guest gives up is given back.
+    secret: QEMU's object that holds the key of an encrypted image.
     """
 
     name: str
@@ -38,6 +39,7 @@ class DriveSpec(NamedTuple):
     serial: str = ""
     boot: int = 0
     discard: bool = True
+    secret: str = ""
 
     @property
     def is_disk(self) -> bool:
@@ -91,6 +93,7 @@ class MachineSpec(NamedTuple):
 
     cpus: that it starts with; max_cpus: with those that may be added.  memory: MiB; max_memory.
     files: descriptors that drives and firmware name as /dev/fdset/N.
+    secrets: objects that hold a key, each with the descriptor that the key is read from.
     told: what the inside is told by fw_cfg, in base64.  incoming: it goes on from a saved state.
     """
 
@@ -114,6 +117,7 @@ class MachineSpec(NamedTuple):
     nics: tuple[NicSpec, ...] = ()
     serials: tuple[SerialSpec, ...] = ()
     files: tuple[int, ...] = ()
+    secrets: tuple[tuple[str, int], ...] = ()
     told: str = ""
     incoming: bool = False
 
