@@ -29,6 +29,7 @@ from pyvz.operations import (
     machinelimits,
     machinenet,
     machineoptions,
+    memory,
     vncpassword,
 )
 from pyvz.operations.machinedisk import Changes
@@ -136,6 +137,7 @@ def _put_in_force(live: _Live, changes: Changes, undo: ExitStack) -> set[str]:
         and row.field not in _AT_ONCE
     }
     waiting |= {field for field in _AT_BOOT if live.new.get(field) != live.old.get(field)}
+    memory.change(live.node, live.env, live.old, live.new, undo)
     _limits(live, undo)
     if _cpus(live, undo):
         waiting.add("cpu.cpus")

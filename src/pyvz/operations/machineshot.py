@@ -3,6 +3,7 @@
     <home>/Snapshots.xml             the tree, as for a container (store/savedstates.py)
     <home>/snapshots/<guid>.conf     vm.conf as it was
     <home>/snapshots/<guid>.json     how a running machine was put together (Layout)
+    <home>/snapshots/<guid>.nvram    the firmware's variables, of one that has them
 
 Disks: an internal snapshot of each image, called by the id.  Memory: QEMU writes it into the first
 image beside it (snapshot-save).  Taking one commits when Snapshots.xml names it.
@@ -32,7 +33,7 @@ from pyvz.operations.node import Node
 from pyvz.store import savedstates
 from pyvz.store.journal import Journal, Record
 from pyvz.store.savedstates import SavedState, SavedStates
-from pyvz.vm import image
+from pyvz.vm import firmware, image
 from pyvz.vm.monitor import Monitor
 from pyvz.vm.spec import Layout
 
@@ -57,6 +58,18 @@ def _layout(env: Environment, guid: str) -> Path:
     return _directory(env) / f"{guid.strip('{}')}.json"
 
 
+def _variables(env: Environment, guid: str) -> Path:
+    return _conf(env, guid).with_suffix(".nvram")
+
+
+def _keep(source: Path, target: Path) -> None:
+    """Copy the firmware's variables; without a source there are none afterwards."""
+    if source.exists():
+        write_atomic(target, source.read_bytes(), 0o600)
+    else:
+        target.unlink(missing_ok=True)
+
+
 def _tag(guid: str) -> str:
     return guid.strip("{}")
 
@@ -78,6 +91,7 @@ def take(
 ) -> None:
     _directory(env).mkdir(mode=0o700, exist_ok=True)
     write_atomic(_conf(env, guid), node.registry.conf_file(env).render(), 0o600)
+    _keep(env.home / firmware.VARIABLES, _variables(env, guid))
     if not running:
         for drive in disks:
             key = machinekeys.of(node, drive)
@@ -110,6 +124,7 @@ def discard(node: Node, env: Environment, guid: str, disks: tuple[Drive, ...]) -
         log.warning("%s: a state of snapshot %s may be left: %s", env.name, guid, error)
     _conf(env, guid).unlink(missing_ok=True)
     _layout(env, guid).unlink(missing_ok=True)
+    _variables(env, guid).unlink(missing_ok=True)
 
 
 def _drop(path: Path, guid: str, key: Secret | None) -> None:
@@ -128,6 +143,7 @@ def apply(
     for drive in disks_of(node.registry.config(env)):
         key = machinekeys.of(node, drive)
         image.snapshot(machinedrives.source_of(env, drive), "-a", _tag(item.guid), key=key)
+    _keep(_variables(env, item.guid), env.home / firmware.VARIABLES)
     machinestate.forget(env)
     savedstates.save(env.home, states.switched(item.guid))
 

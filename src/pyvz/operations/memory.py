@@ -22,9 +22,11 @@ from pyvz.memory.policy.base import Policy
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.memory import NodeMemory, Protection, Reservation, VeType
+from pyvz.operations import machinememory
 from pyvz.operations.node import Node
 from pyvz.store.lease import holder
 from pyvz.units import UNLIMITED
+from pyvz.vm.spec import OVERHEAD
 
 log = logging.getLogger(__name__)
 
@@ -128,11 +130,10 @@ def promise(node: Node, low: int | None = None) -> None:
 
 
 def managed(node: Node, entry: Reservation) -> Managed | None:
-    """Return the way to one VE, None when this node cannot reach it.
-
-    The balloon of a virtual machine belongs here (memory/managed.py).
-    """
+    """Return the way to one VE, None when this node cannot reach it."""
     memory = node.cgroups.memory
+    if entry.type.machine:
+        return machinememory.Machine(node, entry)
     if entry.type is VeType.SRVC:
         return Group(memory, memory.service(entry.name))
     return Group(memory, memory.path(entry.name))
@@ -193,7 +194,7 @@ def recover(node: Node) -> None:
     A limit may have been left lowered where vzd was killed while it made somebody give back.
     """
     try:
-        running = node.runtime.running()
+        running = {*node.runtime.running(), *node.machines.running()}
         memory = node.cgroups.memory
     except Unsupported as error:
         log.warning("no memory is managed: %s", error)
@@ -205,7 +206,7 @@ def recover(node: Node) -> None:
             # A start that is under way has its lease.
             if entry.active or holder(node.paths, name) is None:
                 node.memory.drop(name)
-        elif entry.active:
+        elif entry.active and not entry.type.machine:  # a machine's is not the guest's memory
             _restore_limits(node, entry, memory.present_limits(memory.path(name)))
     known = node.memory.entries()
     for env in node.registry.environments():
@@ -216,7 +217,8 @@ def recover(node: Node) -> None:
 def _adopt(node: Node, env: Environment) -> None:
     """Register an environment that a vzd without this manager has started."""
     try:
-        admit(node, env, node.registry.config(env), force=True)
+        overhead = OVERHEAD if env.kind == Kind.VM else 0
+        admit(node, env, node.registry.config(env), overhead=overhead, force=True)
         activate(node, env)
     except (VZError, OSError) as error:
         log.warning("%s runs without a reservation: %s", env.name, error)

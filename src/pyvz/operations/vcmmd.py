@@ -23,7 +23,7 @@ from pyvz.errors import (
     VZError,
 )
 from pyvz.model.memory import Reservation, Sample, VeType
-from pyvz.operations import memory
+from pyvz.operations import machinememory, memory
 from pyvz.operations.memorywatch import MemoryWatch
 from pyvz.operations.node import Node
 from pyvz.store.memorybook import check_name
@@ -183,6 +183,9 @@ def _limit(node: Node, before: Reservation, wanted: Reservation) -> None:
     """Put new limits in force; raises NotEnoughResources, SetError: then the old ones are."""
     if (before.limit, before.swap) == (wanted.limit, wanted.swap):
         return
+    if wanted.type.machine:
+        machinememory.limit(node, wanted)
+        return
     groups = node.cgroups.memory
     service = wanted.type is VeType.SRVC
     path = groups.service(wanted.name) if service else groups.path(wanted.name)
@@ -219,4 +222,9 @@ def _figures(node: Node, entry: Reservation, sample: Sample) -> dict[str, int]:
         usage = node.cgroups.usage(entry.name)
         figures["rd_bytes"] = -1 if usage.io_read is None else usage.io_read
         figures["wr_bytes"] = -1 if usage.io_written is None else usage.io_written
+    if entry.type.machine and (told := machinememory.said(node, entry.name)):
+        figures["actual"] = told.actual
+        if told.updated:
+            figures |= {"memfree": told.free, "memavail": told.available}
+            figures["last_update"] = told.updated
     return figures

@@ -1,0 +1,90 @@
+"""UEFI: the firmware's own shell is reached on the serial line, and its variables are kept."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from images import busybox_root, busybox_tar
+from realnode import World, world
+
+__all__ = ["busybox_root", "busybox_tar", "world"]
+pytestmark = [
+    pytest.mark.requires("program:qemu-system-x86_64", "program:qemu-img"),
+    pytest.mark.skipif(not Path("/usr/share/OVMF").is_dir(), reason="no package ovmf"),
+    pytest.mark.long,
+]
+VENDOR = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
+
+
+class Shell:
+    """The EFI shell of a machine, on its serial line."""
+
+    def __init__(self, world: World) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(5)
+        path = next((world.root / "run/pyvz/vm").glob("*/console.sock"))
+        self.sock.connect(str(path))
+        self.seen = ""
+
+    def until(self, wanted: str, *, press: bytes = b"") -> str:
+        deadline = time.monotonic() + 240
+        while wanted not in self.seen:
+            assert time.monotonic() < deadline, self.seen[-500:]
+            try:
+                self.seen += self.sock.recv(4096).decode(errors="replace")
+            except TimeoutError:
+                self.sock.sendall(press)
+        before, _, self.seen = self.seen.partition(wanted)
+        return before
+
+    def reached(self) -> None:
+        """Wait for the prompt; the countdown to startup.nsh is cut short by a key."""
+        self.until("Shell> ", press=b"\x1b")
+
+    def run(self, words: str) -> str:
+        for letter in words:  # it has no room for more than a few
+            self.sock.sendall(letter.encode())
+            time.sleep(0.02)
+        self.sock.sendall(b"\r")
+        return self.until("Shell> ")
+
+
+def shell(world: World) -> Shell:
+    world.run("prlctl", "start", "vm")
+    found = Shell(world)
+    found.reached()
+    return found
+
+
+def test_variables_are_kept(world: World) -> None:
+    world.run("prlctl", "create", "vm", "--vmtype", "vm")
+    world.run("prlctl", "set", "vm", "--efi-boot", "on", "--memsize", "256")
+
+    def value(at: Shell) -> str:
+        return at.run(f"setvar pyvz -guid {VENDOR}")
+
+    first = shell(world)
+    first.run(f"setvar pyvz -guid {VENDOR} -nv -bs =0x2a")
+    assert "2A" in value(first)
+    first.sock.close()
+    world.run("prlctl", "stop", "vm", "--kill")
+    world.run("prlctl", "snapshot", "vm", "--name", "kept")
+    second = shell(world)
+    assert "2A" in value(second)
+    second.run(f"setvar pyvz -guid {VENDOR} -nv -bs =0x3b")
+    second.sock.close()
+    world.run("prlctl", "stop", "vm", "--kill")
+    world.run("prlctl", "clone", "vm", "--name", "copy")
+    world.run("prlctl", "snapshot-switch", "vm")
+    third = shell(world)
+    assert "2A" in value(third)
+    third.sock.close()
+    world.run("prlctl", "delete", "vm", "--force")
+    world.run("prlctl", "set", "copy", "--name", "vm")
+    last = shell(world)
+    assert "3B" in value(last)
+    last.sock.close()
