@@ -33,6 +33,14 @@ def _option(name: str, metavar: str, about: str, **more: object) -> dict[str, tu
     return tools(prlctl=(Option(name, metavar, about, kinds=MACHINES, **more),))  # type: ignore[arg-type]
 
 
+def _switch(
+    field: str, key: str, option: str, about: str, short: str = "", *, default: bool = False
+) -> Param:
+    """Return a parameter that is on or off; SHORT: what its option says, if not the same."""
+    options = _option(option, "on|off", short or about)
+    return Param(field, key, YesNo(), default=default, help=about, options=options)
+
+
 def _crash_action(text: str) -> str:
     """Read pause|restart[:no-report]; reports are the vendor's."""
     word, _, rest = text.partition(":")
@@ -68,21 +76,19 @@ SOCKETS = Param(
     "number of CPU sockets; the CPUs are spread over them",
     _option("cpu-sockets", "N", "number of CPU sockets"),
 )
-CPU_HOTPLUG = Param(
+CPU_HOTPLUG = _switch(
     "machine.cpu_hotplug",
     "VM_CPU_HOTPLUG",
-    YesNo(),
+    "cpu-hotplug",
+    "CPUs can be added while it runs",
     default=True,
-    help="CPUs can be added while it runs",
-    options=_option("cpu-hotplug", "on|off", "CPUs can be added while it runs"),
 )
-MEM_HOTPLUG = Param(
+MEM_HOTPLUG = _switch(
     "machine.mem_hotplug",
     "VM_MEM_HOTPLUG",
-    YesNo(),
+    "mem-hotplug",
+    "memory can be added while it runs",
     default=True,
-    help="memory can be added while it runs",
-    options=_option("mem-hotplug", "on|off", "memory can be added while it runs"),
 )
 VIDEO = Param(
     "machine.video",
@@ -92,21 +98,15 @@ VIDEO = Param(
     "video memory in MiB",
     _option("videosize", "MiB", "video memory", parse=_video),
 )
-EFI = Param(
-    "machine.efi",
-    "VM_EFI",
-    YesNo(),
-    default=False,
-    help="boot by UEFI instead of the BIOS",
-    options=_option("efi-boot", "on|off", "boot by EFI"),
+EFI = _switch(
+    "machine.efi", "VM_EFI", "efi-boot", "boot by UEFI instead of the BIOS", "boot by EFI"
 )
-BOOT_MENU = Param(
+BOOT_MENU = _switch(
     "machine.boot_menu",
     "VM_BOOT_MENU",
-    YesNo(),
-    default=False,
-    help="let people choose the boot device",
-    options=_option("select-boot-device", "on|off", "show a boot menu"),
+    "select-boot-device",
+    "let people choose the boot device",
+    "show a boot menu",
 )
 CHIPSET = Param(
     "machine.chipset", "VM_CHIPSET", Choice(("q35", "piix")), "q35", "chipset: q35 or piix"
@@ -128,13 +128,12 @@ ON_CRASH = Param(
     _option("on-crash", "pause|restart", "what happens when it crashes", parse=_crash_action),
     live=True,
 )
-NESTED = Param(
+NESTED = _switch(
     "machine.nested",
     "VM_NESTED",
-    YesNo(),
-    default=False,
-    help="virtualization inside (with KVM only)",
-    options=_option("nested-virt", "on|off", "virtualization inside"),
+    "nested-virt",
+    "virtualization inside (with KVM only)",
+    "virtualization inside",
 )
 VNC_MODE = Param(
     "machine.vnc_mode",
@@ -177,11 +176,11 @@ AUTOSTART_DELAY = Param(
     "seconds to wait before the start with the node",
     _option("autostart-delay", "SECONDS", "wait before the start with the node"),
 )
-TOOLS_UPDATE = Param(
+TOOLS_UPDATE = _switch(
     "machine.tools_update",
     "VM_TOOLS_UPDATE",
-    YesNo(),
+    "tools-autoupdate",
+    "guest tools are kept fresh (by the guest's own packages)",
+    "keep the guest tools fresh",
     default=True,
-    help="guest tools are kept fresh (by the guest's own packages)",
-    options=_option("tools-autoupdate", "on|off", "keep the guest tools fresh"),
 )
