@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from images import busybox_root, busybox_tar
+from machineguest import Guest, guest
 from pyvz.store.paths import Paths
-from realnode import World, world
-from test_machine import Guest, guest
+from realnode import world
 from tinyguest import tiny_iso
 
 __all__ = ["busybox_root", "busybox_tar", "guest", "tiny_iso", "world"]

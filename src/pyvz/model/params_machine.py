@@ -35,7 +35,7 @@ def _option(name: str, metavar: str, about: str, **more: object) -> dict[str, tu
 
 def _switch(
     field: str, key: str, option: str, about: str, short: str = "", *, default: bool = False
-) -> Param:
+) -> Param[bool]:
     """Return a parameter that is on or off; SHORT: what its option says, if not the same."""
     options = _option(option, "on|off", short or about)
     return Param(field, key, YesNo(), default=default, help=about, options=options)
