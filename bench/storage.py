@@ -2,7 +2,8 @@
 
 Every row is measured in turn on all sides, so that a slow moment hits all of them.  What is printed
 is the median of ours divided by the median of the other: times below 1 are faster, rates above 1
-are faster.  Needs root, fio, xfsprogs, btrfs-progs, 12 GiB below --work.
+are faster; in brackets the middle half of the ratios of single rounds.  Needs root, fio, xfsprogs,
+btrfs-progs, 12 GiB below --work.
 """
 
 from __future__ import annotations
@@ -273,7 +274,12 @@ def volumes(work: Path, runs: int) -> Samples:
     try:
         subprocess.run(argv, check=True, env=environment, stdout=subprocess.DEVNULL)
         for _ in range(runs):
-            for name, words in (("1000", argv), ("none", ["prlctl", "--version"])):
+            bare = ["/usr/bin/python3", "-IS", "-c", "pass"]
+            for name, words in (
+                ("1000", argv),
+                ("none", ["prlctl", "--version"]),
+                ("python", bare),
+            ):
                 took = timed(
                     lambda words=words: subprocess.run(
                         words, check=True, env=environment, stdout=subprocess.DEVNULL
@@ -305,16 +311,24 @@ RATIOS = (
     ("backup of 1 % / full", "backup|1 %", "backup|full"),
     ("backup of 10 % / 1 %", "backup|10 %", "backup|1 %"),
     ("list of 1000 volumes, ms", "list|1000", ""),
+    ("list of 1000 volumes / start of Python", "list|1000", "list|python"),
+    ("prlctl --version / start of Python", "list|none", "list|python"),
 )
 
 
 def report(found: Samples) -> None:
     """Print the ratios that are known."""
     for title, ours, theirs in RATIOS:
-        if ours in found:
-            value = statistics.median(found[ours])
-            other = statistics.median(found[theirs]) if theirs in found else 1.0
-            print(f"{title:45} {value / other:8.2f}", flush=True)
+        if ours not in found:
+            continue
+        value = statistics.median(found[ours])
+        if theirs not in found:
+            print(f"{title:45} {value:8.2f}", flush=True)
+            continue
+        value /= statistics.median(found[theirs])
+        rounds = sorted(one / two for one, two in zip(found[ours], found[theirs], strict=False))
+        spread = f"  ({rounds[len(rounds) // 4]:.2f} to {rounds[-1 - len(rounds) // 4]:.2f})"
+        print(f"{title:45} {value:8.2f}{spread if len(rounds) > 3 else ''}", flush=True)
 
 
 def main() -> int:

@@ -76,7 +76,7 @@ def _vzctl() -> str:
 
 def _prlsrvctl() -> str:
     cases = {
-        "|".join(names.split(",")): _long(prlsrvctl.OPTIONS.get(names.split(",")[0], ()))
+        "|".join(names.split(",")): _long(prlsrvctl.options(names.split(",")[0]))
         for names, _, _ in prlsrvctl.VERBS
     }
     verbs = " ".join(name for row in prlsrvctl.VERBS for name in row[0].split(","))

@@ -138,7 +138,7 @@ def prlsrvctl_page() -> str:
     verbs = ""
     for names, words, summary in prlsrvctl.VERBS:
         title = " | ".join(names.split(",")) + (f" {words}" if words else "")
-        rows = prlsrvctl.OPTIONS.get(names.split(",")[0], ())
+        rows = prlsrvctl.options(names.split(",")[0])
         verbs += roff.part(title, roff.paragraphs(_sentence(summary)) + option_items(rows))
     return (
         roff.heading("prlsrvctl", "8", "manage the node", DATE)

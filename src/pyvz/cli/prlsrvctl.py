@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from pyvz.cli import (
-    arguments,
-    prlctl_backup,
-    prlsrvctl_net,
-    prlsrvctl_pool,
-    prlsrvctl_privnet,
-    prlsrvctl_traffic,
-)
+from pyvz.cli import arguments
 from pyvz.cli.exitcodes import exit_code
 from pyvz.cli.output import prl_json
 from pyvz.cli.prlctl import GLOBAL as _PRLCTL_GLOBAL
@@ -25,7 +18,8 @@ from pyvz.version import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from types import ModuleType
     from typing import Any
 
     from pyvz.cli.arguments import Arguments, OptionRow
@@ -66,12 +60,17 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("--filter", "+PATTERN", "only counters whose name matches"),
     ),
     "cttemplate": (("-j,--json", "", "as JSON"),),
-    "pool": prlsrvctl_pool.OPTIONS,
-    "net": prlsrvctl_net.OPTIONS,
-    "privnet": prlsrvctl_privnet.OPTIONS,
-    "backup": prlctl_backup.CREATE,
-    "set": prlsrvctl_traffic.SET_OPTIONS,
     "shutdown": (("-f,--force", "", "also while operations run; they are called off"),),
+}
+
+# Verbs of other modules, each imported when it is called: (module, its options, its function).
+ELSEWHERE = {
+    "pool": ("prlsrvctl_pool", "OPTIONS", "pool"),
+    "net": ("prlsrvctl_net", "OPTIONS", "net"),
+    "privnet": ("prlsrvctl_privnet", "OPTIONS", "privnet"),
+    "backup": ("prlctl_backup", "CREATE", ""),
+    "set": ("prlsrvctl_traffic", "SET_OPTIONS", "set_"),
+    "tc": ("prlsrvctl_traffic", "", "tc"),
 }
 
 
@@ -91,10 +90,30 @@ def dispatch(argv: list[str]) -> int:
         sys.stdout.write(f"prlsrvctl version {VERSION}\n")
         return 0
     verb = _verb(argv[0])
-    args = arguments.parse((*OPTIONS.get(verb, ()), *GLOBAL), argv[1:])
+    args = arguments.parse((*options(verb), *GLOBAL), argv[1:])
     check_login(args)
     with Server("prlsrvctl") as server:
-        return _HANDLERS[verb](args, server)
+        return _handler(verb)(args, server)
+
+
+def options(verb: str) -> tuple[OptionRow, ...]:
+    """Return the options of a verb."""
+    module, name, _ = ELSEWHERE.get(verb, ("", "", ""))
+    rows: tuple[OptionRow, ...] = getattr(_module(module), name) if name else OPTIONS.get(verb, ())
+    return rows
+
+
+def _handler(verb: str) -> Callable[[Arguments, Server], int]:
+    module, _, name = ELSEWHERE.get(verb, ("", "", ""))
+    found: Callable[[Arguments, Server], int] = (
+        getattr(_module(module), name) if name else _HANDLERS[verb]
+    )
+    return found
+
+
+def _module(name: str) -> ModuleType:
+    found: ModuleType = getattr(__import__(f"pyvz.cli.{name}").cli, name)
+    return found
 
 
 def _verb(word: str) -> str:
@@ -216,13 +235,15 @@ def templates_text(templates: list[dict[str, str]]) -> str:
 
 def _backup(args: Arguments, server: Server) -> int:
     """Back up one after the other; one that fails does not stop the others."""
+    from pyvz.cli.prlctl_backup import make  # noqa: PLC0415
+
     args.no_more_words()
     result = 0
     listed = server.ask("Environment.List", refs=[], fields=["uuid", "name", "status"], kind="ct")
     for row in listed["rows"]:
         subject = Subject(str(row["uuid"]), "CT", str(row["status"]))
         try:
-            prlctl_backup.make(args, server, subject, str(row["name"]))
+            make(args, server, subject, str(row["name"]))
         except (Cancelled, UsageError, Unsupported, DaemonUnreachable):
             raise
         except VZError as error:
@@ -247,12 +268,7 @@ _HANDLERS = {
     "info": _info,
     "statistics": _statistics,
     "cttemplate": _cttemplate,
-    "pool": prlsrvctl_pool.pool,
-    "net": prlsrvctl_net.net,
-    "privnet": prlsrvctl_privnet.privnet,
     "backup": _backup,
-    "set": prlsrvctl_traffic.set_,
-    "tc": prlsrvctl_traffic.tc,
     "shutdown": _shutdown,
 }
 

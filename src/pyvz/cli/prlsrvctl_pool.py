@@ -89,7 +89,7 @@ def _delete(args: Arguments, server: Server, name: str) -> int:
 
 def _list(args: Arguments, server: Server, name: str) -> int:
     del name
-    pools = _ask(server)
+    pools = _ask(server, volumes=False)
     if args.has("json"):
         sys.stdout.write(prl_json([_described(each) for each in pools]) + "\n")
     else:
@@ -106,11 +106,13 @@ def _info(args: Arguments, server: Server, name: str) -> int:
     return 0
 
 
-def _ask(server: Server, *names: str) -> list[dict[str, Any]]:
+def _ask(server: Server, *names: str, volumes: bool = True) -> list[dict[str, Any]]:
+    wanted = list(names) or None
     try:
-        pools: list[dict[str, Any]] = server.ask("Pool.List", names=list(names) or None)["pools"]
+        found = server.ask("Pool.List", names=wanted, volumes=volumes)
     except VZError as error:
         raise failed("get the storage pools", error) from error
+    pools: list[dict[str, Any]] = found["pools"]
     return pools
 
 
@@ -122,7 +124,7 @@ def table(pools: Sequence[dict[str, Any]]) -> str:
         if each["problem"]:
             rows.append((name, each["driver"] or "-", "broken", "-", "-", "-", each["path"]))
         else:
-            sizes = (size(each["total"]), size(each["free"]), str(len(each["volumes"])))
+            sizes = (size(each["total"]), size(each["free"]), str(each["containers"]))
             rows.append((name, each["driver"], _status(each), *sizes, each["path"]))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = (" ".join(f"{word:<{width}}" for word, width in zip(row, widths)) for row in rows)  # noqa: B905
@@ -132,10 +134,9 @@ def table(pools: Sequence[dict[str, Any]]) -> str:
 def info_text(found: dict[str, Any]) -> str:
     """Return the lines of `pool info`."""
     lines = [f"{key}: {value}" for key, value in _described(found).items() if key != "Volumes"]
-    lines.append(f"Containers: {len(found['volumes'])}")
-    for each in found["volumes"]:
-        name = each["name"] or "(not registered)"
-        lines.append(f"  {{{each['uuid']}}} {each['driver'] or '?':<8} {name}")
+    lines.append(f"Containers: {found['containers']}")
+    for uuid, name, driver, _ in found["volumes"]:
+        lines.append(f"  {{{uuid}}} {driver or '?':<8} {name or '(not registered)'}")
     return "\n".join(lines) + "\n"
 
 
@@ -155,8 +156,8 @@ def _described(found: dict[str, Any], *, volumes: bool = False) -> dict[str, Any
     }
     if volumes:
         described["Containers"] = [
-            {"ID": each["uuid"], "Name": each["name"], "Driver": each["driver"]}
-            for each in found["volumes"]
+            {"ID": uuid, "Name": name, "Driver": driver}
+            for uuid, name, driver, _ in found["volumes"]
         ]
     return described
 

@@ -15,9 +15,12 @@ import sys
 from pyvz.cli.exitcodes import INTERNAL, INTERRUPTED, exit_code
 from pyvz.errors import VZError
 
+INTERNAL_OUTPUT = 120  # Python's own for output that could not be written
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import NoReturn
 
 
 def run(program: str, dispatch: Callable[[list[str]], int], argv: Sequence[str]) -> int:
@@ -44,6 +47,19 @@ def run(program: str, dispatch: Callable[[list[str]], int], argv: Sequence[str])
     except Exception as error:  # noqa: BLE001  the outermost loop: a defect of ours
         return _defect(program, error, debug=debug)
     return code
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with CODE at once, everything written.
+
+    What Python takes apart at its end is a fifth of the time that a command line lives.
+    """
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):  # ValueError: closed
+        code = code or INTERNAL_OUTPUT
+    os._exit(code)
 
 
 def _open_standard_files() -> None:

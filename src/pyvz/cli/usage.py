@@ -60,7 +60,7 @@ def prlsrvctl_usage() -> str:
         "Supported actions are:\n"
     )
     for names, words, _ in prlsrvctl.VERBS:
-        rows = prlsrvctl.OPTIONS.get(names.split(",")[0], ())
+        rows = prlsrvctl.options(names.split(",")[0])
         text += verb_lines(names.replace(",", " | "), words, rows)
     return text + wrapped((option_words(row) for row in prlsrvctl.GLOBAL), "Global options:", 8)
 

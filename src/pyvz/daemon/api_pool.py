@@ -3,7 +3,7 @@
 No `from __future__ import annotations` here: see replies.py.
 """
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from asyncvarlink import VarlinkInterface, varlinkmethod
 
@@ -15,18 +15,10 @@ from pyvz.operations.node import Node
 from pyvz.store.pools import parse_options
 
 
-class PoolVolume(TypedDict):
-    """The home of a container.  name: empty when it is not registered on this node."""
-
-    uuid: str
-    name: str
-    driver: str
-    registered: bool
-
-
 class PoolReply(TypedDict):
     """A pool; sizes in bytes.  problem: why it cannot be used, or empty.
-    builtin: it stands in no file of its own, but in vz.conf.
+    builtin: it stands in no file of its own, but in vz.conf.  containers: how many are in it.
+    volumes: of each (uuid, name, driver, registered), as lists: there may be thousands.
     """
 
     name: str
@@ -41,7 +33,8 @@ class PoolReply(TypedDict):
     free: int
     floor: int
     capabilities: list[str]
-    volumes: list[PoolVolume]
+    containers: int
+    volumes: list[Any]
 
 
 class PoolsReply(TypedDict):
@@ -53,14 +46,14 @@ class PoolsReply(TypedDict):
 class Pool(Api, VarlinkInterface, name="io.pyvz.Pool"):
     """Places of the node in which containers are made, each with its storage driver."""
 
-    @varlinkmethod
-    async def List(self, *, names: list[str] | None = None) -> PoolsReply:
-        """Return the pools in NAMES, or all."""
+    @varlinkmethod(allow_foreign=True)
+    async def List(self, *, names: list[str] | None = None, volumes: bool = True) -> PoolsReply:
+        """Return the pools in NAMES, or all; with the containers in them, or only how many."""
         if names is None:
             found = await self.query(storagepool.states)
         else:
             found = [await self.query(storagepool.state, name) for name in names]
-        return {"pools": [_reply(each) for each in found]}
+        return {"pools": [_reply(each, volumes=volumes) for each in found]}
 
     @acting(Empty)
     def Add(
@@ -112,7 +105,7 @@ class Pool(Api, VarlinkInterface, name="io.pyvz.Pool"):
         return Work("pool-delete", name, lambda _: storagepool.delete(node, name))
 
 
-def _reply(state: storagepool.PoolState) -> PoolReply:
+def _reply(state: storagepool.PoolState, *, volumes: bool) -> PoolReply:
     pool = state.pool
     return {
         "name": pool.name,
@@ -127,8 +120,6 @@ def _reply(state: storagepool.PoolState) -> PoolReply:
         "free": state.free,
         "floor": state.floor,
         "capabilities": list(state.capabilities),
-        "volumes": [
-            {"uuid": v.uuid, "name": v.name, "driver": v.driver, "registered": v.registered}
-            for v in state.volumes
-        ],
+        "containers": len(state.volumes),
+        "volumes": [list(each) for each in state.volumes] if volumes else [],
     }

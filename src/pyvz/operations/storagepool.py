@@ -161,20 +161,26 @@ def chosen(node: Node, name: str | None) -> Pool:
 
 def volumes(node: Node, pool: Pool) -> tuple[Volume, ...]:
     """Return the homes in a pool by UUID; only their names and layout marks are read."""
-    known = {env.home.name: env for env in node.registry.environments()}
-    drivers = {str(each.layout): each.name for each in map(storage.load, storage.names())}
-    found = []
     try:
-        entries = sorted(entry.name for entry in os.scandir(pool.path))
+        entries = sorted(entry.name for entry in os.scandir(pool.path) if entry.name[0] != ".")
     except FileNotFoundError:
         return ()
+    # Of thousands: only environments that are here are looked at, and nothing is made twice.
+    place = os.fspath(pool.path)
+    known = {
+        name: env.name
+        for env in node.registry.environments()
+        for where, _, name in (os.fspath(env.home).rpartition("/"),)
+        if where == place
+    }
+    drivers = {str(each.layout): each.name for each in map(storage.load, storage.names())}
+    found = []
     for entry in entries:
-        mark = None if entry.startswith(".") else _mark(f"{pool.path}/{entry}")
-        if mark is not None:
-            env = known.get(entry)
-            ours = env is not None and env.home.parent == pool.path
-            name = env.name if env is not None and ours else ""
-            found.append(Volume(entry, name, drivers.get(mark, ""), ours))
+        try:
+            mark = os.readlink(f"{place}/{entry}/{storage.LAYOUT_LINK}")  # noqa: PTH115
+        except OSError:
+            continue
+        found.append(Volume(entry, known.get(entry, ""), drivers.get(mark, ""), entry in known))
     return tuple(found)
 
 
@@ -189,13 +195,6 @@ def floor(pool: Pool, total: int) -> int:
 def default_floor(total: int) -> int:
     """Return the floor of a pool that says nothing."""
     return min(FLOOR, total // _FLOOR_PART)
-
-
-def _mark(home: str) -> str | None:
-    try:
-        return os.readlink(f"{home}/{storage.LAYOUT_LINK}")  # noqa: PTH115  (of thousands)
-    except OSError:
-        return None
 
 
 def _state(node: Node, pool: Pool) -> PoolState:

@@ -25,6 +25,7 @@ the flags, never the driver's name.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import pkgutil
@@ -381,6 +382,7 @@ def many_disks(driver: StorageDriver, home: Path) -> ManyDisks:
     return cast("ManyDisks", driver)
 
 
+@functools.cache
 def names() -> list[str]:
     """Return the names of all drivers: the modules of this folder that have a `Driver`."""
     modules = (module.name for module in pkgutil.iter_modules(pyvz.storage.__path__))
