@@ -179,8 +179,10 @@ class Side:
             if self.sshd is not None:
                 self.sshd.terminate()
                 self.sshd.wait(30)
-            for path in Path("/sys/fs/cgroup").rglob(f"{Paths(self.root).instance}.slice"):
-                path.rmdir()
+            name = f"{Paths(self.root).instance}.slice"
+            for path, directories, _ in os.walk("/sys/fs/cgroup"):  # others come and go meanwhile
+                if name in directories:
+                    Path(path, name).rmdir()
             close_node(self.root)
 
 

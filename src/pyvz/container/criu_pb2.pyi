@@ -360,6 +360,16 @@ class mnt_entry(_message.Message):
     mountpoint: str
     def __init__(self, mountpoint: _Optional[str] = ..., deleted: bool = ..., ext_key: _Optional[str] = ...) -> None: ...
 
+class remap_file_path_entry(_message.Message):
+    __slots__ = ["orig_id", "remap_id", "remap_type"]
+    ORIG_ID_FIELD_NUMBER: _ClassVar[int]
+    REMAP_ID_FIELD_NUMBER: _ClassVar[int]
+    REMAP_TYPE_FIELD_NUMBER: _ClassVar[int]
+    orig_id: int
+    remap_id: int
+    remap_type: int
+    def __init__(self, orig_id: _Optional[int] = ..., remap_id: _Optional[int] = ..., remap_type: _Optional[int] = ...) -> None: ...
+
 class restore_stats_entry(_message.Message):
     __slots__ = ["forking_time", "pages_compared", "pages_skipped_cow", "restore_time"]
     FORKING_TIME_FIELD_NUMBER: _ClassVar[int]

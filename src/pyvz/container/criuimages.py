@@ -20,6 +20,7 @@ from pyvz.linux.file import write_atomic
 
 _COMMON, _SERVICE = 0x54564319, 0x55105940
 _FILES, _STATS, _USERNS, _MOUNTS = 0x56303138, 0x57093306, 0x55474906, 0x55563928
+_REMAPS, _LINKED = 0x59133954, 0  # REMAP_FPATH; enum remap_type
 _HEAD = struct.Struct("<II")
 _LENGTH = struct.Struct("<I")
 _LIMIT = 1 << 30  # bytes of one image that is held in memory; files.img has some 100 per open file
@@ -98,6 +99,19 @@ def map_ids(directory: Path, first: int, count: int) -> None:
             made = entry.SerializeToString()
             parts += [_LENGTH.pack(len(made)), made]
         write_atomic(path, b"".join(parts), 0o644)
+
+
+def has_links(directory: Path) -> bool:
+    """Whether CRIU has linked files inside to new names, which a restore needs to find there.
+
+    They are such as were removed under the name by which they are open, and have another.
+    """
+    path = directory / "remap-fpath.img"
+    if not path.exists():
+        return False
+    messages = _messages(path.read_bytes(), _REMAPS, path)
+    found = [criu_pb2.remap_file_path_entry.FromString(each) for each in messages]
+    return any(each.remap_type == _LINKED for each in found)
 
 
 def dump_stats(directory: Path) -> Stats | None:

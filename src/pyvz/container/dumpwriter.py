@@ -1,7 +1,6 @@
 """Writing a dump (dumpfile.py): memory is packed while CRIU still writes it.
 
-Most of a dump are the files pages-<n>.img, which CRIU writes from front to back.  Before it begins,
-FIFOs stand in their places (`Packing(fifos=...)`): their bytes never touch the disk unpacked.
+FIFOs stand in the places of its files (fifos.py): their bytes never touch the disk unpacked.
 
     CRIU --fifos--> reader --pieces--> packers, one per processor: zstd, SHA-256, part-<n>
     the other files, once they are complete ---^
@@ -11,13 +10,11 @@ A failure closes the FIFOs: CRIU gets EPIPE, the dump fails, and the container g
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import queue
-import select
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +24,7 @@ import zstandard
 
 from pyvz.container import dumpfile
 from pyvz.container.dumpfile import INDEX, PIECE, Index, Piece
+from pyvz.container.fifos import Fifos
 from pyvz.errors import CheckpointError
 from pyvz.linux import file
 from pyvz.model.task import Progress
@@ -35,8 +33,6 @@ _LEVEL = 1  # a disk is to be the bottleneck, not the processor
 _MOST_THREADS = 8
 _TICK = 0.1  # seconds between two words about the progress
 _BACKLOG = 4  # pieces per packer that may wait: bounds the memory
-_CHUNK = 1 << 20
-_F_SETPIPE_SZ = 1031
 _SKIPPED = (".log", ".sock", ".socket")
 
 
@@ -73,7 +69,7 @@ class Packing:
             threading.Thread(target=self._pack, args=(number,), name=f"dump-{number}", daemon=True)
             for number in range(count)
         ]
-        self._reader = _Reader(images, fifos, self._put)
+        self._reader = Fifos(images, fifos, self._put_memory, piece=PIECE)
         self._guard = threading.Lock()  # protects the following three
         self._sizes: dict[str, int] = {}
         self._pieces: list[tuple[str, Piece]] = []
@@ -128,6 +124,9 @@ class Packing:
         for offset in range(0, size, PIECE):
             self._put(_Job(name, offset, min(PIECE, size - offset), None, fd))
             progress.advance(self._done, None)
+
+    def _put_memory(self, name: str, offset: int, data: bytes) -> None:
+        self._put(_Job(name, offset, len(data), data, -1))
 
     def _put(self, job: _Job) -> None:
         """Hand a piece to the packers; raises what one of them has failed with."""
@@ -190,103 +189,6 @@ class Packing:
         if self._sync:
             file.fsync_directory(self._target.parent)
         return index
-
-
-class _Reader:
-    """Reads the FIFOs in a thread of its own, and cuts what comes into pieces."""
-
-    def __init__(self, images: Path, count: int, put: Callable[[_Job], None]) -> None:
-        self._images = images
-        self._names = [f"pages-{number}.img" for number in range(1, count + 1)]
-        self._put = put
-        self._fds: dict[int, str] = {}
-        self._used: set[str] = set()
-        self._held: dict[str, bytearray] = {}
-        self._sizes: dict[str, int] = {}
-        self._closing = threading.Event()
-        self.failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="dump-reader", daemon=True)
-
-    def start(self) -> None:
-        """Make the FIFOs and begin to read."""
-        for name in self._names:
-            path = self._images / name
-            os.mkfifo(path, 0o600)
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            self._fds[fd] = name
-        if self._fds:
-            self._thread.start()
-
-    def drain(self) -> dict[str, int]:
-        """Read to the end of what CRIU has written; returns the sizes of the files that it wrote.
-
-        The FIFOs are gone then.  Raises what has failed.
-        """
-        self._closing.set()
-        if self._fds:
-            self._thread.join()
-        if self.failure is not None:
-            raise self.failure
-        self.close()
-        return {name: self._sizes.get(name, 0) for name in self._used}
-
-    def close(self) -> None:
-        """Stop, and take the FIFOs away; idempotent."""
-        self._closing.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-        self._shut()
-        for name in self._names:
-            (self._images / name).unlink(missing_ok=True)
-
-    def _shut(self) -> None:
-        for fd in self._fds:
-            os.close(fd)
-        self._fds = {}
-
-    def _run(self) -> None:
-        poller = select.poll()
-        for fd in self._fds:
-            poller.register(fd, select.POLLIN)
-        try:
-            while True:
-                busy = [self._take(fd, poller) for fd, _ in poller.poll(_TICK * 1000)]
-                if self._closing.is_set() and not any(busy):
-                    break
-            for name in list(self._held):
-                self._flush(name)
-        except BaseException as error:  # noqa: BLE001  # raised again by drain()
-            self.failure = error
-            self._shut()  # CRIU must not wait for us
-
-    def _take(self, fd: int, poller: select.poll) -> bool:
-        """Read what a FIFO has; False when that was nothing."""
-        name = self._fds[fd]
-        if name not in self._used:
-            self._used.add(name)
-            with suppress(OSError):  # more than fs.pipe-max-size
-                fcntl.fcntl(fd, _F_SETPIPE_SZ, _CHUNK)
-        try:
-            data = os.read(fd, _CHUNK)
-        except BlockingIOError:
-            return False
-        if not data:
-            poller.unregister(fd)  # written and closed
-            return False
-        held = self._held.setdefault(name, bytearray())
-        held += data
-        if len(held) >= PIECE:
-            self._flush(name)
-        return True
-
-    def _flush(self, name: str) -> None:
-        held = self._held.pop(name)
-        while held:
-            data = bytes(held[:PIECE])
-            del held[:PIECE]
-            offset = self._sizes.get(name, 0)
-            self._put(_Job(name, offset, len(data), data, -1))
-            self._sizes[name] = offset + len(data)
 
 
 def _read_all(fd: int, length: int, offset: int) -> bytes:

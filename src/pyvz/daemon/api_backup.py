@@ -6,7 +6,6 @@ No `from __future__ import annotations` here: see replies.py.
 import functools
 import logging
 import os
-import socket
 import threading
 from typing import TypedDict
 
@@ -18,6 +17,7 @@ from pyvz.daemon.calls import Api, acting, streaming
 from pyvz.daemon.replies import Empty, Uuid
 from pyvz.daemon.tasks import Work
 from pyvz.errors import VZError
+from pyvz.migration import wire
 from pyvz.operations import backup, backupstorage, restore
 from pyvz.operations.backup import Request, Row
 from pyvz.operations.backupstorage import Where
@@ -249,7 +249,7 @@ class Backup(Api, VarlinkInterface, name="io.pyvz.Backup"):
     @varlinkmethod(return_parameter="stream", allow_foreign=True)
     async def Serve(self) -> FileDescriptor:
         """Return a stream socket on which another node keeps its backups here (vzmdest backup)."""
-        ours, theirs = socket.socketpair()
+        ours, theirs = wire.pair()
         threading.Thread(
             target=_serve, args=(self.node, ours.detach()), name="backups", daemon=True
         ).start()

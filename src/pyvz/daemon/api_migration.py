@@ -5,7 +5,6 @@ No `from __future__ import annotations` here: see replies.py.
 
 import logging
 import os
-import socket
 import threading
 from typing import TypedDict
 
@@ -15,7 +14,7 @@ from pyvz.daemon.calls import Api, acting, streaming
 from pyvz.daemon.replies import Empty
 from pyvz.daemon.tasks import Work
 from pyvz.errors import VZError
-from pyvz.migration import dial
+from pyvz.migration import dial, wire
 from pyvz.migration.address import parse, ssh_options
 from pyvz.migration.request import Report, Request
 from pyvz.migration.wire import SILENCE, Wire
@@ -26,11 +25,18 @@ from pyvz.operations.node import Node
 logger = logging.getLogger(__name__)
 
 
+class Phase(TypedDict):
+    """One stage of a migration, and its seconds."""
+
+    stage: str
+    seconds: float
+
+
 class Migrated(TypedDict):
     """What happened.  uuid, name, host: over there.  seconds: in all; still: it stood so long.
 
     rounds: bytes of the rounds of its disks; memory: of its memory; sent: on the wire.
-    started: it runs there; problem: why not, though it should.
+    started: it runs there; problem: why not, though it should.  phases: in their order.
     """
 
     uuid: str
@@ -43,6 +49,7 @@ class Migrated(TypedDict):
     memory: int
     started: bool
     problem: str
+    phases: list[Phase]
 
 
 def _work(node: Node, ref: str, source: str | None, request: Request) -> Work:
@@ -60,7 +67,9 @@ def _work(node: Node, ref: str, source: str | None, request: Request) -> Work:
 
 
 def _migrated(report: Report) -> Migrated:
-    return {**report._asdict(), "rounds": list(report.rounds)}  # type: ignore[typeddict-item]
+    phases = [{"stage": stage, "seconds": seconds} for stage, seconds in report.phases]
+    lists = {"rounds": list(report.rounds), "phases": phases}
+    return {**report._asdict(), **lists}  # type: ignore[typeddict-item]
 
 
 class Migration(Api, VarlinkInterface, name="io.pyvz.Migration"):
@@ -125,7 +134,7 @@ class Migration(Api, VarlinkInterface, name="io.pyvz.Migration"):
     @varlinkmethod(return_parameter="stream", allow_foreign=True)
     async def Receive(self) -> FileDescriptor:
         """Return a stream socket on which another node's questions are answered."""
-        ours, theirs = socket.socketpair()
+        ours, theirs = wire.pair()
         node = self.node
         thread = threading.Thread(
             target=_serve, args=(node, ours.detach()), name="migration", daemon=True
@@ -137,10 +146,10 @@ class Migration(Api, VarlinkInterface, name="io.pyvz.Migration"):
 def _serve(node: Node, fd: int) -> None:
     """Answer the other node's questions until it goes (in a thread of its own)."""
     try:
-        with Wire(fd, fd) as wire:
-            wire.send(dial.hello(home.owner_id(node)))
-            dial.expect_hello(wire.receive(dial.HELLO_TIMEOUT))
-            immigrate.serve(node, wire)
+        with Wire(fd, fd) as link:
+            link.send(dial.hello(home.owner_id(node)))
+            dial.expect_hello(link.receive(dial.HELLO_TIMEOUT))
+            immigrate.serve(node, link)
     except (VZError, OSError) as error:
         logger.warning("a migration's connection: %s", error)
     except Exception:

@@ -454,6 +454,13 @@ def syncfs(fd: int) -> None:
     _check(_libc.syncfs(fd), "syncfs")
 
 
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """fallocate(2): give a part of a file back to the system; it reads as zeros from then on."""
+    flags = 1 | 2  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+    where = (ctypes.c_int64(offset), ctypes.c_int64(length))
+    _check(_libc.fallocate64(fd, flags, *where), "fallocate")
+
+
 def periodic_timer(seconds: float) -> int:
     """timerfd_create(2) and timerfd_settime(2): a descriptor that becomes readable so often."""
     fd = _check(_libc.timerfd_create(_CLOCK_MONOTONIC, os.O_CLOEXEC), "timerfd_create")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from pyvz.errors import ProtocolError, Unsupported
@@ -44,15 +44,16 @@ class Image(NamedTuple):
 class Sender:
     """Sends one disk; `rounds` counts them, `total` the bytes of all."""
 
-    def __init__(self, channel: Channel, progress: Progress) -> None:
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._progress = progress
+        self._poll: Callable[[], None] | None = None
         self.rounds = 0
         self.total = 0
         self.last = 0  # bytes of the last round
 
-    def send(self, image: Image, before: Image | None) -> None:
+    def send(self, image: Image, before: Image | None, progress: Progress) -> None:
         """Send a round: all of IMAGE, or what is not as in the copy BEFORE."""
+        self._poll = progress.check
         ranges = list(_all(image) if before is None else _since(before, image))
         amount = sum(each.length for each in ranges)
         done = 0
@@ -61,7 +62,7 @@ class Sender:
                 length = min(PIECE, each.end - start)
                 self._piece(image, start, length, fresh=before is None)
                 done += length
-                self._progress.advance(done, amount)
+                progress.advance(done, amount)
         self._channel.write(_ROUND.pack(ROUND, self.rounds))
         self.rounds += 1
         self.total += done
@@ -79,7 +80,7 @@ class Sender:
         self._write(data)
 
     def _write(self, data: bytes) -> None:
-        self._channel.write(data, poll=self._progress.check)
+        self._channel.write(data, poll=self._poll)
 
     def finish(self, size: int) -> None:
         """Say that all was sent."""

@@ -1,11 +1,11 @@
 """Runs a program that can see a container's tree, the system's programs, and nothing else.
 
-    python -m pyvz.migration.confined TREE STATE PROGRAM ARGUMENT...
+    python -m pyvz.migration.confined [--gate] TREE STATE PROGRAM ARGUMENT...
 
 The tree is /tree; STATE, a directory of ours, is /state ("-": none); /usr and what belongs to it
 are there, read-only.  A tree is its guest's: links in it, and directories that become links while
-they are read, lead to nothing of the node from here.  A program of its own, as it changes its mount
-namespace and root.
+they are read, lead to nothing of the node from here.  --gate: PROGRAM is executed when stdin ends.
+A program of its own, as it changes its mount namespace and root.
 Exit status: that of the program; 125: the view could not be made (the reason is on stderr).
 """
 
@@ -19,10 +19,13 @@ from pyvz.linux import view
 
 def main(argv: list[str]) -> int:
     """Make the view, become the program."""
-    tree, state, *program = argv
+    gate = argv[:1] == ["--gate"]
+    tree, state, *program = argv[gate:]
     try:
         view.enter({"tree": tree} | ({"state": state} if state != "-" else {}))
         os.chdir("/tree")
+        if gate:
+            os.read(0, 1)
         os.execv(program[0], program)  # noqa: S606
     except OSError as error:
         sys.stderr.write(f"{error}\n")

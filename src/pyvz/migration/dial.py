@@ -91,7 +91,7 @@ def dial(
     check: raises Cancelled when nobody waits for it any more.  Raises ConnectionFailed with ssh's
     own words.
     """
-    ours, theirs = socket.socketpair()
+    ours, theirs = wire.pair()
     with contextlib.ExitStack() as stack:
         stack.callback(ours.close)
         errors = stack.enter_context(tempfile.TemporaryFile(buffering=0))

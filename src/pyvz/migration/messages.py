@@ -16,7 +16,7 @@ from pyvz.errors import ProtocolError, VZError
 
 Message = dict[str, Any]
 
-VERSION: Final = 1
+VERSION: Final = 2
 _LONGEST: Final = 1 << 20  # characters of a text
 
 _SCHEMAS: Final[dict[str, dict[str, str]]] = {
@@ -31,8 +31,9 @@ _SCHEMAS: Final[dict[str, dict[str, str]]] = {
     "reserve": {},
     "disk": {"name": "str", "form": "str", "driver": "str", "size": "int?", "channel": "int"},
     "disks-done": {},
+    "why": {},
+    "ready": {"frame": "str", "memory": "int", "channel": "int"},
     "prepare": {"frame": "str", "memory": "int"},
-    "images": {"channel": "int"},
     "stream": {"name": "str", "channel": "int"},
     "restore": {},
     "commit": {"start": "bool"},

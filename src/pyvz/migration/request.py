@@ -57,6 +57,7 @@ class Report(NamedTuple):
     rounds: bytes of each round of the disks.  memory: bytes of the images of its memory.
     sent: bytes on the wire.
     started: whether it runs there; problem: why not, though it should.
+    phases: every stage with its seconds, in their order.
     """
 
     uuid: str
@@ -69,6 +70,7 @@ class Report(NamedTuple):
     memory: int
     started: bool
     problem: str
+    phases: tuple[tuple[str, float], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return it for a message."""

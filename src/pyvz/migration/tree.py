@@ -41,10 +41,12 @@ _UNITS = struct.Struct("!BI")
 class Sender:
     """Sends one tree; a context manager."""
 
-    def __init__(self, channel: Channel, progress: Progress) -> None:
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._progress = progress
+        self._poll: Callable[[], None] | None = None
         self._state = tempfile.TemporaryDirectory(prefix="pyvz-migrate-")
+        self._armed = contextlib.ExitStack()
+        self._waiting: tuple[run.Process, IO[bytes]] | None = None
         self.rounds = 0
         self.total = 0
         self.last = 0
@@ -53,24 +55,40 @@ class Sender:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._armed.close()
         self._state.cleanup()
 
-    def send(self, root: Path, *, still: bool, names: tuple[str, ...] = (".",)) -> None:
-        """Send a round; still: nothing may change now, so what changes is an error."""
+    def arm(self, root: Path, names: tuple[str, ...] = (".",)) -> None:
+        """Start the program of the next round, which reads nothing before `send`."""
         argv = [
             *(_TAR, "--create", *TAR_OPTIONS, "--sparse", "--format=posix", "--no-check-device"),
             *(f"--listed-incremental=/state/{_SEEN}", "--warning=no-file-ignored"),
             *("--warning=no-file-changed", "--warning=no-file-removed", "--directory=/tree"),
             *("--", *names),
         ]
+        spawned = _spawned(root, Path(self._state.name), argv, gate=True)
+        self._waiting = self._armed.enter_context(spawned)
+
+    def send(
+        self, root: Path, progress: Progress, *, still: bool, names: tuple[str, ...] = (".",)
+    ) -> None:
+        """Send a round; still: nothing may change now, so what changes is an error."""
         before = self.total
-        with _spawned(root, Path(self._state.name), argv) as (process, errors):
-            assert process.stdout is not None  # noqa: S101  (asked for pipes)
-            while chunk := _read(process.stdout, self._progress.check):
+        self._poll = progress.check
+        if self._waiting is None:
+            self.arm(root, names)
+        assert self._waiting is not None  # noqa: S101
+        (process, errors), self._waiting = self._waiting, None
+        with self._armed:
+            assert process.stdin is not None  # noqa: S101  (asked for pipes)
+            assert process.stdout is not None  # noqa: S101
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            while chunk := _read(process.stdout, progress.check):
                 self._write(_UNITS.pack(DATA, len(chunk)))
                 self._write(chunk)
                 self.total += len(chunk)
-                self._progress.advance(self.total)
+                progress.advance(self.total)
             code = process.wait(STALL_TIMEOUT)
             if code not in ({0} if still else {0, _CHANGED}):
                 raise _failed(code, errors)
@@ -80,7 +98,7 @@ class Sender:
         self.last = self.total - before
 
     def _write(self, data: bytes) -> None:
-        self._channel.write(data, poll=self._progress.check)
+        self._channel.write(data, poll=self._poll)
 
     def _earlier(self) -> None:
         """Let the next round begin a little before this one did (GNU tar manual, D.2)."""
@@ -107,13 +125,13 @@ def receive(channel: Channel, root: Path, timeout: float) -> Iterator[int]:
         *("--warning=no-timestamp", "--directory=/tree"),
     ]
     reader = Reader(channel, timeout)
-    number = None
     while True:
-        kind = reader.exactly(1)[0]
-        if kind == END:
-            return
-        with _spawned(root, None, argv, feed=True) as (process, errors):
+        with _spawned(root, None, argv) as (process, errors):  # ready when a round comes
+            kind = reader.exactly(1)[0]
+            if kind == END:
+                return
             assert process.stdin is not None  # noqa: S101
+            number = None
             with contextlib.suppress(BrokenPipeError):
                 number = _round(reader, kind, process.stdin)
             process.stdin.close()
@@ -160,14 +178,15 @@ def _read(source: IO[bytes], check: Callable[[], None]) -> bytes:
 
 @contextlib.contextmanager
 def _spawned(
-    root: Path, state: Path | None, argv: list[str], *, feed: bool = False
+    root: Path, state: Path | None, argv: list[str], *, gate: bool = False
 ) -> Iterator[tuple[run.Process, IO[bytes]]]:
-    """Run tar on a tree that it sees nothing beside."""
+    """Run tar on a tree that it sees nothing beside; gate: not before its stdin is closed."""
     place = os.fspath(state) if state is not None else "-"
-    words = [sys.executable, "-P", "-m", "pyvz.migration.confined", os.fspath(root), place, *argv]
+    words = [sys.executable, "-P", "-m", "pyvz.migration.confined", *(["--gate"] if gate else [])]
+    words += [os.fspath(root), place, *argv]
     with tempfile.TemporaryFile(buffering=0) as errors:
         options: run.SpawnOptions = {"stderr_fd": errors.fileno(), "env": _environment()}
-        with run.spawn(words, input_pipe=feed, **options) as process:
+        with run.spawn(words, input_pipe=True, **options) as process:
             yield process, errors
 
 

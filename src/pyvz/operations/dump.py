@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from pathlib import Path
 from typing import NamedTuple
 
-from pyvz.container import dumpfile, dumpwriter, guestinit
+from pyvz.container import dumpfile, dumpwriter, fifos, guestinit
 from pyvz.container.checkpoint import DumpHooks, RestoreHooks
 from pyvz.container.criurequest import DumpRequest
 from pyvz.container.criurpc import CriuDied
@@ -47,7 +47,6 @@ VERBS = frozenset({SUSPEND, RESUME})  # whose journal records `repair` understan
 _COMMIT = "commit"
 _SETTLE = 120.0  # seconds for a CRIU that has lost its vzd to end what it does
 _KILL_TIMEOUT = 30.0
-_SHARED, _MOST_FIFOS = 16, 256  # memory that processes share has files of its own
 
 
 class DumpOptions(NamedTuple):
@@ -151,11 +150,8 @@ def save(
 
 
 def _fifos(node: Node, env: Environment) -> int:
-    """How many files of memory are packed while they are written: one for each process, and some.
-
-    Others are packed afterwards.
-    """
-    return min(len(node.cgroups.pids(env.uuid)) + _SHARED, _MOST_FIFOS)
+    """How many files of memory are packed while they are written; others are packed afterwards."""
+    return fifos.count_for(len(node.cgroups.pids(env.uuid)))
 
 
 def _writing(env: Environment) -> AbstractContextManager[None]:

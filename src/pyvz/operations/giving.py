@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from pyvz.container.frame import NAME as FRAME
-from pyvz.errors import BadValue, InDoubt, MigrationError, VZError
+from pyvz.errors import BadValue, InDoubt, VZError
 from pyvz.linux import file
-from pyvz.migration import decision, files, iterate, messages
+from pyvz.migration import decision, iterate
 from pyvz.migration.dial import Peer
-from pyvz.migration.offer import HOME, MIRROR, Offer
+from pyvz.migration.offer import HOME, MIRROR, DiskOffer, Offer
 from pyvz.migration.request import Report, Request
+from pyvz.migration.timeline import Timeline
 from pyvz.migration.wire import Refused
 from pyvz.model import params_net as params
 from pyvz.model.conffile import ConfFile
@@ -46,6 +46,7 @@ from pyvz.operations import (
 from pyvz.operations.lifecycle import StartOptions, StopOptions
 from pyvz.operations.node import Node
 from pyvz.operations.outgoing import Outgoing, layout, offers
+from pyvz.operations.standstill import Standstill
 from pyvz.store.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Giving:
         self, node: Node, env: Environment, peer: Peer, request: Request, progress: Progress
     ) -> None:
         self.node, self.env, self.peer = node, env, peer
-        self.request, self.progress = request, progress
+        self.request, self.progress = request, Timeline(progress)
         self.ident = str(uuid4())
         self.running = node.status(env) in {Status.RUNNING, Status.PAUSED}
         self.began = time.monotonic()
@@ -130,22 +131,34 @@ class Giving:
         self.peer.call("reserve", progress=self.progress)
         if self.shared:
             return
+        if self.offer.live:
+            self._beside()
         for disk in self.offer.disks:
-            if disk.form == MIRROR:
-                continue
-            outgoing = Outgoing(self.node, self.env, disk, self.peer, self.progress)
-            self._stack.enter_context(outgoing)
-            self._disks.append(outgoing)
-            channel = outgoing.channel.number
-            self.peer.call(
-                "disk",
-                name=disk.name,
-                form=disk.form,
-                driver=disk.driver,
-                size=outgoing.size(),
-                channel=channel,
-                progress=self.progress,
-            )
+            if disk.form != MIRROR and (disk.form != HOME or not self.offer.live):
+                self._disks.append(self._open(disk))
+
+    def _open(self, disk: DiskOffer) -> Outgoing:
+        """Have the other node wait for a disk."""
+        outgoing = self._stack.enter_context(Outgoing(self.node, self.env, disk, self.peer))
+        self.peer.call(
+            "disk",
+            name=disk.name,
+            form=disk.form,
+            driver=disk.driver,
+            size=outgoing.size(),
+            channel=outgoing.channel.number,
+            progress=self.progress,
+        )
+        return outgoing
+
+    def _beside(self) -> None:
+        """Send what no process of the container can change, and the mounting of its root needs."""
+        with self._told():
+            for disk in self.offer.disks:
+                if disk.form == HOME:
+                    outgoing = self._open(disk)
+                    outgoing.send(still=True, progress=self.progress)
+                    outgoing.finish()
 
     # disks
 
@@ -171,7 +184,7 @@ class Giving:
         with self._told():
             for each in disks:
                 self.progress.stage(f"Copying {each.disk.name}: {what}")
-                amount += each.send(still=still)
+                amount += each.send(still=still, progress=self.progress)
         self._rounds.append(amount)
 
     @contextmanager
@@ -180,7 +193,7 @@ class Giving:
         try:
             yield
         except Refused:
-            self.peer.call("disks-done")
+            self.peer.call("why")
             raise
 
     # halt
@@ -207,58 +220,53 @@ class Giving:
         """Freeze, dump, deliver, and let the other node decide, while nothing of it runs."""
         journal = self._journal
         assert journal is not None  # noqa: S101  begun by _reserve
-        self._beside()
-        journal.note(departure.FROZEN)
-        live = livedump.Live(self.node, self.env)
-        frame: list[str] = []
         answers: list[dict[str, Any]] = []
-
-        def lock() -> None:
-            self.halted_at = time.monotonic()
-
-        def deliver(images: Path) -> None:
-            self._last_round()
-            self._memory(images, frame[0])
-            answers.append(self._decide(journal))
-            live.taken = True
-
-        self.progress.stage("Freezing")
+        live = livedump.Live(self.node, self.env)
         try:
-            live.run(lambda images: frame.append((images / FRAME).read_text()), lock, deliver)
+            with self._standstill() as still:
+
+                def ready(images: Path) -> None:
+                    still.ready(images, self.offer.memory)
+                    journal.note(departure.FROZEN)
+                    self.progress.stage("Freezing")
+
+                def lock() -> None:
+                    self.halted_at = time.monotonic()
+                    still.begin()
+
+                def deliver(images: Path) -> None:
+                    still.finish(images)
+                    self.memory = still.memory
+                    self._rounds += [still.disk] if self._disks else []
+                    # Noted early: the disk takes its time, and nothing was asked yet.
+                    still.restore(lambda: journal.note(departure.DECIDING))
+                    answers.append(self._decide(journal))
+                    live.taken = True
+
+                live.run(livedump.Hooks(ready, lock, deliver))
         except InDoubt:
             raise  # it stands still until that is settled
         except BaseException as error:
             self._back(error)
             raise
-        still = self.resumed_at - (self.halted_at or self.resumed_at)
-        report = self._report(answers[0], still)
+        still_for = self.resumed_at - (self.halted_at or self.resumed_at)
+        report = self._report(answers[0], still_for)
         self._forward(journal)
         return report
 
-    def _beside(self) -> None:
-        """Send what no process of the container can change before it stands still."""
-        beside = [each for each in self._disks if each.disk.form == HOME]
-        with self._told():
-            for each in beside:
-                each.send(still=True)
-                each.finish()
-        self._disks = [each for each in self._disks if each not in beside]
-
-    def _memory(self, images: Path, frame: str) -> None:
-        """Have the other node restore everything; nothing runs there yet."""
-        self.progress.stage("Sending memory")
-        self.peer.call("prepare", frame=frame, memory=self.offer.memory, progress=self.progress)
-        channel = self.peer.new_channel()
-        self.peer.wire.send(messages.make("images", channel=channel.number))
-        try:
-            self.memory = files.send(channel, images, self.progress)
-            channel.end()
-        except Refused as refused:
-            self.peer.answer()
-            raise MigrationError("The memory was not taken") from refused
-        self.peer.answer(progress=self.progress)
-        self.progress.stage("Restoring")
-        self.peer.call("restore", progress=self.progress)
+    @contextmanager
+    def _standstill(self) -> Iterator[Standstill]:
+        """Have one for the block; what it has failed of is raised in place of CRIU's words."""
+        disks = [] if self.shared else self._disks
+        with Standstill(self.node, self.env, self.peer, disks, self.progress) as still:
+            try:
+                with self._told():
+                    yield still
+            except VZError as error:
+                if (cause := still.failure()) is not None:
+                    with self._told():
+                        raise cause from error
+                raise
 
     # commit
 
@@ -284,7 +292,8 @@ class Giving:
         """
         start = self.running and self.request.start
         self.progress.stage("Committing")
-        journal.note(departure.DECIDING)
+        if not self.offer.live:
+            journal.note(departure.DECIDING)
         try:
             answer = self.peer.call("commit", start=start)
         except (VZError, OSError) as error:
@@ -370,6 +379,7 @@ class Giving:
             memory=self.memory,
             started=bool(answer.get("started")),
             problem=str(answer.get("problem") or ""),
+            phases=self.progress.phases(),
         )
 
 

@@ -4,6 +4,9 @@
     reserve      its id, name and addresses; a journal record; an empty home
     disk         one for each disk: rounds arrive on a channel, each in a thread of its own
     disks-done   all rounds are here and on the disk
+    ready        with its memory: the memory begins to arrive, the root and CRIU are waiting
+    restore      all is here: it is restored; nothing of it runs yet
+    why          what has failed: the other node was told to send no more
     commit       the decision, then its place, registration, and start
     outcome      what was decided about a migration whose connection broke
     settled      the other node knows
@@ -14,11 +17,8 @@ When the connection ends before the decision, everything is taken away again.
 from __future__ import annotations
 
 import logging
-import os
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Final
 
 from pyvz.errors import (
@@ -29,18 +29,16 @@ from pyvz.errors import (
     ProtocolError,
     VZError,
 )
-from pyvz.linux import mount, syscall
 from pyvz.linux.guestroot import GuestRoot
-from pyvz.migration import blocks, decision, messages, offer, tree
+from pyvz.migration import decision, messages, offer
 from pyvz.migration.address import Address
 from pyvz.migration.dial import Peer
 from pyvz.migration.messages import Message
-from pyvz.migration.offer import HOME, IMAGE, MIRROR, DiskOffer, Offer
+from pyvz.migration.offer import HOME, MIRROR, Offer
 from pyvz.migration.request import Request
-from pyvz.migration.wire import Channel, Wire
+from pyvz.migration.wire import Wire
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
-from pyvz.model.task import NoProgress
 from pyvz.operations import (
     arrival,
     clone,
@@ -53,14 +51,13 @@ from pyvz.operations import (
     pulled,
     suitable,
 )
+from pyvz.operations.incoming import Incoming
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 
 log = logging.getLogger(__name__)
 
 SESSION_TIMEOUT: Final = 7 * 86400.0  # for the next question; a dead connection is seen at once
-DATA_TIMEOUT: Final = 7 * 86400.0  # the same between rounds
-JOIN_TIMEOUT: Final = 3600.0  # for the last round to be written
 
 
 class Arriving:
@@ -70,7 +67,7 @@ class Arriving:
         self._node = node
         self._wire = wire
         self._held = ExitStack()
-        self._disks: list[_Incoming] = []
+        self._disks: list[Incoming] = []
         self._ident = ""
         self._offer: Offer | None = None
         self._env: Environment | None = None
@@ -119,6 +116,8 @@ class Arriving:
         self._journal = arrival.begin(node, env, self._ident, shared=self._shared)
         config = Config.parse(conf.values(), lenient=True)
         arrival.reserve_addresses(node, env, config)
+        if made.live and env.kind == Kind.CT:
+            arrival.settle_in(node, env, conf, self._journal, shared=self._shared)
         return {}
 
     def disk(self, message: Message) -> dict[str, Any]:
@@ -128,9 +127,13 @@ class Arriving:
         disk = next((each for each in made.disks if each.name == name), None)
         if disk is None or any(each.disk.name == name for each in self._disks):
             raise ProtocolError("The other node sends a disk that it has not offered")
+        if made.live and disk.form != HOME:
+            for each in self._disks:
+                if each.disk.form == HOME:
+                    each.whole()  # scripts, which the mounting of a disk runs
         channel = self._wire.channel(message["channel"])
         disk = disk._replace(size=message["size"])
-        incoming = _Incoming(self._node, env, disk, channel)
+        incoming = Incoming(self._node, env, disk, channel, live=made.live and env.kind == Kind.CT)
         self._disks.append(incoming)
         incoming.start()
         return {}
@@ -147,22 +150,17 @@ class Arriving:
         return {}
 
     def prepare(self, message: Message) -> dict[str, Any]:
-        """Have everything ready for the memory: home in its place, disks mounted, CRIU waiting."""
+        """Have QEMU of a virtual machine wait for its memory and disks."""
         made, env = self._begun()
+        if env.kind != Kind.VM:
+            raise ProtocolError("A container is not prepared like a virtual machine")
         self.disks_done(message)
         node = self._node
         conf = arrival.configuration(node, env, made)
-        if not self._shared and env.kind == Kind.CT:
-            provision.furnish_missing(home.staging_of(env))
         arrival.settle_in(node, env, conf, self._journal, shared=self._shared)
-        config = node.registry.config(env)
-        if env.kind == Kind.VM:
-            what = (node, env, config, self._journal, self._wire)
-            self._live = self._machine = machinearrival.Arrival(*what)
-            self._machine.prepare(message["frame"], made)
-            return {}
-        self._live = liverestore.Arrival(node, env, config, self._journal)
-        self._live.prepare(message["frame"], memory_used=message["memory"])
+        what = (node, env, node.registry.config(env), self._journal, self._wire)
+        self._live = self._machine = machinearrival.Arrival(*what)
+        self._machine.prepare(message["frame"], made)
         return {}
 
     def stream(self, message: Message) -> dict[str, Any]:
@@ -173,24 +171,43 @@ class Arriving:
         self._machine.stream(message["name"], channel)
         return {}
 
-    def images(self, message: Message) -> dict[str, Any]:
-        """Take the memory."""
-        live = self._living()
-        if not isinstance(live, liverestore.Arrival):
-            raise ProtocolError("The memory of a virtual machine does not come as images")
+    def ready(self, message: Message) -> dict[str, Any]:
+        """Take the memory as it comes; have all else ready: root, network, CRIU."""
+        _made, env = self._begun()
+        node = self._node
+        if self._live is not None:
+            raise ProtocolError("The memory is arriving already")
+        if not self._shared:
+            provision.furnish_missing(env.home)
+        self._live = liverestore.Arrival(node, env, node.registry.config(env), self._journal)
         channel = self._wire.channel(message["channel"])
-        with home.storage_errors("The memory could not be written"):
-            try:
-                live.receive(channel)
-            except BaseException:
-                channel.refuse()
-                raise
+        self._live.prepare(message["frame"], channel, memory_used=message["memory"])
+        if not self._shared and all(each.early for each in self._disks):
+            self._live.root_is_here()
         return {}
 
     def restore(self, _: Message) -> dict[str, Any]:
         """Restore everything; nothing of it runs yet."""
+        for each in self._disks:
+            each.whole()
+        if self._machine is None:
+            self._container().root_is_here()
         self._living().restore()
         return {}
+
+    def why(self, _: Message) -> dict[str, Any]:
+        """Raise what has failed, so that data was refused."""
+        for each in self._disks:
+            each.failed()
+        if isinstance(self._live, liverestore.Arrival):
+            self._live.failed()
+        return {}
+
+    def _container(self) -> liverestore.Arrival:
+        live = self._living()
+        if not isinstance(live, liverestore.Arrival):
+            raise ProtocolError("A virtual machine does not arrive like a container")
+        return live
 
     def _living(self) -> liverestore.Arrival | machinearrival.Arrival:
         if self._live is None:
@@ -285,84 +302,6 @@ class Arriving:
         return self._known()
 
 
-class _Incoming:
-    """A disk that arrives in a thread of its own."""
-
-    def __init__(self, node: Node, env: Environment, disk: DiskOffer, channel: Channel) -> None:
-        self._node = node
-        self._env = env
-        self.disk = disk
-        self._channel = channel
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=f"disk-{disk.name}", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def finish(self) -> None:
-        """Wait for the end; raises what went wrong."""
-        self._thread.join(JOIN_TIMEOUT)
-        if self._thread.is_alive():
-            raise MigrationError(f"The disk {self.disk.name} was not written in time")
-        if isinstance(self._error, OSError):
-            with home.storage_errors(f"The disk {self.disk.name} could not be written"):
-                raise self._error
-        if self._error is not None:
-            raise self._error
-
-    def stop(self) -> None:
-        """End it, whole or not."""
-        if self._thread.is_alive():
-            self._channel.abandon()
-            self._thread.join(JOIN_TIMEOUT)
-
-    def _run(self) -> None:
-        try:
-            self._receive(home.staging_of(self._env))
-        except Exception as error:  # noqa: BLE001  told by finish()
-            self._error = error
-            self._channel.refuse()
-
-    def _receive(self, staging: Path) -> None:
-        if self.disk.form == IMAGE:
-            self._image(staging)
-        elif self.disk.form == HOME:
-            for _ in tree.receive(self._channel, staging, DATA_TIMEOUT):
-                pass
-        else:
-            self._tree(staging)
-
-    def _image(self, staging: Path) -> None:
-        size = self.disk.size
-        if size is None:
-            raise ProtocolError("An image has no size")
-
-        def fill(fd: int, offset: int) -> None:
-            for _ in blocks.receive(self._channel, fd, offset, size, DATA_TIMEOUT):
-                os.fdatasync(fd)  # so that the last flush has little to do
-
-        driver = storage.load(self.disk.driver)
-        driver.restore_image(staging, size, fill, disk=self.disk.name)
-
-    def _tree(self, staging: Path) -> None:
-        driver = storage.load(self.disk.driver)
-        driver.create(staging, size=self.disk.size, source=None, progress=NoProgress())
-        root = arrival.place_of(self._node, self._env.uuid)
-        driver.mount(staging, root)
-        try:
-            for _ in tree.receive(self._channel, root, DATA_TIMEOUT):
-                fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    syscall.syncfs(fd)
-                finally:
-                    os.close(fd)
-        finally:
-            driver.umount(staging, root)
-            mount.umount(root)
-            root.rmdir()
-
-
 def serve(node: Node, wire: Wire) -> None:
     """Answer the other node's questions until the connection ends."""
     with Arriving(node, wire) as arriving:
@@ -388,9 +327,10 @@ def answers_of(node: Node, arriving: Arriving) -> dict[str, Callable[[Message], 
         "reserve": arriving.reserve,
         "disk": arriving.disk,
         "disks-done": arriving.disks_done,
+        "ready": arriving.ready,
         "prepare": arriving.prepare,
-        "images": arriving.images,
         "stream": arriving.stream,
+        "why": arriving.why,
         "restore": arriving.restore,
         "commit": arriving.commit,
         "abort": arriving.abort,

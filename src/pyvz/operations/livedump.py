@@ -2,9 +2,9 @@
 
     frame        what a restore has to know, sent before anything stands still
     freeze       CRIU halts the processes; the node's ends of the interfaces lead nowhere
-    dump         memory and state into images
+    dump         memory and state into images; beside it, what standstill.py does
     hold         the cgroup is frozen, too: whatever dies from here on, nothing of it runs
-    ...          last disk round, images, restore and decision: what `deliver` does
+    ...          restore and decision: what `deliver` waits for
     end          the other node has it: the processes are killed; else they go on
 
 The caller holds the lease and keeps the journal.
@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pyvz.container.checkpoint import DumpHooks
 from pyvz.container.criurequest import DumpRequest
@@ -44,45 +44,49 @@ def check(node: Node, env: Environment) -> dict[str, Any]:
     return {"criu": list(node.checkpoint.program().version)}
 
 
+class Hooks(NamedTuple):
+    """What is done in the course of a live migration, besides the dump.
+
+    ready: gets the directory that holds the frame; nothing stands still yet.  lock: everything
+    stands still from now on.  deliver: the dump is complete; returns when the other node has it
+    all.  What it raises lets the container go on, except InDoubt: then it stands still until that
+    is settled.
+    """
+
+    ready: Callable[[Path], None]
+    lock: Callable[[], None]
+    deliver: Callable[[Path], None]
+
+
 class Live:
-    """One live migration; `deliver` gets the images and returns when the other node has it all."""
+    """One live migration."""
 
     def __init__(self, node: Node, env: Environment) -> None:
         self._node, self._env = node, env
         self._doubt = False
         self.taken = False  # set by whoever knows the decision
 
-    def run(
-        self,
-        prepare: Callable[[Path], None],
-        lock: Callable[[], None],
-        deliver: Callable[[Path], None],
-    ) -> None:
-        """Dump and deliver.
-
-        prepare: is called with the directory that holds the frame, before anything stands still.
-        lock: is called when it stands still.  What `deliver` raises lets the container go on,
-        except InDoubt: then it stands still until that is settled.
-        """
+    def run(self, mine: Hooks) -> None:
+        """Dump and deliver; raises what the hooks raise, CheckpointError."""
         node, env = self._node, self._env
         spec = dump.specification(node, env, node.registry.config(env))
         engine = node.checkpoint
         with images_of(node, env) as images, engine.worker(env.uuid, images) as worker:
             frame = engine.frame(spec)._replace(network=innernet.save(node, env))
             frame.save(images)
-            prepare(images)
+            mine.ready(images)
 
             def frozen() -> bool:
                 node.cgroups.freeze(env.uuid)
                 try:
-                    deliver(images)
+                    mine.deliver(images)
                 except InDoubt:
                     self._doubt = True
                     raise
                 return True
 
             def locked() -> None:
-                lock()
+                mine.lock()
                 network.unplug(node, env.uuid)
 
             hooks = DumpHooks(network_lock=locked, frozen=frozen, network_unlock=self._unlocked)
@@ -120,6 +124,11 @@ def go_on(node: Node, env: Environment) -> None:
     """Let one go on that did not go, after a death.  Idempotent."""
     node.checkpoint.settle(env.uuid, SETTLE)
     dump.go_on(node, env, broken=True)
+
+
+def in_memory(node: Node, images: Path) -> bool:
+    """Whether these images are in memory (there is room for them), not on the disk."""
+    return images.is_relative_to(node.paths.run)
 
 
 def places(node: Node, env: Environment, name: str = LEAVING) -> tuple[Path, Path]:

@@ -1,7 +1,7 @@
 """A running container that arrives with its memory: the taking side.
 
-    prepare    its home gets its place (still unborn), its disks are mounted, CRIU waits
-    images     the memory arrives
+    prepare    its home has its place (still unborn); as soon as they are there, its disks are
+               mounted, and CRIU waits; the memory arrives in the meantime
     restore    everything is restored, and nothing runs yet
     decide     the journal's and the other node's business
     go         it runs; its interfaces lead to the world
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -30,7 +31,7 @@ from pyvz.migration.offer import Offer
 from pyvz.migration.wire import Channel
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
-from pyvz.operations import dump, ground, innernet, livedump, memory, network
+from pyvz.operations import dump, ground, home, innernet, livedump, memory, network
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal
 from pyvz.store.state import RunState
@@ -67,15 +68,18 @@ class Arrival:
         self.images = node.paths.run / "images" / env.uuid
         self._frame: Frame | None = None
         self._changed = threading.Condition()
+        self._mountable = False  # the root
         self._complete = False  # the images
         self._ready = False  # all is restored
         self._decision: bool | None = None
         self._error: BaseException | None = None
         self._init: Init | None = None
+        self._channel: Channel | None = None
+        self._receiver: threading.Thread | None = None
         self._thread = threading.Thread(target=self._run, name=f"restore-{env.uuid}", daemon=True)
 
-    def prepare(self, frame: str, *, memory_used: int) -> None:
-        """Begin; `frame` is the text of the frame's file."""
+    def prepare(self, frame: str, channel: Channel, *, memory_used: int) -> None:
+        """Begin; `frame` is the text of the frame's file, the images come by `channel`."""
         self.images = livedump.place_of(
             self._node, self._env, memory=memory_used, name=livedump.ARRIVING
         )
@@ -84,17 +88,39 @@ class Arrival:
         self._frame = Frame.load(self.images)
         if self._frame.uuid != self._env.uuid:
             raise RestoreError("The memory is that of another container")
+        self._channel = channel
+        self._receiver = threading.Thread(target=self._receive, name="images", daemon=True)
+        self._receiver.start()
         self._thread.start()
 
-    def receive(self, channel: Channel) -> None:
-        """Take the images."""
-        files.receive(channel, self.images, _IMAGES_TIMEOUT)
+    def root_is_here(self) -> None:
+        """Its disks are whole, or trees: the root may be mounted."""
+        with self._changed:
+            self._mountable = True
+            self._changed.notify_all()
+
+    def failed(self) -> None:
+        """Raise what went wrong, if something did."""
+        if self._error is not None:
+            raise self._error
+
+    def _receive(self) -> None:
+        assert self._channel is not None  # noqa: S101  prepare() was called
+        error: BaseException | None = None
+        try:
+            with home.storage_errors("The memory could not be written"):
+                files.receive(self._channel, self.images, _IMAGES_TIMEOUT)
+        except Exception as failure:  # noqa: BLE001  told by whoever waits
+            error = failure
+            self._channel.refuse()
+        with self._changed:
+            self._error = self._error or error
+            self._complete = error is None
+            self._changed.notify_all()
 
     def restore(self) -> None:
         """Have everything restored; returns when only the decision is missing."""
         with self._changed:
-            self._complete = True
-            self._changed.notify_all()
             self._await(lambda: self._ready, "restored")
 
     def go(self) -> None:
@@ -107,9 +133,12 @@ class Arrival:
 
     def cancel(self) -> None:
         """Take everything away."""
-        if self._thread.ident is not None:
-            self._decide(goes=False)
-            self._thread.join(_PATIENCE)
+        if self._channel is not None:
+            self._channel.abandon()
+        for thread in (self._receiver, self._thread):
+            if thread is not None and thread.ident is not None:
+                self._decide(goes=False)
+                thread.join(_PATIENCE)
         livedump.remove(self.images)
 
     def _decide(self, *, goes: bool) -> None:
@@ -136,13 +165,14 @@ class Arrival:
                 undo.pop_all()
         except BaseException as error:  # noqa: BLE001  told by whoever waits
             with self._changed:
-                self._error = error
+                self._error = self._error or error
                 self._changed.notify_all()
 
     def _restore(self, undo: ExitStack) -> None:
         node, env, config = self._node, self._env, self._config
         memory.admit(node, env, config)
         undo.callback(memory.release, node, env.uuid)
+        self._wait_for(lambda: self._mountable)
         ground.mount_root(node, env, undo)
         root = node.root(env)
         frame = self._frame
@@ -170,18 +200,19 @@ class Arrival:
         )
         engine = node.checkpoint
         with engine.worker(env.uuid, self.images, root=engine.root(spec, frame)) as worker:
-            self._wait_for_images()
+            self._wait_for(lambda: self._complete)
             self._init = engine.restore(worker, spec, frame, hooks)
         memory.activate(node, env)
         (env.home / ".running").touch()
 
-    def _wait_for_images(self) -> None:
+    def _wait_for(self, done: Callable[[], bool]) -> None:
         with self._changed:
             self._changed.wait_for(
-                lambda: self._complete or self._decision is not None, _IMAGES_TIMEOUT
+                lambda: done() or self._decision is not None or self._error is not None,
+                _IMAGES_TIMEOUT,
             )
-            if not self._complete:
-                raise MigrationError("It was called off")
+            if not done():
+                raise self._error or MigrationError("It was called off")
 
     def _hold(self) -> None:
         """All is restored and nothing runs: wait for the decision."""

@@ -57,7 +57,6 @@ class MachineGiving(Giving):
         monitor = self.node.machines.monitor(self.env.uuid)
         answer: dict[str, Any] = {}
         try:
-            self._beside()
             self._prepare()
             with ExitStack() as bridges:
                 self._mirror(monitor, bridges)

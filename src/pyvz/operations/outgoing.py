@@ -32,9 +32,7 @@ _REST: Final = "rest"  # the name under which everything beside the disks travel
 class Outgoing:
     """One disk on its way out; a context manager."""
 
-    def __init__(
-        self, node: Node, env: Environment, disk: DiskOffer, peer: Peer, progress: Progress
-    ) -> None:
+    def __init__(self, node: Node, env: Environment, disk: DiskOffer, peer: Peer) -> None:
         self._node, self._env = node, env
         self.disk = disk
         self.channel = peer.new_channel()
@@ -43,9 +41,9 @@ class Outgoing:
         self._next: blocks.Image | None = None
         self._number = 0
         if disk.form == IMAGE:
-            self._blocks = blocks.Sender(self.channel, progress)
+            self._blocks = blocks.Sender(self.channel)
         else:
-            self._files = self._stack.enter_context(tree.Sender(self.channel, progress))
+            self._files = self._stack.enter_context(tree.Sender(self.channel))
 
     def __enter__(self) -> Outgoing:
         return self
@@ -60,23 +58,29 @@ class Outgoing:
         self._next = self._copy()
         return self._next.size
 
-    def send(self, *, still: bool) -> int:
+    def arm(self) -> None:
+        """Have the next round, of one that runs, begin at once when it is sent."""
+        if self.disk.form == TREE:
+            self._files.arm(self._node.root(self._env))
+
+    def send(self, *, still: bool, progress: Progress) -> int:
         """Send one round; returns its bytes."""
         if self.disk.form == IMAGE:
-            return self._image()
+            return self._image(progress)
         if self.disk.form == HOME:
-            self._files.send(self._env.home, still=True, names=_names(self._env, self.disk))
+            names = _names(self._env, self.disk)
+            self._files.send(self._env.home, progress, still=True, names=names)
         else:
             with _shown(self._node, self._env) as root:
-                self._files.send(root, still=still)
+                self._files.send(root, progress, still=still)
         return self._files.last
 
-    def _image(self) -> int:
+    def _image(self, progress: Progress) -> int:
         image = self._next or self._copy()
         self._next = None
         if self._before is not None and image.size != self._before.size:
             raise MigrationError(f"The disk {self.disk.name} was resized meanwhile")
-        self._blocks.send(image, self._before)
+        self._blocks.send(image, self._before, progress)
         self._before = image
         return self._blocks.last
 
