@@ -11,14 +11,15 @@ from typing import Any, Final
 from pyvz.gateway import domain, failure
 from pyvz.gateway.connection import Call
 from pyvz.gateway.failure import Failure
+from pyvz.gateway.streams import Flow
 from pyvz.operations import execute
 
 FORCE: Final = 1  # flag: take the console from who has it; ours has room for many
 CHUNK: Final = 64 << 10  # bytes read at a time
 
 
-class ConsoleFlow:
-    """A console between the keeper's socket and a client; implements streams.Flow."""
+class ConsoleFlow(Flow):
+    """A console between the keeper's socket and a client."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -35,9 +36,6 @@ class ConsoleFlow:
         with suppress(ConnectionError):
             self._writer.write(data)
             await self._writer.drain()
-
-    async def finish(self) -> None:
-        """Nothing more is typed."""
 
     async def close(self) -> None:
         """Leave the console."""

@@ -8,13 +8,14 @@ from typing import Any, Final
 from pyvz.gateway import domain, failure
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.failure import Failure
+from pyvz.gateway.streams import Flow
 from pyvz.operations import machineguest
 
 CHUNK: Final = 64 << 10  # bytes of one packet
 
 
-class Picture:
-    """A picture for the client; implements streams.Flow."""
+class Picture(Flow):
+    """A picture for the client."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -23,13 +24,6 @@ class Picture:
         """Yield the picture."""
         for start in range(0, len(self._content), CHUNK):
             yield self._content[start : start + CHUNK]
-
-    async def feed(self, data: bytes) -> None:
-        """Refuse data."""
-        raise Failure(failure.INVALID_ARGUMENT, f"A picture takes no data: {len(data)} bytes")
-
-    async def finish(self) -> None:
-        """Nothing is kept."""
 
     async def close(self) -> None:
         """Forget the picture."""

@@ -1,46 +1,54 @@
 """Storage pools and what lies in them: those of `prlsrvctl pool`, and directories of images.
 
 A volume of ours is the home of a container: it is made and removed with its container.  Volumes of
-the others are disk images, which virtual machines are defined with.
+the others are disk images (calls_volume), which virtual machines are defined with.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 from xml.etree.ElementTree import Element, SubElement
 
-from pyvz.gateway import domain, failure, imagepools, machinexml, poolview
+from pyvz.gateway import failure, imagepools, poolview
 from pyvz.gateway.connection import Call, Values
-from pyvz.gateway.domaindefine import size_of
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.imagepools import ImagePool
 from pyvz.gateway.nodexml import text_of
 from pyvz.gateway.notes import parsed
-from pyvz.gateway.poolview import PoolView, VolumeView
+from pyvz.gateway.poolview import PoolView
+from pyvz.model import event
 from pyvz.model.environment import canonical_uuid
 from pyvz.model.task import Progress
+from pyvz.operations import storagepool
 from pyvz.operations.node import Node
-from pyvz.vm import image
 
 Key = dict[str, Any]
 
-INACTIVE, ACTIVE = 1, 2
-RUNNING, BROKEN = 2, 4
-KINDS: Final = {"file": 0, "dir": 2}  # of volumes
+INACTIVE, RUNNING, BROKEN = 0, 2, 4  # states
+
+# A filter of a list lets through what one of its two flags fits, or all where neither is set.
+_FILTERS: Final[Mapping[tuple[int, int], Callable[[PoolView], bool]]] = {
+    (1 << 1, 1 << 0): lambda pool: pool.active,
+    (1 << 2, 1 << 3): lambda _: True,  # persistent, transient
+    (1 << 4, 1 << 5): lambda pool: pool.autostart,
+}
+_KINDS: Final = sum(1 << bit for bit in range(6, 19))  # kinds of pools; ours are directories
+_DIRECTORIES: Final = 1 << 6
 
 
 def connect_list_all_storage_pools(call: Call, *, need_results: int, flags: int) -> Values:
-    """Every pool, or those that can be used (2), or cannot (1)."""
+    """Every pool that the filters let through."""
     found = [each.key for each in poolview.every(call.office.node) if _selected(each, flags)]
     return {"pools": found if need_results else [], "ret": len(found)}
 
 
 def connect_num_of_storage_pools(call: Call) -> Values:
     """How many can be used."""
-    return {"num": sum(not each.problem for each in poolview.every(call.office.node))}
+    return {"num": sum(each.active for each in poolview.every(call.office.node))}
 
 
 def storage_pool_lookup_by_name(call: Call, *, name: str) -> Values:
@@ -88,12 +96,13 @@ def storage_pool_get_xml_desc(call: Call, *, pool: Key, flags: int) -> Values:
 def storage_pool_get_info(call: Call, *, pool: Key) -> Values:
     """Its state and how much room it has."""
     state = poolview.named(call.office.node, pool["name"])
-    return {"state": BROKEN if state.problem else RUNNING, **state.sizes}
+    working = BROKEN if state.problem else RUNNING
+    return {"state": working if state.active or state.problem else INACTIVE, **state.sizes}
 
 
 def storage_pool_is_active(call: Call, *, pool: Key) -> Values:
     """Whether it can be used."""
-    return {"active": int(not poolview.named(call.office.node, pool["name"]).problem)}
+    return {"active": int(poolview.named(call.office.node, pool["name"]).active)}
 
 
 def storage_pool_is_persistent(call: Call, *, pool: Key) -> Values:
@@ -103,15 +112,19 @@ def storage_pool_is_persistent(call: Call, *, pool: Key) -> Values:
 
 
 def storage_pool_get_autostart(call: Call, *, pool: Key) -> Values:
-    """All of ours are there when the node is."""
-    poolview.named(call.office.node, pool["name"])
-    return {"autostart": 1}
+    """Whether it is there when the node is."""
+    return {"autostart": int(poolview.named(call.office.node, pool["name"]).autostart)}
 
 
 def storage_pool_refresh(call: Call, _progress: Progress, *, pool: Key, flags: int) -> None:
-    """Nothing is remembered that could be old."""
+    """Nothing is remembered that could be old; who waits for it is told."""
     _ = flags
-    poolview.named(call.office.node, pool["name"])
+    refreshed(call.office.node, poolview.active(call.office.node, pool["name"]))
+
+
+def refreshed(node: Node, state: PoolView) -> None:
+    """Tell that what is in a pool has changed."""
+    node.tell(event.POOL_REFRESH, name=state.name, uuid=state.uuid)
 
 
 def storage_pool_list_all_volumes(
@@ -119,76 +132,102 @@ def storage_pool_list_all_volumes(
 ) -> Values:
     """The homes or images in a pool."""
     _ = flags
-    state = poolview.named(call.office.node, pool["name"])
+    state = poolview.active(call.office.node, pool["name"])
     found = [each.key for each in state.volumes()]
     return {"vols": found if need_results else [], "ret": len(found)}
 
 
 def storage_pool_num_of_volumes(call: Call, *, pool: Key) -> Values:
     """How many there are."""
-    return {"num": len(poolview.named(call.office.node, pool["name"]).volumes())}
+    return {"num": len(poolview.active(call.office.node, pool["name"]).volumes())}
 
 
 def storage_pool_list_volumes(call: Call, *, pool: Key, maxnames: int) -> Values:
     """Their names."""
-    found = [each.name for each in poolview.named(call.office.node, pool["name"]).volumes()]
+    found = [each.name for each in poolview.active(call.office.node, pool["name"]).volumes()]
     return {"names": found[: max(0, maxnames)]}
 
 
-def storage_vol_lookup_by_name(call: Call, *, pool: Key, name: str) -> Values:
-    """A volume by its name in a pool."""
-    state = poolview.named(call.office.node, pool["name"])
-    for each in state.volumes():
-        if name in (each.name, each.alias):
-            return {"vol": each.key}
-    raise Failure(failure.NO_VOLUME, f"Storage volume not found: '{name}' in {state.name}")
-
-
-def storage_vol_lookup_by_key(call: Call, *, key: str) -> Values:
-    """A volume by its key, which is its path."""
-    return storage_vol_lookup_by_path(call, path=key)
-
-
-def storage_vol_lookup_by_path(call: Call, *, path: str) -> Values:
-    """A volume by its path, or by that of something in it."""
-    for state in poolview.every(call.office.node):
-        for each in state.volumes():
-            place = os.fspath(each.path)
-            if path == place or path.startswith(f"{place}/"):
-                return {"vol": each.key}
-    raise Failure(failure.NO_VOLUME, f"Storage volume not found: no volume is at {path}")
-
-
-def storage_vol_get_xml_desc(call: Call, *, vol: Key, flags: int) -> Values:
-    """Describe a volume."""
-    _ = flags
-    volume = _find(call.office.node, vol)
-    top = Element("volume", type=volume.kind)
-    SubElement(top, "name").text = volume.name
-    SubElement(top, "key").text = os.fspath(volume.path)
-    for name, size in volume.sizes().items():
-        SubElement(top, name, unit="bytes").text = str(size)
-    target = SubElement(top, "target")
-    SubElement(target, "path").text = os.fspath(volume.path)
-    SubElement(target, "format", type=volume.format)
-    return {"xml": text_of(top)}
-
-
-def storage_vol_get_info(call: Call, *, vol: Key) -> Values:
-    """The size of a volume, and how much of it is in use."""
-    volume = _find(call.office.node, vol)
-    return {"type": KINDS[volume.kind], **volume.sizes()}
-
-
-def storage_vol_get_path(call: Call, *, vol: Key) -> Values:
-    """Where it is."""
-    return {"name": os.fspath(_find(call.office.node, vol).path)}
-
-
 def storage_pool_define_xml(call: Call, _progress: Progress, *, xml: str, flags: int) -> Values:
-    """Call a directory of images a pool; other kinds are made with `prlsrvctl pool`."""
+    """Call a directory of images a pool; it is inactive, and need not be there yet.
+
+    Other kinds are made with `prlsrvctl pool`.
+    """
     _ = flags
+    made = _wanted(call.office.node, xml)
+    _note(call.office.node, made, event.POOL_ADD)
+    return {"pool": {"name": made.name, "uuid": made.uuid}}
+
+
+def storage_pool_create_xml(call: Call, _progress: Progress, *, xml: str, flags: int) -> Values:
+    """Make a pool of a directory that is there (1, 2, 4: or is made now), and start it."""
+    made = _wanted(call.office.node, xml)
+    if flags:
+        _make_directory(made.path)
+    _check_directory(made)
+    _note(call.office.node, made._replace(active=True), event.POOL_ADD, event.POOL_START)
+    return {"pool": {"name": made.name, "uuid": made.uuid}}
+
+
+def storage_pool_create(call: Call, _progress: Progress, *, pool: Key, flags: int) -> None:
+    """Start a pool, as above."""
+    state, images = _own(call.office.node, pool)
+    if state.active:
+        raise Failure(failure.OPERATION_INVALID, f"storage pool '{state.name}' is already active")
+    if flags:
+        _make_directory(images.path)
+    _check_directory(images)
+    _note(call.office.node, images._replace(active=True), event.POOL_START)
+
+
+def storage_pool_build(call: Call, _progress: Progress, *, pool: Key, flags: int) -> None:
+    """Make the directory of a pool; what is in one that is there stays."""
+    _ = flags
+    _make_directory(_stopped(call.office.node, pool).path)
+
+
+def storage_pool_destroy(call: Call, _progress: Progress, *, pool: Key) -> None:
+    """Stop a pool: its volumes are not shown until it is started, their users go on."""
+    state, images = _own(call.office.node, pool)
+    if not images.active:
+        raise Failure(failure.OPERATION_INVALID, f"storage pool '{state.name}' is not active")
+    _note(call.office.node, images._replace(active=False), event.POOL_STOP)
+
+
+def storage_pool_delete(call: Call, _progress: Progress, *, pool: Key, flags: int) -> None:
+    """Remove the directory of a stopped pool, which has to be empty."""
+    _ = flags
+    images = _stopped(call.office.node, pool)
+    try:
+        images.path.rmdir()
+    except OSError as error:
+        raise Failure(failure.SYSTEM, f"{images.path} stays: {error.strerror}") from error
+
+
+def storage_pool_set_autostart(
+    call: Call, _progress: Progress, *, pool: Key, autostart: int
+) -> None:
+    """Have a pool started with the node, or not; those of homes always are."""
+    state = poolview.named(call.office.node, pool["name"])
+    if state.images is not None:
+        _note(call.office.node, state.images._replace(autostart=bool(autostart)))
+    elif not autostart:
+        raise Failure(failure.OPERATION_UNSUPPORTED, "A pool of homes is there when the node is")
+
+
+def storage_pool_undefine(call: Call, _progress: Progress, *, pool: Key) -> None:
+    """Forget a directory of images, or give up a pool of homes without any; the files stay."""
     node = call.office.node
+    if poolview.named(node, pool["name"]).images is None:
+        storagepool.delete(node, pool["name"])
+        return
+    images = _stopped(node, pool)
+    imagepools.remove(node, images.name)
+    node.tell(event.POOL_DELETE, name=images.name, uuid=images.uuid)
+
+
+def _wanted(node: Node, xml: str) -> ImagePool:
+    """Return the pool that is described; raises Failure for what cannot be one."""
     top = parsed(xml, "description of the pool")
     name = (top.findtext("name") or "").strip()
     if top.tag != "pool" or top.get("type") != "dir":
@@ -196,100 +235,52 @@ def storage_pool_define_xml(call: Call, _progress: Progress, *, xml: str, flags:
             failure.UNSUPPORTED, f"A pool of type '{top.get('type')}' is not supported; dir is"
         )
     wanted = (top.findtext("uuid") or "").strip()
+    path = Path(os.path.normpath((top.findtext("target/path") or "").strip()))
+    for each in poolview.every(node):
+        if each.name == name:
+            if each.images is None or wanted not in ("", each.uuid):
+                raise Failure(failure.FAILED, f"pool '{name}' already exists with uuid {each.uuid}")
+            return each.images._replace(path=path)
     uuid = canonical_uuid(wanted) if wanted else str(uuid4())
     if uuid is None:
         raise Failure(failure.XML, f"'{wanted}' is no UUID")
-    for each in poolview.every(node):
-        if each.name == name and not (each.images and each.uuid == uuid):
-            raise Failure(failure.FAILED, f"pool '{name}' already exists with uuid {each.uuid}")
-    path = Path(os.path.normpath((top.findtext("target/path") or "").strip()))
-    imagepools.add(node, ImagePool(name, uuid, path))
-    return {"pool": {"name": name, "uuid": uuid}}
+    return ImagePool(name, uuid, path, autostart=False, active=False)
 
 
-def storage_pool_create_xml(call: Call, progress: Progress, *, xml: str, flags: int) -> Values:
-    """The same: what is known can be used."""
-    return storage_pool_define_xml(call, progress, xml=xml, flags=flags)
+def _note(node: Node, pool: ImagePool, *happened: str) -> None:
+    imagepools.add(node, pool)
+    for name in happened:
+        node.tell(name, name=pool.name, uuid=pool.uuid)
 
 
-def storage_pool_create(call: Call, _progress: Progress, *, pool: Key, flags: int) -> None:
-    """What is known can be used, or it has a problem, which is told."""
-    _ = flags
-    state = poolview.named(call.office.node, pool["name"])
-    if state.problem:
-        raise Failure(failure.FAILED, f"The pool {state.name} cannot be used: {state.problem}")
+def _own(node: Node, pool: Key) -> tuple[PoolView, ImagePool]:
+    return poolview.of_images(node, pool["name"])
 
 
-def storage_pool_set_autostart(
-    call: Call, _progress: Progress, *, pool: Key, autostart: int
-) -> None:
-    """All are there when the node is."""
-    poolview.named(call.office.node, pool["name"])
-    if not autostart:
-        raise Failure(failure.OPERATION_UNSUPPORTED, "Every pool is there when the node is")
+def _stopped(node: Node, pool: Key) -> ImagePool:
+    """Return a pool that is stopped; raises Failure (55) for another one."""
+    state, images = _own(node, pool)
+    if state.active:
+        raise Failure(failure.OPERATION_INVALID, f"storage pool '{state.name}' is still active")
+    return images
 
 
-def storage_pool_undefine(call: Call, _progress: Progress, *, pool: Key) -> None:
-    """Forget a directory of images; its files stay."""
-    imagepools.remove(call.office.node, _images(call.office.node, pool).name)
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o711, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failure(failure.SYSTEM, f"{path} cannot be made: {error.strerror}") from error
 
 
-def storage_vol_create_xml(
-    call: Call, _progress: Progress, *, pool: Key, xml: str, flags: int
-) -> Values:
-    """Make an empty image, qcow2 or raw."""
-    _ = flags
-    state = _images(call.office.node, pool)
-    top = parsed(xml, "description of the volume")
-    name = (top.findtext("name") or "").strip()
-    form = top.find("target/format")
-    kind = (form.get("type") if form is not None else None) or "raw"
-    if not name or "/" in name or name.startswith(".") or not name.isprintable():
-        raise Failure(failure.XML, f"'{name}' cannot be the name of a volume")
-    if kind not in {"qcow2", "raw"} or top.find("backingStore") is not None:
-        raise Failure(
-            failure.UNSUPPORTED, f"A volume of the format '{kind}' or over another is not supported"
-        )
-    size = size_of(top.find("capacity"), default="bytes")
-    if not 0 < size < 1 << 53:
-        raise Failure(failure.XML, "The volume has no capacity that makes sense")
-    path = state.path / name
-    image.create(path, size, kind)
-    return {"vol": {"pool": state.name, "name": name, "key": os.fspath(path)}}
+def _check_directory(pool: ImagePool) -> None:
+    if not pool.path.is_dir():
+        raise Failure(failure.INVALID_ARGUMENT, f"There is no directory {pool.path}")
 
 
-def storage_vol_delete(call: Call, _progress: Progress, *, vol: Key, flags: int) -> None:
-    """Remove an image that no machine has."""
-    _ = flags
-    node = call.office.node
-    _images(node, {"name": vol["pool"]})
-    volume = _find(node, vol)
-    for each in domain.all_domains(node):
-        if domain.is_machine(each) and volume.path in {
-            machinexml.source(each, drive) for drive, _ in machinexml.drives(each)
-        }:
-            raise Failure(failure.OPERATION_INVALID, f"{volume.path} is a disk of {each.env.name}")
-    volume.path.unlink(missing_ok=True)
-
-
-def _find(node: Node, vol: Key) -> VolumeView:
-    for each in poolview.named(node, vol["pool"]).volumes():
-        if each.name == vol["name"]:
-            return each
-    raise Failure(failure.NO_VOLUME, f"Storage volume not found: '{vol['name']}'")
-
-
-def _images(node: Node, pool: Key) -> PoolView:
-    """Return a directory of images; raises Failure (84) for a pool of homes."""
-    state = poolview.named(node, pool["name"])
-    if not state.images:
-        raise Failure(
-            failure.OPERATION_UNSUPPORTED,
-            f"The pool {state.name} is changed with prlsrvctl pool, and what is in it with prlctl",
-        )
-    return state
-
-
-def _selected(state: PoolView, flags: int) -> bool:
-    asked = flags & (INACTIVE | ACTIVE)
-    return not asked or bool(flags & (INACTIVE if state.problem else ACTIVE))
+def _selected(pool: PoolView, flags: int) -> bool:
+    if flags & _KINDS and not flags & _DIRECTORIES:
+        return False
+    return all(
+        not flags & (yes | no) or flags & (yes if fits(pool) else no)
+        for (yes, no), fits in _FILTERS.items()
+    )

@@ -28,6 +28,8 @@ CALLS: Final = 64  # under way at a time
 SEND_TIMEOUT: Final = 60.0  # seconds that a client may take to read what waits for it
 BACKLOG: Final = 4 << 20  # bytes that may wait for it before its events are dropped
 
+_OBJECTS: Final = ("dom", "vol", "pool", "net")  # arguments that say what a call is about
+
 logger = logging.getLogger(__name__)
 
 Values = Mapping[str, Any]
@@ -105,7 +107,7 @@ class Client:
             if request.procedure == frame.PING:
                 await self.send(request._replace(procedure=frame.PONG))
             return
-        if request.type is Type.STREAM:
+        if request.type in {Type.STREAM, Type.STREAM_HOLE}:
             await self.streams.take(request)
             return
         if request.type is not Type.CALL:
@@ -192,7 +194,9 @@ def working(function: Callable[..., Values | None]) -> Handler:
     """Make a handler of what changes something: FUNCTION(call, progress, **arguments) is a task."""
 
     async def handle(call: Call, arguments: dict[str, Any]) -> Values | None:
-        target = arguments.get("dom") or arguments.get("pool") or arguments.get("net") or {}
+        target: Mapping[str, Any] = next(
+            (arguments[key] for key in _OBJECTS if arguments.get(key)), {}
+        )
         ref = str(target.get("name", ""))
         return await call.office.work(
             call.procedure.name,

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from pyvz.errors import VZError
-from pyvz.gateway import domain
+from pyvz.gateway import domain, objectevents
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.office import Office
 from pyvz.model.event import Event
@@ -82,6 +82,7 @@ class Relay:
             while True:
                 event = await events.next()
                 try:
+                    objectevents.hand_on(event, self._clients)
                     await self._hand_on(event)
                 except Exception:  # one event that cannot be told is no reason to tell no more
                     logger.exception("libvirt event of %s", event)

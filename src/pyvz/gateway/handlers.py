@@ -26,7 +26,9 @@ from pyvz.gateway import (
     calls_snapshot,
     calls_statistics,
     calls_storage,
+    calls_volume,
     events,
+    objectevents,
     procedures,
 )
 from pyvz.gateway.connection import Handler, asking, working
@@ -47,7 +49,9 @@ MODULES: Final[tuple[ModuleType, ...]] = (
     calls_snapshot,
     calls_statistics,
     calls_storage,
+    calls_volume,
     events,
+    objectevents,
 )
 
 

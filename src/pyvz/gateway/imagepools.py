@@ -1,9 +1,11 @@
 """Directories of disk images that clients call pools, as virt-install makes one for each image.
 
-<etc>/libvirt-pools.json    {name: {"uuid": ..., "path": ...}}; absent where there are none
+<etc>/libvirt-pools.json    {name: {"uuid", "path", "autostart", "boot", "active"}}; absent where
+                            there are none
 
-Only the name is kept: what is in a directory is looked at when somebody asks.  Volumes are its
-regular files; links are none, as whoever may write there could show the node's files by them.
+What is in a directory is looked at when somebody asks.  Volumes are its regular files; links are
+none, as whoever may write there could show the node's files by them.  A pool is active when it was
+started, or not stopped, since the node came up (`boot`), and before that when it is for autostart.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ import json
 import os
 import stat
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pyvz.errors import VZError
 from pyvz.gateway import failure
 from pyvz.gateway.failure import Failure
 from pyvz.linux import file
+from pyvz.linux.process import boot_id
 from pyvz.operations.node import Node
 from pyvz.vm import image
 
@@ -35,6 +39,8 @@ class ImagePool(NamedTuple):
     name: str
     uuid: str
     path: Path
+    autostart: bool = True
+    active: bool = True
 
 
 class ImageFile(NamedTuple):
@@ -50,18 +56,18 @@ def known(node: Node) -> list[ImagePool]:
     """Return every directory; none where the file is damaged."""
     try:
         data = json.loads(file.read_text_limited(_file(node), LIMIT))
-        return [ImagePool(name, str(row["uuid"]), Path(row["path"])) for name, row in data.items()]
+        return [_read(name, row) for name, row in data.items()]
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return []
 
 
 def add(node: Node, made: ImagePool) -> None:
-    """Remember a directory; raises Failure for a name that is none, or taken."""
+    """Remember a directory, or what it is now; raises Failure for a name or path that is none."""
     fine = made.name.isprintable() and "/" not in made.name and len(made.name) <= _NAME_LENGTH
     if not made.name or not fine:
         raise Failure(failure.XML, f"'{made.name[:80]}' cannot be the name of a pool")
-    if not made.path.is_absolute() or not made.path.is_dir():
-        raise Failure(failure.INVALID_ARGUMENT, f"There is no directory {made.path}")
+    if not made.path.is_absolute():
+        raise Failure(failure.INVALID_ARGUMENT, f"'{made.path}' is no absolute path")
     with _writing:
         pools = [each for each in known(node) if each.name != made.name]
         _save(node, [*pools, made])
@@ -109,8 +115,20 @@ def _file(node: Node) -> Path:
     return node.paths.etc / "libvirt-pools.json"
 
 
+def _read(name: str, row: Mapping[str, Any]) -> ImagePool:
+    autostart = bool(row.get("autostart", True))
+    active = bool(row.get("active")) if row.get("boot") == boot_id() else autostart
+    return ImagePool(name, str(row["uuid"]), Path(row["path"]), autostart, active)
+
+
 def _save(node: Node, pools: list[ImagePool]) -> None:
-    data = {each.name: {"uuid": each.uuid, "path": os.fspath(each.path)} for each in pools}
+    data = {
+        each.name: {
+            "uuid": each.uuid, "path": os.fspath(each.path), "autostart": each.autostart,
+            "boot": boot_id(), "active": each.active,
+        }
+        for each in pools
+    }  # fmt: skip
     if data:
         file.write_atomic(_file(node), json.dumps(data, indent=1) + "\n", 0o644)
     else:

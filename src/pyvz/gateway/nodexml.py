@@ -11,6 +11,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 from pyvz.operations import query
 from pyvz.operations.node import Node
 from pyvz.units import KIB
+from pyvz.vm import machinetype
 
 _TICKS: Final = 10**9 // os.sysconf("SC_CLK_TCK")  # nanoseconds of one tick in /proc/stat
 
@@ -51,9 +52,24 @@ def capabilities(node: Node) -> str:
         SubElement(guest, "os_type").text = kind
         arch = SubElement(guest, "arch", name=os.uname().machine)
         SubElement(arch, "wordsize").text = "64"
+        if kind == "hvm":
+            _machine_types(node, arch)
         for name in ("parallels", "vz"):
             SubElement(arch, "domain", type=name)
     return text_of(top)
+
+
+def _machine_types(node: Node, arch: Element) -> None:
+    """Add the types of machines: virt-manager shows none whose type is not listed."""
+    listed = machinetype.known()
+    for name, alias in listed:
+        element = SubElement(arch, "machine")
+        element.text = name
+        if alias:
+            element.set("canonical", alias)
+    used = {config.machine.type for _, config, _ in node.registry.snapshot()}
+    for name in sorted(used - {"", *(each.name for each in listed)}):
+        SubElement(arch, "machine").text = name
 
 
 def domain_capabilities(_node: Node, arch: str | None, machine: str | None) -> str:

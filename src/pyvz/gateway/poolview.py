@@ -39,7 +39,7 @@ class VolumeView(NamedTuple):
 
 
 class PoolView(NamedTuple):
-    """A pool.  problem: why it cannot be used.  images: a directory of images."""
+    """A pool.  problem: why it cannot be used.  images: a directory of images; None: of homes."""
 
     name: str
     uuid: str
@@ -48,7 +48,17 @@ class PoolView(NamedTuple):
     total: int
     free: int
     volumes: Callable[[], list[VolumeView]]
-    images: bool = False
+    images: ImagePool | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether it can be used."""
+        return not self.problem and (self.images is None or self.images.active)
+
+    @property
+    def autostart(self) -> bool:
+        """Whether it is there when the node is; those of homes always are."""
+        return self.images is None or self.images.autostart
 
     @property
     def key(self) -> dict[str, Any]:
@@ -81,9 +91,43 @@ def named(node: Node, name: str) -> PoolView:
     raise Failure(failure.NO_POOL, f"Storage pool not found: no pool with the name '{name}'")
 
 
+def of_images(node: Node, name: str) -> tuple[PoolView, ImagePool]:
+    """Return a directory of images; raises Failure (49), (84) for a pool of homes."""
+    state = named(node, name)
+    if state.images is None:
+        raise Failure(
+            failure.OPERATION_UNSUPPORTED,
+            f"The pool {state.name} is changed with prlsrvctl pool, and what is in it with prlctl",
+        )
+    return state, state.images
+
+
+def active(node: Node, name: str) -> PoolView:
+    """Return a pool that can be used; raises Failure (49, 55)."""
+    state = named(node, name)
+    if not state.active:
+        reason = f": {state.problem}" if state.problem else ""
+        raise Failure(
+            failure.OPERATION_INVALID, f"storage pool '{state.name}' is not active{reason}"
+        )
+    return state
+
+
+def volume(node: Node, vol: dict[str, Any]) -> VolumeView:
+    """Return the volume that a client names; raises Failure (49, 50, 55)."""
+    for each in active(node, vol["pool"]).volumes():
+        if each.name == vol["name"]:
+            return each
+    raise Failure(failure.NO_VOLUME, f"Storage volume not found: '{vol['name']}'")
+
+
+def uuid_of(name: str, path: Path | str) -> str:
+    """Return the UUID of a pool of homes, which has none of its own: it follows from the place."""
+    return str(uuid5(NAMESPACE_URL, f"pyvz:{name}:{path}"))
+
+
 def _of_homes(state: PoolState) -> PoolView:
-    # Pools have no UUID of their own: it follows from the place.
-    uuid = str(uuid5(NAMESPACE_URL, f"pyvz:{state.pool.name}:{state.pool.path}"))
+    uuid = uuid_of(state.pool.name, state.pool.path)
     found = [
         VolumeView(
             state.pool.name, each.uuid, state.pool.path / each.uuid, "dir", "dir",
@@ -102,11 +146,11 @@ def _of_images(pool: ImagePool) -> PoolView:
         room = os.statvfs(pool.path)
     except OSError as error:
         return PoolView(
-            pool.name, pool.uuid, pool.path, str(error.strerror), 0, 0, list, images=True
+            pool.name, pool.uuid, pool.path, str(error.strerror), 0, 0, list, images=pool
         )
     total, free = room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
     return PoolView(
-        pool.name, pool.uuid, pool.path, "", total, free, partial(_images, pool), images=True
+        pool.name, pool.uuid, pool.path, "", total, free, partial(_images, pool), images=pool
     )
 
 

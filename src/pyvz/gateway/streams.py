@@ -9,22 +9,23 @@ A handler opens a stream before it returns; its data flows once the call has bee
     client  ok | error                     done or called off; echoed as ok, and it is forgotten
     server  error + structure              it failed, for both
 
-There are no credits: a slow reader holds up its sender through the socket (libvirt-rpc.md, 3.2).
+A sparse stream has holes between its data: packets of a kind of their own, with a length.  There
+are no credits: a slow reader holds up its sender through the socket (libvirt-rpc.md, 3.2).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pyvz.errors import InternalError, VZError
 from pyvz.gateway import failure, frame
 from pyvz.gateway.failure import Failure
-from pyvz.gateway.frame import Frame, Status
-from pyvz.gateway.xdr import codec, pack
+from pyvz.gateway.frame import Frame, Status, Type
+from pyvz.gateway.xdr import BadData, codec, pack, unpack
 
 if TYPE_CHECKING:
     from pyvz.gateway.connection import Client
@@ -34,14 +35,27 @@ LIMIT: Final = 32  # open streams of one client
 logger = logging.getLogger(__name__)
 
 
-class Flow(Protocol):
+class Hole(NamedTuple):
+    """Bytes of nothing in a sparse stream."""
+
+    length: int
+
+
+class Flow:
     """The node's end of a stream.  All methods run in the event loop and may raise VZError."""
 
-    def data(self) -> AsyncIterator[bytes]:
+    async def data(self) -> AsyncIterator[bytes | Hole]:
         """Yield what is for the client, until there is no more."""
+        return
+        yield b""  # this makes it a generator
 
     async def feed(self, data: bytes) -> None:
         """Take what the client sends; waits where it is more than can be taken."""
+        raise Failure(failure.INVALID_ARGUMENT, f"This stream takes no data: {len(data)} bytes")
+
+    async def skip(self, length: int) -> None:
+        """Take a hole of the client's."""
+        raise Failure(failure.INVALID_ARGUMENT, f"This stream takes no holes: {length} bytes")
 
     async def finish(self) -> None:
         """The client has sent everything: what it sent is to be kept."""
@@ -90,6 +104,9 @@ class Streams:
         if stream is None:
             return
         try:
+            if packet.type is Type.STREAM_HOLE:
+                await stream.flow.skip(_length(packet))
+                return
             if packet.status is Status.CONTINUE:
                 await stream.flow.feed(packet.payload)
                 return
@@ -109,9 +126,8 @@ class Streams:
     async def _send(self, stream: _Stream) -> None:
         try:
             async for data in stream.flow.data():
-                for at in range(0, len(data), frame.DATA_LIMIT):
-                    part = data[at : at + frame.DATA_LIMIT]
-                    await self._client.send(stream.request.packet(Status.CONTINUE, part))
+                for packet in _packets(stream.request, data):
+                    await self._client.send(packet)
             await self._client.send(stream.request.packet(Status.CONTINUE))
         except (ConnectionError, TimeoutError):
             return  # the connection ends, and this stream with it
@@ -134,3 +150,24 @@ class Streams:
             stream.sending.cancel()
             await asyncio.gather(stream.sending, return_exceptions=True)
         await stream.flow.close()
+
+
+def _packets(request: Frame, data: bytes | Hole) -> Iterator[Frame]:
+    """Yield the packets that carry a piece of a stream."""
+    if isinstance(data, Hole):
+        payload = pack(codec("stream_hole"), {"length": data.length, "flags": 0})
+        yield request.packet(Status.CONTINUE, payload)._replace(type=Type.STREAM_HOLE)
+        return
+    for at in range(0, len(data), frame.DATA_LIMIT):
+        yield request.packet(Status.CONTINUE, data[at : at + frame.DATA_LIMIT])
+
+
+def _length(packet: Frame) -> int:
+    """Return how long a hole of the client's is; raises Failure."""
+    try:
+        hole = unpack(codec("stream_hole"), packet.payload)
+    except BadData as error:
+        raise Failure(failure.INVALID_ARGUMENT, f"A hole that is none: {error}") from error
+    if hole["length"] < 0:
+        raise Failure(failure.INVALID_ARGUMENT, "A hole cannot be shorter than nothing")
+    return int(hole["length"])

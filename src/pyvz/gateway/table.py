@@ -183,7 +183,7 @@ ROWS: Final = """\
 310 w domain_create_with_files dom:domain flags:u -> dom:domain
 309 w domain_create_xml_with_files xml_desc:s flags:u -> dom:domain
 208 w storage_vol_upload vol:storage_vol offset:H length:H flags:u ->
-209 r storage_vol_download vol:storage_vol offset:H length:H flags:u ->
+209 w storage_vol_download vol:storage_vol offset:H length:H flags:u ->
 # Snapshots
 185 w domain_snapshot_create_xml dom:domain xml_desc:s flags:u -> snap:domain_snapshot
 186 r domain_snapshot_get_xml_desc snap:domain_snapshot flags:u -> xml:s
@@ -282,6 +282,8 @@ ROWS: Final = """\
  94 w storage_vol_delete vol:storage_vol flags:u ->
 260 w storage_vol_resize vol:storage_vol capacity:H flags:u ->
 165 w storage_vol_wipe vol:storage_vol flags:u ->
+259 w storage_vol_wipe_pattern vol:storage_vol algorithm:u flags:u ->
+378 r storage_vol_get_info_flags vol:storage_vol flags:u -> type:c capacity:H allocation:H
 368 r connect_storage_pool_event_register_any eventID:i pool:?storage_pool -> callbackID:i
 369 r connect_storage_pool_event_deregister_any callbackID:i ->
 370 e storage_pool_event_lifecycle callbackID:i pool:storage_pool event:i detail:i
@@ -307,6 +309,8 @@ ROWS: Final = """\
 147 r secret_lookup_by_usage usageType:i usageID:s -> secret:secret
 142 w secret_define_xml xml:s flags:u -> secret:secret
 144 w secret_set_value secret:secret value:y flags:u ->
+380 r connect_secret_event_register_any eventID:i secret:?secret -> callbackID:i
+381 r connect_secret_event_deregister_any callbackID:i ->
 286 r connect_list_all_nwfilters need_results:i flags:u -> filters:*nwfilter ret:u
 175 r nwfilter_lookup_by_name name:s -> nwfilter:nwfilter
 180 w nwfilter_define_xml xml:s -> nwfilter:nwfilter

@@ -47,6 +47,7 @@ STRUCTURES: Final[Mapping[str, str]] = {
     "domain_fsinfo": "mountpoint:s name:s fstype:s dev_aliases:*s",
     "domain_ip_addr": "type:i addr:s prefix:u",
     "domain_interface": "name:s hwaddr:?s addrs:*domain_ip_addr",
+    "stream_hole": "length:h flags:u",
     # Bodies of the older event messages.
     "lifecycle_event": "dom:domain event:i detail:i",
     "domain_event": "dom:domain",

@@ -25,6 +25,18 @@ MOVE = "ve-move"
 CRASH = "ve-crash"  # init ended in a way that nobody asked for
 NODE_START = "node-start"
 NODE_STOP = "node-stop"
+# Of virtual networks and storage pools; data has their name, and their uuid where they have one.
+NET_ADD = "net-add"
+NET_SET = "net-set"
+NET_DELETE = "net-delete"
+NET_UP = "net-up"
+NET_DOWN = "net-down"
+POOL_ADD = "pool-add"
+POOL_SET = "pool-set"
+POOL_DELETE = "pool-delete"
+POOL_START = "pool-start"
+POOL_STOP = "pool-stop"
+POOL_REFRESH = "pool-refresh"  # what is in it has changed
 
 _NOTHING: Mapping[str, object] = {}
 

@@ -79,6 +79,10 @@ class Node:
         """Tell the world that `name` happened to `env`."""
         self.events.publish(Event(time.time(), name, env.uuid, data | {"name": env.name}))
 
+    def tell(self, what: str, **data: str) -> None:
+        """Tell the world that `what` happened on the node, to no environment."""
+        self.events.publish(Event(time.time(), what, "", data))
+
     def root(self, env: Environment, config: Config | None = None) -> Path:
         """Return the directory on which the environment's root file system is mounted."""
         text = (config and config.identity.root) or self.config().ve_root

@@ -25,6 +25,7 @@ from pyvz.errors import (
     VZError,
 )
 from pyvz.linux import mount
+from pyvz.model import event
 from pyvz.model.vzconf import under
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
@@ -101,6 +102,7 @@ def add(
     found.prepare(place, options or {})
     made = Pool(name, driver, place, dict(options or {}), default)
     pools.add(made)
+    node.tell(event.POOL_ADD, name=name, path=os.fspath(place))
     return made
 
 
@@ -128,6 +130,7 @@ def change(
     found.prepare(_existing(old.path), merged)
     new = old._replace(driver=found.name, options=merged, default=old.default or bool(default))
     pools.save(new._replace(builtin=False))
+    node.tell(event.POOL_SET, name=name, path=os.fspath(old.path))
     return new
 
 
@@ -145,6 +148,7 @@ def delete(node: Node, name: str) -> Pool:
         for driver in storage.names():  # containers of other layouts may have been moved here
             storage.load(driver).release(old.path)
     pools.remove(name)
+    node.tell(event.POOL_DELETE, name=name, path=os.fspath(old.path))
     return old
 
 

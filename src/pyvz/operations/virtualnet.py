@@ -28,6 +28,7 @@ from pyvz.errors import (
 )
 from pyvz.linux import nftables
 from pyvz.linux.netlink import Netlink
+from pyvz.model import event
 from pyvz.model.virtualnet import (
     NetworkType,
     Subnet,
@@ -132,6 +133,7 @@ def add(node: Node, name: str, settings: Settings) -> VirtualNetwork:
         undo.callback(apply_rules, node)
         apply_rules(node)
         undo.pop_all()
+    node.tell(event.NET_ADD, name=name, uuid=network.uuid)
     return network
 
 
@@ -159,6 +161,7 @@ def change(node: Node, name: str, settings: Settings) -> VirtualNetwork:
         _apply(node, new, None if structural else old)
         apply_rules(node)
         undo.pop_all()
+    node.tell(event.NET_SET, name=name, uuid=new.uuid)
     return new
 
 
@@ -172,6 +175,7 @@ def delete(node: Node, name: str) -> None:
         dhcp.Server(node.paths, network.uuid).forget()
         store.remove(name)
         apply_rules(node)
+    node.tell(event.NET_DELETE, name=name, uuid=network.uuid)
 
 
 def bring_up(node: Node) -> list[tuple[str, str]]:
@@ -215,11 +219,7 @@ class Keeper:
         """Start DHCP servers that have died; renew rules whose targets have other addresses."""
         node, store = self._node, Networks(self._node.paths)
         networks = [each for each in store.stored() if each.bridge and not each.adopted]
-        dead = [
-            each
-            for each in networks
-            if _served(each) and not dhcp.Server(node.paths, each.uuid).running()
-        ]
+        dead = [each for each in networks if _unserved(node, each) and _is_up(node, each)]
         forwards: dict[str, object] = {
             each.name: (portforward.redirections(node, each), _ports_of(each))
             for each in networks
@@ -286,6 +286,10 @@ def _serve(node: Node, network: VirtualNetwork) -> None:
 def _served(network: VirtualNetwork) -> bool:
     """Whether it has a dnsmasq: for DHCP, and for the names of the world."""
     return network.dhcp or (network.type is NetworkType.SHARED and dhcp.available())
+
+
+def _unserved(node: Node, network: VirtualNetwork) -> bool:
+    return _served(network) and not dhcp.Server(node.paths, network.uuid).running()
 
 
 def _take_down(node: Node, network: VirtualNetwork) -> None:
