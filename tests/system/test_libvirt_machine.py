@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
+import select
 import subprocess
 import time
 from collections.abc import Iterator
@@ -98,11 +100,77 @@ def test_a_machine_obeys_the_power_button(world: World, virsh: Virsh, tmp_path: 
     picture = tmp_path / "screen.png"
     assert "image/png" in virsh("screenshot", "vm1", os.fspath(picture))
     assert picture.read_bytes().startswith(b"\x89PNG")
+    _look_inside(virsh)
+    _type_at_the_console(virsh)
     virsh("shutdown", "vm1", "--mode", "acpi")
     assert "shut off" in virsh("domstate", "vm1")
     virsh("undefine", "vm1")
     home = next((world.root / "vz/vmprivate").iterdir())
     world.run("prlctl", "register", os.fspath(home))
+
+
+# What the agent answers; in this order, on the running machine.
+INSIDE = [
+    ("qemu-agent-command vm1 {'execute':'guest-ping'}", r'{"return": ?{}}'),
+    ("qemu-agent-command vm1 {'execute':'guest-sing'}", "error", 1),
+    ("domifaddr vm1 --source agent", r"lo .*127\.0\.0\.1/8"),
+    ("domifaddr vm1 --source lease", ""),
+    ("domtime vm1", r"Time: \d{10}"),
+    ("domtime vm1 --time 1700000000", ""),
+    ("domtime vm1", "Time: 17000000"),
+    ("guestinfo vm1 --os", r"os\.kernel-release *: \d"),
+    ("guestinfo vm1 --hostname", r"hostname *: tiny"),
+    ("guestinfo vm1 --interface", r"if\.0\.name *: lo"),
+    ("domfsinfo vm1", ""),
+    ("guestvcpus vm1", r"online +: 0"),
+    ("set-user-password vm1 root secret", "set"),
+]
+
+
+def _look_inside(virsh: Virsh) -> None:
+    wrong = []
+    for words, pattern, *code in INSIDE:
+        argv = [word.replace("'", '"') for word in words.split(" ")]
+        try:
+            printed = virsh(*argv, code=int(code[0]) if code else 0)
+        except AssertionError as error:
+            wrong.append(f"{words}: {error}"[:600])
+            continue
+        if not re.search(str(pattern), printed, re.MULTILINE):
+            wrong.append(f"{words}: no {pattern} in:\n{printed}")
+    assert not wrong, "\n".join(wrong)
+
+
+def _type_at_the_console(virsh: Virsh) -> None:
+    """A long output on the serial line arrives whole at `virsh console`."""
+    ours, theirs = pty.openpty()
+    console = subprocess.Popen(
+        ["virsh", "-q", "-c", virsh.uri, "console", "vm1"], stdin=theirs, stdout=theirs,
+        stderr=theirs, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        os.write(ours, b"\n")
+        _read_until(ours, b"# ")
+        os.write(ours, b"seq 1 4000; echo D''ONE\n")
+        printed = _read_until(ours, b"DONE").replace(b"\r", b"").split(b"\n")
+        numbers = [int(line) for line in printed if line.isdigit()]
+        assert numbers == list(range(1, 4001))
+        os.write(ours, b"\x1d")  # ^]
+        assert console.wait(60) == 0
+    finally:
+        console.kill()
+        console.wait()
+        os.close(ours)
+
+
+def _read_until(descriptor: int, end: bytes) -> bytes:
+    data = b""
+    deadline = time.monotonic() + 120
+    while end not in data:
+        assert select.select([descriptor], [], [], deadline - time.monotonic())[0], data[-500:]
+        data += os.read(descriptor, 1 << 16)
+    return data
 
 
 DOMAIN = """

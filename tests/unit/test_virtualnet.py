@@ -238,7 +238,10 @@ def test_leases(tmp_path: Path) -> None:
     places.leases.write_text(
         "1700000000 c4:37:72:00:00:01 10.1.2.50 ct1 *\nduid 00:01\n1700 1 fd00::5 ct1 00:04\n"
     )
-    assert dhcp.leases(places) == (("c4:37:72:00:00:01", "10.1.2.50"),)
+    assert dhcp.leases(places) == (
+        (1700000000, "c4:37:72:00:00:01", "10.1.2.50", "ct1", ""),
+        (1700, "1", "fd00::5", "ct1", "00:04"),
+    )
 
 
 def test_rules_name_only_our_table() -> None:

@@ -13,12 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from ipaddress import ip_address
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pyvz.daemon.services import Services
-from pyvz.errors import BadValue, VZError
-from pyvz.model.grammar import Integer
+from pyvz.errors import VZError
+from pyvz.model.endpoint import Endpoint, endpoint
 from pyvz.operations import metrics
 from pyvz.operations.node import Node
 
@@ -27,33 +26,8 @@ if TYPE_CHECKING:
 
 PREFIX = "pyvz_"
 PERIOD = 5.0  # seconds that a look at the node is good for
-LOOPBACK = "127.0.0.1"
 
 logger = logging.getLogger(__name__)
-
-
-class Place(NamedTuple):
-    """Where to listen."""
-
-    address: str
-    port: int
-
-
-def place(text: str) -> Place | None:
-    """Return what METRICS of vz.conf means; None: not at all.  Raises BadValue."""
-    word = text.strip()
-    if word.lower() in {"", "no", "off", "0"}:
-        return None
-    address, _, port = word.rpartition(":")
-    address = address.strip("[]") or LOOPBACK
-    try:
-        ip_address(address)
-        number = Integer(1, 65535).parse(port)
-    except (ValueError, BadValue) as error:
-        raise BadValue(
-            f"METRICS: '{text}' is not [ADDRESS:]PORT", hint='For instance METRICS="9737".'
-        ) from error
-    return Place(address, number)
 
 
 class Collector:
@@ -92,7 +66,7 @@ async def serve(services: Services, start: asyncio.Task[None]) -> None:
     """Serve as long as the daemon lives, if vz.conf says so."""
     await asyncio.wait({start})
     try:
-        wanted = place(services.node.config().metrics)
+        wanted = endpoint("METRICS", services.node.config().metrics)
     except VZError as error:
         logger.error("no metrics: %s", error)  # noqa: TRY400  a traceback tells people nothing
         return
@@ -103,7 +77,7 @@ async def serve(services: Services, start: asyncio.Task[None]) -> None:
     except OSError as error:
         logger.error("no metrics: %s:%d: %s", *wanted, error)  # noqa: TRY400
         return
-    if not ip_address(wanted.address).is_loopback:
+    if not wanted.is_local:
         logger.warning("metrics are open to everybody who reaches %s", wanted.address)
     logger.info("metrics at http://%s:%d/metrics", *wanted)
     with suppress(asyncio.CancelledError):
@@ -111,7 +85,7 @@ async def serve(services: Services, start: asyncio.Task[None]) -> None:
     stop()
 
 
-def _listen(node: Node, wanted: Place) -> Callable[[], None]:
+def _listen(node: Node, wanted: Endpoint) -> Callable[[], None]:
     from prometheus_client import CollectorRegistry, start_http_server  # noqa: PLC0415
 
     registry = CollectorRegistry()

@@ -85,9 +85,9 @@ async def connect_get_hostname(_call: Call, _arguments: dict[str, Any]) -> Value
     return {"hostname": socket.gethostname()}
 
 
-async def connect_is_secure(_call: Call, _arguments: dict[str, Any]) -> Values:
-    """Local and encrypted connections are all there are."""
-    return {"secure": 1}
+async def connect_is_secure(call: Call, _arguments: dict[str, Any]) -> Values:
+    """Whether the connection is local or encrypted."""
+    return {"secure": int(call.client.secure)}
 
 
 async def connect_get_max_vcpus(_call: Call, _arguments: dict[str, Any]) -> Values:

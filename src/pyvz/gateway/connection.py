@@ -18,7 +18,7 @@ from pyvz.errors import InternalError, VZError
 from pyvz.gateway import failure, frame, procedures
 from pyvz.gateway.callbacks import Callbacks
 from pyvz.gateway.failure import Failure
-from pyvz.gateway.frame import KEEPALIVE, REMOTE, VERSION, BadFrame, Frame, Status, Type
+from pyvz.gateway.frame import KEEPALIVE, QEMU, REMOTE, VERSION, BadFrame, Frame, Status, Type
 from pyvz.gateway.office import Office, Peer
 from pyvz.gateway.procedures import EVENT, OPENING, WRITE, Procedure
 from pyvz.gateway.streams import Streams
@@ -65,6 +65,7 @@ class Client:
         self.office = office
         self._handlers = handlers
         self.readonly = readonly  # the socket's; opening may make it so, never take it back
+        self.secure = True  # local, or encrypted
         self.uri = ""
         self.opened = False
         self.callbacks = Callbacks(self.tell)
@@ -141,9 +142,9 @@ class Client:
 
     def _find(self, request: Frame) -> tuple[Procedure, Handler]:
         """Return what was called and who answers it; raises Failure."""
-        if request.program != REMOTE or request.version != VERSION:
+        if request.program not in {REMOTE, QEMU} or request.version != VERSION:
             raise Failure(failure.UNKNOWN_PROGRAM, f"Unknown program 0x{request.program:x}")
-        procedure = procedures.by_number().get(request.procedure)
+        procedure = procedures.by_number(request.program).get(request.procedure)
         if self.readonly and procedure is not None and procedure.right == WRITE:
             raise Failure(failure.DENIED, f"{procedure.name} is forbidden for read-only access")
         handler = self._handlers.get(procedure.name) if procedure is not None else None

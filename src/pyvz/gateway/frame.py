@@ -14,6 +14,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 REMOTE: Final = 0x20008086
+QEMU: Final = 0x20008087
 KEEPALIVE: Final = 0x6B656570
 VERSION: Final = 1
 PING: Final = 1

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Final, NamedTuple
 
-from pyvz.gateway.table import ROWS
+from pyvz.gateway.frame import QEMU, REMOTE
+from pyvz.gateway.table import QEMU_ROWS, ROWS
 from pyvz.gateway.xdr import Codec, structure
 
 OPENING: Final = "o"
@@ -26,20 +27,21 @@ class Procedure(NamedTuple):
 
 
 @cache
-def by_number() -> Mapping[int, Procedure]:
-    """Return every procedure of the table by its number."""
-    return {procedure.number: procedure for procedure in _parsed()}
+def by_number(program: int = REMOTE) -> Mapping[int, Procedure]:
+    """Return every procedure of a program by its number."""
+    rows = {REMOTE: ROWS, QEMU: QEMU_ROWS}[program]
+    return {procedure.number: procedure for procedure in _parsed(rows)}
 
 
 @cache
 def by_name() -> Mapping[str, Procedure]:
-    """Return every procedure of the table by its name."""
-    return {procedure.name: procedure for procedure in _parsed()}
+    """Return every procedure of all programs by its name."""
+    return {procedure.name: procedure for procedure in _parsed(ROWS + QEMU_ROWS)}
 
 
-def _parsed() -> Iterator[Procedure]:
+def _parsed(text: str) -> Iterator[Procedure]:
     rows: list[str] = []
-    for line in ROWS.splitlines():
+    for line in text.splitlines():
         if line.startswith("      "):
             rows[-1] += " " + line.strip()
         elif not line.startswith("#"):

@@ -155,9 +155,16 @@ ROWS: Final = """\
       nparams:i
 263 r domain_get_disk_errors dom:domain maxerrors:u flags:u -> errors:*domain_disk_error nerrors:i
 353 r domain_interface_addresses dom:domain source:u flags:u -> ifaces:*domain_interface
-349 r domain_get_fsinfo dom:domain flags:u -> info:*domain_fsinfo ret:u
-418 r domain_get_guest_info dom:domain types:u flags:u -> params:*typed_param
-337 r domain_get_time dom:domain flags:u -> seconds:h nseconds:u
+# The inside of a guest
+349 w domain_get_fsinfo dom:domain flags:u -> info:*domain_fsinfo ret:u
+418 w domain_get_guest_info dom:domain types:u flags:u -> params:*typed_param
+337 w domain_get_time dom:domain flags:u -> seconds:h nseconds:u
+338 w domain_set_time dom:domain seconds:h nseconds:u flags:u ->
+294 w domain_fstrim dom:domain mountPoint:?s minimum:H flags:u ->
+335 w domain_fsfreeze dom:domain mountpoints:*s flags:u -> filesystems:i
+336 w domain_fsthaw dom:domain mountpoints:*s flags:u -> filesystems:i
+371 w domain_get_guest_vcpus dom:domain flags:u -> params:*typed_param
+372 w domain_set_guest_vcpus dom:domain cpumap:s state:i flags:u ->
 # Domain events
 316 r connect_domain_event_callback_register_any eventID:i dom:?domain -> callbackID:i
 317 r connect_domain_event_callback_deregister_any callbackID:i ->
@@ -315,4 +322,9 @@ ROWS: Final = """\
 175 r nwfilter_lookup_by_name name:s -> nwfilter:nwfilter
 180 w nwfilter_define_xml xml:s -> nwfilter:nwfilter
 401 r connect_list_all_nwfilter_bindings need_results:i flags:u -> bindings:*nwfilter_binding ret:u
+"""
+
+# The same of another program, that of libvirt-qemu.
+QEMU_ROWS: Final = """\
+  3 w qemu_domain_agent_command dom:domain cmd:s timeout:i flags:u -> result:?s
 """

@@ -74,6 +74,7 @@ class VirtualNetwork(NamedTuple):
     nobody has chosen one.  adopted: the bridge is not ours, only used.  interface, mac: the card
     that it is bound to, by name or by hardware address.  force: the card's addresses may move to
     the bridge.  vlan: tag, 0 none.  vxlan: identifier (VNI), 0 none; remotes: the other nodes.
+    autostart: it comes up with vzd, not only when it is used.
     """
 
     name: str
@@ -91,6 +92,7 @@ class VirtualNetwork(NamedTuple):
     vxlan: int = 0
     remotes: tuple[str, ...] = ()
     forwards: tuple[PortForward, ...] = ()
+    autostart: bool = True
 
     @property
     def subnets(self) -> tuple[Subnet, ...]:

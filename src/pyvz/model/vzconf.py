@@ -56,6 +56,9 @@ class NodeConfig:
     lxcfs: bool = True  # LXCFS: containers see their own figures; FEATURES lxcfs:on|off
     ksm: bool = False  # KSM: equal pages of containers are merged; FEATURES ksm:on|off
     metrics: str = ""  # METRICS: "[ADDRESS:]PORT" of the endpoint for Prometheus; empty: none
+    libvirt_tls: str = ""  # LIBVIRT_TLS: "[ADDRESS:]PORT" or yes; empty: no listener
+    libvirt_tcp: str = ""  # LIBVIRT_TCP: the same without encryption
+    libvirt_clients: str = ""  # LIBVIRT_CLIENTS: patterns of names in certificates; empty: all
     values: Mapping[str, str] = field(default_factory=dict)  # everything, as text
 
     @classmethod
@@ -114,6 +117,9 @@ _KEYS: dict[str, tuple[str, Grammar[object]]] = {
         ("lxcfs", "LXCFS", _YES_NO),
         ("ksm", "KSM", _YES_NO),
         ("metrics", "METRICS", _TEXT),
+        ("libvirt_tls", "LIBVIRT_TLS", _TEXT),
+        ("libvirt_tcp", "LIBVIRT_TCP", _TEXT),
+        ("libvirt_clients", "LIBVIRT_CLIENTS", _TEXT),
     )
 }
 

@@ -199,14 +199,26 @@ def _program() -> str | None:
     return shutil.which(PROGRAM, path=run.ENVIRONMENT["PATH"])
 
 
-def leases(places: Files) -> Sequence[tuple[str, str]]:
-    """Return (hardware address, address) of every IPv4 lease."""
+class Lease(NamedTuple):
+    """One lease.  expires: seconds since the epoch, 0 never.  mac: or, of IPv6, the IAID."""
+
+    expires: int
+    mac: str
+    address: str
+    hostname: str
+    client: str
+
+
+def leases(places: Files) -> Sequence[Lease]:
+    """Return every lease, of both families (the file is dnsmasq's; "*" stands for nothing)."""
     try:
         lines = places.leases.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ()
-    rows = [line.split() for line in lines]
-    return tuple((row[1], row[2]) for row in rows if len(row) >= 5 and ":" not in row[2])
+    rows = [["" if word == "*" else word for word in line.split()] for line in lines]
+    return tuple(
+        Lease(int(row[0]), *row[1:5]) for row in rows if len(row) >= 5 and row[0].isdigit()
+    )
 
 
 def orphans(paths: Paths, known: set[str]) -> list[str]:

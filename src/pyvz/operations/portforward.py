@@ -73,7 +73,7 @@ def _leased(node: Node, uuid: str, config: Config, network: VirtualNetwork) -> l
         if netif.network == network.name
     }
     places = dhcp.files(node.paths, network.uuid)
-    return [address for mac, address in dhcp.leases(places) if mac.lower() in macs]
+    return [each.address for each in dhcp.leases(places) if each.mac.lower() in macs]
 
 
 def _within(network: VirtualNetwork, address: str) -> bool:

@@ -104,7 +104,7 @@ def ensure(node: Node, names: Collection[str]) -> None:
         _ensure_builtin(node, store, wanted)
 
 
-def add(node: Node, name: str, settings: Settings) -> VirtualNetwork:
+def add(node: Node, name: str, settings: Settings, *, uuid: str = "") -> VirtualNetwork:
     """Make a network and bring it up; raises AlreadyExists, BadValue, NetworkError, Unsupported.
 
     Nothing is left of it then.
@@ -113,7 +113,7 @@ def add(node: Node, name: str, settings: Settings) -> VirtualNetwork:
     given = {key for key, _ in settings}
     bound = not given.isdisjoint({"ifname", "mac", "bridge"}) and "vxlan" not in given
     type_ = NetworkType.BRIDGED if bound else NetworkType.HOST_ONLY
-    blank = VirtualNetwork(name, str(uuids.uuid4()), type_)
+    blank = VirtualNetwork(name, uuid or str(uuids.uuid4()), type_)
     with store.locked(), ExitStack() as undo:
         if store.path(name).exists() and _readable(store, name):
             raise AlreadyExists(f"The Virtual Network {name} exists already")
@@ -197,7 +197,7 @@ def bring_up(node: Node) -> list[tuple[str, str]]:
         if not failed:  # else nobody knows whose they are
             for uuid in dhcp.orphans(node.paths, known):
                 dhcp.Server(node.paths, uuid).forget()
-        for network in networks:
+        for network in [each for each in networks if each.autostart or _is_up(node, each)]:
             try:
                 _apply(node, network)
             except (VZError, OSError) as error:

@@ -11,6 +11,7 @@ r"""Virtual networks of the node, in files that an administrator can read and wr
         IP6="..." DHCP6="no" DHCP6_IP="..." IP6_SCOPE_START="..." IP6_SCOPE_END="..."
         VLAN="100"  VXLAN="42"  REMOTES="192.0.2.2 192.0.2.3"
         NAT_TCP="web,10.37.131.10,8080,80"  NAT_UDP="..."
+        AUTOSTART="no"                 it comes up when it is used, not with vzd
 
 Keys that we do not know stay in the file.  Files are written whole under `<etc>/networks/.lock`,
 readers take no lock.  The networks `Bridged` and `Host-Only` are there without a file too: they
@@ -148,6 +149,7 @@ def _parsed(name: str, values: dict[str, str], identity: str) -> VirtualNetwork:
     network = configured(network, settings)
     return network._replace(
         adopted=values.get("ADOPTED") == "yes",
+        autostart=values.get("AUTOSTART") != "no",
         forwards=(*_forwards("tcp", values), *_forwards("udp", values)),
     )
 
@@ -181,6 +183,7 @@ def _written(network: VirtualNetwork) -> dict[str, str]:
         "DHCP6_IP": network.ipv6.server,
         "IP6_SCOPE_START": network.ipv6.first,
         "IP6_SCOPE_END": network.ipv6.last,
+        "AUTOSTART": "" if network.autostart else "no",
     }
     for protocol in ("tcp", "udp"):
         rules = [each.text for each in network.forwards if each.protocol == protocol]
