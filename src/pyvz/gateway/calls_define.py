@@ -68,15 +68,10 @@ def domain_create_xml(call: Call, progress: Progress, *, xml_desc: str, flags: i
     return {"dom": domain.lookup(call.office.node, found.env.uuid).key}
 
 
-def domain_attach_device(call: Call, progress: Progress, *, dom: Key, xml: str) -> None:
-    """Give a running one an interface."""
-    domain_attach_device_flags(call, progress, dom=dom, xml=xml, flags=LIVE)
-
-
-def domain_attach_device_flags(
-    call: Call, progress: Progress, *, dom: Key, xml: str, flags: int
+def domain_attach_device(
+    call: Call, progress: Progress, *, dom: Key, xml: str, flags: int = LIVE
 ) -> None:
-    """Give it an interface; in force at once and saved."""
+    """Give it an interface or a disk; in force at once and saved."""
     _check_live(call, dom, flags)
     found = domain.find(call.office.node, dom)
     disk = _disk(found, xml)
@@ -87,20 +82,20 @@ def domain_attach_device_flags(
     change(call, progress, dom, *_addition(call, _card(xml), machine=machine))
 
 
-def domain_detach_device(call: Call, progress: Progress, *, dom: Key, xml: str) -> None:
-    """Take an interface from a running one."""
-    domain_detach_device_flags(call, progress, dom=dom, xml=xml, flags=LIVE)
-
-
-def domain_detach_device_flags(
-    call: Call, progress: Progress, *, dom: Key, xml: str, flags: int
+def domain_detach_device(
+    call: Call, progress: Progress, *, dom: Key, xml: str, flags: int = LIVE
 ) -> None:
-    """Take an interface away, named by its MAC or by its name inside."""
+    """Take an interface away, named by its MAC or by its name inside, or a disk."""
     _check_live(call, dom, flags)
     found = domain.find(call.office.node, dom)
     disk = _disk(found, xml)
     removal = _removal(found, _card(xml)) if disk is None else machinemake.detached(found, disk)
     change(call, progress, dom, *removal)
+
+
+# Those without flags are the older calls, which mean the running one.
+domain_attach_device_flags = domain_attach_device
+domain_detach_device_flags = domain_detach_device
 
 
 def domain_update_device_flags(
