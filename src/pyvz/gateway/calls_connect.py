@@ -109,6 +109,12 @@ def connect_get_domain_capabilities(
     return {"capabilities": nodexml.domain_capabilities(call.office.node, arch, machine)}
 
 
+def connect_get_sysinfo(_call: Call, *, flags: int) -> Values:
+    """The node's maker and firmware."""
+    _ = flags
+    return {"sysinfo": nodexml.sysinfo()}
+
+
 def node_get_info(_call: Call) -> Values:
     """Processors and memory of the node."""
     cpus = os.cpu_count() or 1

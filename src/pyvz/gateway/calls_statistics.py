@@ -55,7 +55,11 @@ def figures(node: Node, each: Domain, kinds: int) -> list[Typed]:
         limit = domainxml.memory_limit(each) // KIB
         found += [Typed("balloon.current", ULLONG, limit), Typed("balloon.maximum", ULLONG, limit)]
         if usage.memory is not None:
-            found.append(Typed("balloon.rss", ULLONG, usage.memory // KIB))
+            used = usage.memory // KIB
+            found.append(Typed("balloon.rss", ULLONG, used))
+            # Of a machine nobody knows what its guest has left: all of it is used.
+            unused = 0 if is_machine(each) else max(0, limit - used)
+            found.append(Typed("balloon.unused", ULLONG, unused))
     if kinds & VCPU:
         count = domainxml.processors(each)
         most = domainxml.most_processors(each)

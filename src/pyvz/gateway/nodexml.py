@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
@@ -13,6 +15,13 @@ from pyvz.operations.node import Node
 from pyvz.units import KIB
 from pyvz.vm import machinetype
 
+# element -> name of an entry -> file below /sys/class/dmi/id that everybody may read
+_SMBIOS: Final = {
+    "bios": {"vendor": "bios_vendor", "version": "bios_version", "date": "bios_date"},
+    "system": {
+        "manufacturer": "sys_vendor", "product": "product_name", "version": "product_version",
+    },
+}  # fmt: skip
 _TICKS: Final = 10**9 // os.sysconf("SC_CLK_TCK")  # nanoseconds of one tick in /proc/stat
 
 
@@ -95,6 +104,19 @@ def _enumeration(parent: Element, name: str, *values: str) -> None:
     element = SubElement(parent, "enum", name=name)
     for value in values:
         SubElement(element, "value").text = value
+
+
+def sysinfo() -> str:
+    """Return what the firmware says of the node (SMBIOS), as far as the kernel shows it."""
+    top = Element("sysinfo", type="smbios")
+    for tag, names in _SMBIOS.items():
+        part = SubElement(top, tag)
+        for name, file in names.items():
+            with suppress(OSError):
+                text = Path("/sys/class/dmi/id", file).read_text(errors="replace").strip()
+                clean = "".join(char for char in text if char.isprintable())
+                SubElement(part, "entry", name=name).text = clean
+    return text_of(top)
 
 
 def memory() -> int:

@@ -11,7 +11,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from uuid import uuid4
 
@@ -241,6 +241,16 @@ def send_key(
         raise BadValue(f"'{event}' is not one of press, release")
     events = [{"type": "key", "data": {"down": event == "press", "key": each}} for each in keys]
     monitor.execute("input-send-event", {"events": events})
+
+
+def press(node: Node, env: Environment, codes: Sequence[int], *, hold: int = 0) -> None:
+    """Press keys of a PC together, by their scan codes, for HOLD milliseconds (0: as usual)."""
+    require_running(node, env)
+    keys = [key for code in codes for key in _keys("", code)]
+    arguments: dict[str, object] = {"keys": keys}
+    if hold:
+        arguments["hold-time"] = hold
+    node.machines.monitor(env.uuid).execute("send-key", arguments)
 
 
 def _keys(key: str, scancode: int | None) -> list[dict[str, object]]:
