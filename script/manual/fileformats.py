@@ -42,6 +42,10 @@ _MEANINGS = {
     "FEATURES lxcfs:on|off of a container wins.",
     "METRICS": "[ADDRESS:]PORT on which vzd answers Prometheus (address: 127.0.0.1 unless given); "
     "empty: nowhere.  Read when vzd starts.",
+    "LIBVIRT_TLS": "Where libvirt's clients come in by TLS: yes (port 16514) or [ADDRESS:]PORT; "
+    "empty: nowhere.",
+    "LIBVIRT_TCP": "The same without encryption and without a check who it is: for tests.",
+    "LIBVIRT_CLIENTS": "Names in certificates, with wildcards, that may come in; empty: all.",
     "KSM": "yes: the kernel merges equal pages of containers; FEATURES ksm:on|off of one wins.",
 }
 
