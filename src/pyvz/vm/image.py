@@ -200,12 +200,15 @@ def copy(source: Path, target: Path, progress: Progress) -> None:
         raise
 
 
-def resize(path: Path, size: int, kind: str, *, key: Secret | None = None) -> None:
-    """Make an image that nobody uses larger."""
+def resize(
+    path: Path, size: int, kind: str, *, key: Secret | None = None, shrink: bool = False
+) -> None:
+    """Make an image that nobody uses larger, or (shrink) smaller: what is behind it is lost."""
     with ExitStack() as opened:
         keys = _Keys(opened)
         words = keys.image(path, kind, key)
-        _run([PROGRAM, "resize", "-q", *keys.objects, *words, str(size)], path, keys)
+        less = ["--shrink"] if shrink else []
+        _run([PROGRAM, "resize", "-q", *less, *keys.objects, *words, str(size)], path, keys)
 
 
 def snapshot(path: Path, verb: str, tag: str, *, key: Secret | None = None) -> None:
