@@ -28,7 +28,7 @@ def until(check: Callable[[], bool]) -> None:
 
 def stats(guest: Guest) -> dict[str, int]:
     text = guest.world.run("vcmmdctl", "stats", guest.home.name)
-    return {name: int(value) for name, value in re.findall(r"(\w+) *:? *(-?\d+)", text)}
+    return {name: int(value) for name, value in re.findall(r"(\w+)=(-?\d+)", text)}
 
 
 def test_machines_are_managed(guest: Guest) -> None:

@@ -28,7 +28,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pyvz.errors import AlreadyRunning, NotRunning, StartError, StopError, Unsupported, VZError
+from pyvz.errors import (
+    AlreadyRunning,
+    Busy,
+    NotRunning,
+    StartError,
+    StopError,
+    Unsupported,
+    VZError,
+)
 from pyvz.linux import run as programs
 from pyvz.linux.cgroup import Cgroups
 from pyvz.linux.cgroup_entry import CgroupEntry
@@ -398,6 +406,8 @@ def _start_error(launch: Launch) -> VZError:
             "QEMU is not installed on this node",
             hint="Install it with: script/bootstrap --vm (package qemu-system-x86)",
         )
+    if 'Failed to get "' in text and "lock" in text:
+        return Busy("An image of the virtual machine is in use by another program", details=text)
     if WRONG_KEY in text:
         return StartError("The key of an encrypted disk does not open it", details=text[-500:])
     last = "\n".join(text.splitlines()[-10:])
