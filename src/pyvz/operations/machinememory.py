@@ -70,8 +70,8 @@ class Machine:
 def said(node: Node, uuid: str) -> Told | None:
     """Return what is known of the memory of a machine; None when it does not run on."""
     with suppress(VZError):
-        monitor = node.machines.monitor(uuid)
-        if monitor.state == "running":
+        monitor = node.machines.connected(uuid)  # a round waits for nobody
+        if monitor is not None and monitor.state == "running":
             return balloon.told(monitor)
     return None
 

@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from pyvz.errors import (
     NotRunning,
     StartError,
     StopError,
+    Timeout,
     Unsupported,
     VZError,
 )
@@ -96,6 +98,7 @@ class Machines:
         self._loop = Loop()
         self._guard = threading.RLock()
         self._monitors: dict[str, Monitor] = {}
+        self._connecting: dict[str, Future[Monitor]] = {}
         self._children: dict[str, programs.Process] = {}
         self._on_end: Callable[[End], None] | None = None
         self._on_event: Callable[[str, Event], None] | None = None
@@ -251,18 +254,36 @@ class Machines:
     def monitor(self, uuid: str, *, timeout: float = REACH) -> Monitor:
         """Return the monitor of a machine, connected; raises NotRunning, Timeout."""
         with self._guard:
-            known = self._monitors.get(uuid)
-            if known is not None and not known.ended.is_set():
+            known = self.connected(uuid)
+            if known is not None:
                 return known
             path = self.directory(uuid) / "monitor.sock"
             if not path.exists():
                 raise NotRunning("The virtual machine is not running")
-        made = Monitor.connect(
-            self._loop, path, lambda event: self._heard(uuid, event), timeout=timeout
-        )
-        with self._guard:
-            self._monitors[uuid] = made
+            # QEMU talks to one client at a time: a second one would wait in vain.
+            others = self._connecting.get(uuid)
+            future = self._connecting.setdefault(uuid, Future())
+        if others is not None:
+            return _awaited(others, timeout)
+        try:
+            made = Monitor.connect(
+                self._loop, path, lambda event: self._heard(uuid, event), timeout=timeout
+            )
+            with self._guard:
+                self._monitors[uuid] = made
+            future.set_result(made)
+        except BaseException as error:
+            future.set_exception(error)
+            raise
+        finally:
+            with self._guard:
+                del self._connecting[uuid]
         return made
+
+    def connected(self, uuid: str) -> Monitor | None:
+        """Return the monitor of a machine that we talk to already; waits for nothing."""
+        known = self._monitors.get(uuid)
+        return known if known is not None and not known.ended.is_set() else None
 
     def state(self, uuid: str) -> str:
         """Return QEMU's word for what the machine does, "" when it does not answer."""
@@ -338,6 +359,14 @@ class Machines:
         """Remove the sockets, so that who waits for QEMU's greeting is told that none comes."""
         for name in SOCKETS:
             (self.directory(uuid) / f"{name}.sock").unlink(missing_ok=True)
+
+
+def _awaited(connecting: Future[Monitor], timeout: float) -> Monitor:
+    """Wait for the monitor to which somebody else is connecting."""
+    try:
+        return connecting.result(timeout)
+    except FutureTimeout:
+        raise Timeout(f"QEMU did not answer within {timeout:g} s") from None
 
 
 def _nodes(spec: MachineSpec) -> Sequence[tuple[int, int]]:
