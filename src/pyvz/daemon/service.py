@@ -51,6 +51,7 @@ from pyvz.daemon.services import Services
 from pyvz.daemon.sessions import Sessions
 from pyvz.daemon.tasks import Tasks
 from pyvz.errors import VZError
+from pyvz.linux import inotifylimits
 from pyvz.model.task import NoProgress
 from pyvz.operations import lifecycle
 from pyvz.operations.figures import Figures
@@ -177,6 +178,7 @@ async def _bring_up(services: Services, exits: recovery.Exits) -> None:
     """Repair what an earlier vzd left, then start what starts with the node."""
     node = services.node
     try:
+        await asyncio.to_thread(inotifylimits.widen)
         first = autostart.due(node.paths.run)
         order = await asyncio.to_thread(lifecycle.autostart_order, node) if first else []
         await asyncio.to_thread(recovery.networks, node)
