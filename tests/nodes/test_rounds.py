@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from networld import end
 from services import Load, Serving
-from twonodes import TwoNodes, busybox_root, busybox_tar, two_nodes
+from twonodes import Side, TwoNodes, busybox_root, busybox_tar, two_nodes, wait_for
 
 __all__ = ["busybox_root", "busybox_tar", "two_nodes"]
 
@@ -23,6 +26,7 @@ pytestmark = [
     pytest.mark.timeout(3 * 3600),
 ]
 
+SUSPENDS = 3
 ROUNDS = int(os.environ.get("PYVZ_ROUNDS", "20"))
 ADDRESS = "10.99.0.60"
 
@@ -53,3 +57,61 @@ def test_to_and_fro_under_load(
     assert guest.whole() == done
     guest.healthy()
     print(f"{done} transactions, {browsed}")
+
+
+@pytest.mark.parametrize(("release", "layout"), [(12, "ploop"), (13, "simfs")])
+def test_suspended_over_restarts_under_load(
+    two_nodes: TwoNodes, tmp_path: Path, release: int, layout: str
+) -> None:
+    """The clients' connections outlive it: nobody answers in between, so nobody resets them."""
+    two_nodes.lan_networks()
+    side = two_nodes.a
+    guest = Serving(side, release, ADDRESS)
+    guest.create(layout)
+    with Load(guest, tmp_path) as load:
+        load.flows()
+        for _ in range(SUSPENDS):
+            side.prlctl("suspend", guest.name)
+            assert side.state(guest.name) == "suspended"
+            restart(side)
+            assert side.state(guest.name) == "suspended"
+            side.prlctl("resume", guest.name)
+            load.flows()
+            guest.healthy()
+        done, browsed = load.end()
+    assert not browsed.failed, browsed
+    assert guest.whole() == done
+
+
+def restart(side: Side) -> None:
+    """End the daemons; what is left of them below /run goes, as in a reboot."""
+    keeper = side.keeper()
+    end(side.vzd(), signal.SIGTERM)
+    end(keeper, signal.SIGKILL)
+    shutil.rmtree(side.root / "run/pyvz/state", ignore_errors=True)
+
+
+@pytest.mark.parametrize("release", [12, 13])
+def test_snapshot_with_memory_of_a_database(two_nodes: TwoNodes, release: int) -> None:
+    """Back to a moment in the middle of transactions, which then go on."""
+    two_nodes.lan_networks()
+    side = two_nodes.a
+    guest = Serving(side, release, ADDRESS)
+    guest.create("ploop")
+    guest.inside("systemd-run --unit=bench su postgres -c 'cd /; pgbench -n -c 2 -T 86400 bench'")
+    wait_for(lambda: guest.whole() > 100, 60)
+    before = guest.whole()
+    side.prlctl("snapshot", guest.name)
+    ident = side.cli("vzctl", "snapshot-list", guest.name, "-H", "-o", "uuid").split()[0]
+    after = guest.whole()
+    assert after >= before
+    for _ in range(2):
+        wait_for(lambda: guest.whole() > after + 100, 60)
+        guest.postgres("psql -qc 'create table later ()' bench")
+        side.prlctl("stop", guest.name, "--kill")
+        side.cli("vzctl", "snapshot-switch", guest.name, "--id", ident)
+        guest.healthy()
+        assert guest.inside("systemctl is-active bench").strip() == "active"
+        assert "later" not in guest.postgres("psql -c '\\d' bench")
+        now = guest.whole()
+        wait_for(lambda now=now: guest.whole() > now, 60)
