@@ -12,6 +12,7 @@ from pyvz.model.environment import Environment, Kind, canonical_uuid, check_name
 IMAGE, TREE, HOME = "image", "tree", "home"  # forms in which a disk travels
 MIRROR: Final = "mirror"  # by QEMU, while the machine runs
 FORMS: Final = (IMAGE, TREE, HOME, MIRROR)
+TOKEN: Final = ".migrate-token"  # noqa: S105  no secret; the file that proves a shared home
 _MAX_DISKS: Final = 64
 _SCHEMA: Final = {
     "uuid": "str",

@@ -24,11 +24,11 @@ from pyvz.errors import InDoubt, MigrationError, VZError
 from pyvz.linux import file, mount
 from pyvz.migration import address, decision
 from pyvz.migration.dial import Peer, dial
+from pyvz.migration.offer import TOKEN
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.task import NoProgress
 from pyvz.operations import home, livedump, machineleaving
 from pyvz.operations.node import Node
-from pyvz.operations.suitable import TOKEN
 from pyvz.storage import base as storage
 from pyvz.store.journal import Journal, Record
 

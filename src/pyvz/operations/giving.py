@@ -24,7 +24,7 @@ from pyvz.errors import BadValue, InDoubt, VZError
 from pyvz.linux import file
 from pyvz.migration import decision, iterate
 from pyvz.migration.dial import Peer
-from pyvz.migration.offer import HOME, MIRROR, DiskOffer, Offer
+from pyvz.migration.offer import HOME, MIRROR, TOKEN, DiskOffer, Offer
 from pyvz.migration.request import Report, Request
 from pyvz.migration.timeline import Timeline
 from pyvz.migration.wire import Refused
@@ -99,7 +99,7 @@ class Giving:
     def _check(self) -> None:
         self.progress.stage("Checking")
         self.offer = _offer(self.node, self.env, self.request, running=self.running)
-        token = self.env.home / suitable.TOKEN
+        token = self.env.home / TOKEN
         try:
             file.write_atomic(token, self.offer.token, 0o600)
             answer = self.peer.call(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,7 @@ from pyvz.errors import (
     Unsupported,
     VZError,
 )
-from pyvz.migration.offer import IMAGE, Offer
+from pyvz.migration.offer import IMAGE, TOKEN, Offer
 from pyvz.model.conffile import ConfFile
 from pyvz.model.config import Config
 from pyvz.model.environment import Kind
@@ -51,6 +52,7 @@ def check(node: Node, offer: Offer, place: Path, *, shared: bool) -> None:
     config = Config.parse(values, source=f"ve.conf of {offer.name}", lenient=True)
     checks: tuple[tuple[str, Callable[[], None]], ...] = (
         ("technologies", lambda: _machine(offer)),
+        ("technologies", lambda: _kernel(offer)),
         ("cpu_check", lambda: _cpu(offer)),
         ("technologies", lambda: None if shared else _storage(offer, place)),
         ("technologies", lambda: _kind(node, offer)),
@@ -79,6 +81,23 @@ def _machine(offer: Offer) -> None:
         raise NodesDiffer(
             f"{offer.name} is of a {offer.machine} machine, this one is {platform.machine()}"
         )
+
+
+def _kernel(offer: Offer) -> None:
+    """What a program has found in its kernel, it goes on using: an older one may lack it."""
+    here, there = _release(os.uname().release), _release(offer.kernel)
+    if offer.live and offer.kind == Kind.CT and here < there:
+        raise NodesDiffer(
+            f"The kernel of this node ({os.uname().release}) is older than that of the other one "
+            f"({offer.kernel}), under which {offer.name} runs",
+            hint="Migrate it stopped (without --online), or skip this check: -f technologies.",
+        )
+
+
+def _release(text: str) -> tuple[int, ...]:
+    """Return (major, minor) of a kernel, () when it cannot be told."""
+    found = re.match(r"(\d+)\.(\d+)", text)
+    return tuple(int(part) for part in found.groups()) if found else ()
 
 
 def _cpu(offer: Offer) -> None:
@@ -212,9 +231,6 @@ def check_shared(offer: Offer, *, clone: bool) -> None:
             hint="Have it stopped for the move: vzmigrate without --online, prlctl migrate "
             "--offline.",
         )
-
-
-TOKEN: Final = ".migrate-token"  # noqa: S105  no secret
 
 
 def _existing(path: Path) -> Path:
