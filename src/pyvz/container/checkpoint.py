@@ -27,7 +27,7 @@ from pyvz.container.frame import Frame
 from pyvz.container.runtime import Init, NetworkAccess, Runtime
 from pyvz.container.spec import ContainerSpec
 from pyvz.errors import CheckpointError, RestoreError
-from pyvz.linux import cgroup_inner, process, run
+from pyvz.linux import cgroup_inner, pressure, process, run
 from pyvz.store.paths import Paths
 
 _SILENCE = 900.0  # seconds: a dump says nothing while it writes memory
@@ -300,6 +300,7 @@ class Checkpoint:
             raise RestoreError("A worker for a dump cannot restore")
         criuimages.mend_timers(worker.images)
         criuimages.forget_deleted(worker.images)
+        criuimages.root_cgroup_binds(worker.images)
         if spec.ids is not None and frame.ids is not None and frame.ids[0] != spec.ids.first:
             criuimages.map_ids(worker.images, spec.ids.first, spec.ids.count)
         with ExitStack() as undo:
@@ -346,11 +347,17 @@ class Checkpoint:
         finally:
             protocol.close_all(fds)
 
+    def own(self, spec: ContainerSpec) -> None:
+        """Let the container's root have the cgroups that CRIU has made, before it opens them."""
+        if spec.ids is not None:
+            cgroup_inner.own(self._runtime.cgroup_directory(spec.uuid))
+
     def give_back(self, spec: ContainerSpec, frame: Frame) -> None:
         """Put back what CRIU does not restore of the cgroups inside."""
         top = self._runtime.cgroup_directory(spec.uuid)
         if spec.ids is not None:
             cgroup_inner.give_back(top)
+        pressure.watch_again(top)
         for file in cgroup_inner.restore(top, frame.inner):
             logger.warning("%s: the limit %s could not be put back", spec.uuid, file)
 
@@ -432,7 +439,9 @@ class _Restored:
         if event == "orphan-pts-master" and fds and self._master is None:
             self._master = fds.pop()
         protocol.close_all(fds)
-        if event == "setup-namespaces":
+        if event == "pre-restore":
+            self._engine.own(self._spec)
+        elif event == "setup-namespaces":
             with self._engine.network_of(self._pid) as access:
                 self._hooks.namespaces(access)
         elif event == "post-restore":

@@ -351,14 +351,22 @@ class join_namespace(_message.Message):
     def __init__(self, ns: _Optional[str] = ..., ns_file: _Optional[str] = ..., extra_opt: _Optional[str] = ...) -> None: ...
 
 class mnt_entry(_message.Message):
-    __slots__ = ["deleted", "ext_key", "mountpoint"]
+    __slots__ = ["deleted", "ext_key", "fstype", "mnt_id", "mountpoint", "parent_mnt_id", "root"]
     DELETED_FIELD_NUMBER: _ClassVar[int]
     EXT_KEY_FIELD_NUMBER: _ClassVar[int]
+    FSTYPE_FIELD_NUMBER: _ClassVar[int]
+    MNT_ID_FIELD_NUMBER: _ClassVar[int]
     MOUNTPOINT_FIELD_NUMBER: _ClassVar[int]
+    PARENT_MNT_ID_FIELD_NUMBER: _ClassVar[int]
+    ROOT_FIELD_NUMBER: _ClassVar[int]
     deleted: bool
     ext_key: str
+    fstype: int
+    mnt_id: int
     mountpoint: str
-    def __init__(self, mountpoint: _Optional[str] = ..., deleted: bool = ..., ext_key: _Optional[str] = ...) -> None: ...
+    parent_mnt_id: int
+    root: str
+    def __init__(self, fstype: _Optional[int] = ..., mnt_id: _Optional[int] = ..., parent_mnt_id: _Optional[int] = ..., root: _Optional[str] = ..., mountpoint: _Optional[str] = ..., deleted: bool = ..., ext_key: _Optional[str] = ...) -> None: ...
 
 class remap_file_path_entry(_message.Message):
     __slots__ = ["orig_id", "remap_id", "remap_type"]

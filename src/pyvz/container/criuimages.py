@@ -8,7 +8,7 @@ Source: CRIU, criu/include/magic.h, criu/image.c.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from pyvz.linux.file import write_atomic
 _COMMON, _SERVICE = 0x54564319, 0x55105940
 _FILES, _STATS, _USERNS, _MOUNTS = 0x56303138, 0x57093306, 0x55474906, 0x55563928
 _REMAPS, _LINKED = 0x59133954, 0  # REMAP_FPATH; enum remap_type
+_CGROUP2 = 23  # enum fstype
 _HEAD = struct.Struct("<II")
 _LENGTH = struct.Struct("<I")
 _LIMIT = 1 << 30  # bytes of one image that is held in memory; files.img has some 100 per open file
@@ -79,6 +80,42 @@ def forget_deleted(directory: Path) -> None:
         made_data = b"".join(parts)
         if made_data != data:
             write_atomic(path, made_data, 0o644)
+
+
+def root_cgroup_binds(directory: Path) -> None:
+    """Have parts of the cgroup tree that are mounted on themselves found again; idempotent.
+
+    In a cgroup namespace CRIU takes every cgroup mount for one of the whole tree (cgroup_parse() in
+    criu/filesystems.c), and then cannot restore such a part.  systemd since 254 mounts
+    memory.pressure of a service so, writable in a tree that is read-only.
+    """
+    for path in directory.glob("mountpoints-*.img"):
+        data = path.read_bytes()
+        entries = [criu_pb2.mnt_entry.FromString(each) for each in _messages(data, _MOUNTS, path)]
+        known = {entry.mnt_id: entry for entry in entries}
+        for entry in entries:
+            top = _top_of(entry, known)
+            if entry.fstype == _CGROUP2 and top is not entry:
+                inside = entry.mountpoint.removeprefix(top.mountpoint)
+                entry.root = top.root.rstrip("/") + inside
+        parts = [data[: _HEAD.size]]
+        for made in (entry.SerializeToString() for entry in entries):
+            parts += [_LENGTH.pack(len(made)), made]
+        made_data = b"".join(parts)
+        if made_data != data:
+            write_atomic(path, made_data, 0o644)
+
+
+def _top_of(
+    entry: criu_pb2.mnt_entry, known: Mapping[int, criu_pb2.mnt_entry]
+) -> criu_pb2.mnt_entry:
+    """Return the topmost of the cgroup mounts on which an entry is mounted; itself if on none."""
+    for _ in known:  # a hostile image may go in circles
+        above = known.get(entry.parent_mnt_id)
+        if above is None or above.fstype != _CGROUP2:
+            break
+        entry = above
+    return entry
 
 
 def map_ids(directory: Path, first: int, count: int) -> None:

@@ -67,6 +67,25 @@ def restore(top: str, saved: Mapping[str, Mapping[str, str]]) -> list[str]:
     return refused
 
 
+def own(top: str) -> None:
+    """Give the files of the cgroups below TOP owners, before anything inside opens them.
+
+    The kernel gives the files of a cgroup to who makes it: what CRIU made is the node's.  Who could
+    make it is who owns the one above.  A program that holds memory.pressure open (systemd since
+    254) could not get it again.
+    """
+    for path in _below(top):
+        directory = f"{top}/{path}"
+        with contextlib.suppress(FileNotFoundError):
+            maker = os.stat(os.path.dirname(directory))
+            if maker.st_uid == 0:
+                continue
+            for entry in os.scandir(directory):
+                if entry.is_file(follow_symlinks=False):
+                    os.chown(entry.path, maker.st_uid, maker.st_gid)
+    give_back(top)
+
+
 def give_back(top: str) -> None:
     """Let who owns a cgroup below TOP manage it again: the files that delegation is about."""
     files = dict.fromkeys((*_DELEGATED, *(cgroupfs.read(DELEGATABLE) or "").split()))
