@@ -97,6 +97,45 @@ def test_a_torn_image_is_refused(tmp_path: Path, cut: int) -> None:
         criuimages.mend_timers(tmp_path)
 
 
+def mounted(number: int, above: int, fstype: int, root: str, place: str) -> bytes:
+    entry = criu_pb2.mnt_entry(
+        mnt_id=number, parent_mnt_id=above, fstype=fstype, root=root, mountpoint=place
+    )
+    return entry.SerializeToString() + b"\xc2\x0c\x03abc"
+
+
+def test_parts_of_the_cgroup_tree_get_their_roots(tmp_path: Path) -> None:
+    """Only cgroup mounts upon cgroup mounts; what is in a circle ends, too."""
+    tree, part = "/sys/fs/cgroup", "/sys/fs/cgroup/system.slice/x.service/memory.pressure"
+    path = tmp_path / "mountpoints-13.img"
+    messages = [
+        mounted(1, 99, 5, "/", "/"),
+        mounted(4, 3, 23, "/", part),
+        mounted(3, 2, 23, "/", tree),
+        mounted(2, 1, 2, "/", "/sys"),
+        mounted(5, 1, 5, "/", "/srv"),
+        mounted(6, 7, 23, "/", "/a"),
+        mounted(7, 6, 23, "/", "/a/b"),
+    ]
+    path.write_bytes(image(0x55563928, *messages))
+    criuimages.root_cgroup_binds(tmp_path)
+    data = path.read_bytes()
+    found = [criu_pb2.mnt_entry.FromString(each) for each in split(data)]
+    assert [each.root for each in found][:5] == ["/", part.removeprefix(tree), "/", "/", "/"]
+    assert data.count(b"abc") == len(messages)
+    criuimages.root_cgroup_binds(tmp_path)
+    assert path.read_bytes() == data
+
+
+def split(data: bytes) -> list[bytes]:
+    found, at = [], 8
+    while at < len(data):
+        (length,) = struct.unpack_from("<I", data, at)
+        found.append(data[at + 4 : at + 4 + length])
+        at += 4 + length
+    return found
+
+
 def test_ids_are_mapped_to_another_range(tmp_path: Path) -> None:
     entry = criu_pb2.userns_entry()
     for extents in (entry.uid_map, entry.gid_map):

@@ -110,12 +110,13 @@ def _top_of(
     entry: criu_pb2.mnt_entry, known: Mapping[int, criu_pb2.mnt_entry]
 ) -> criu_pb2.mnt_entry:
     """Return the topmost of the cgroup mounts on which an entry is mounted; itself if on none."""
-    for _ in known:  # a hostile image may go in circles
-        above = known.get(entry.parent_mnt_id)
+    top = entry
+    for _ in known:
+        above = known.get(top.parent_mnt_id)
         if above is None or above.fstype != _CGROUP2:
-            break
-        entry = above
-    return entry
+            return top
+        top = above
+    return entry  # in circles: no work of CRIU's
 
 
 def map_ids(directory: Path, first: int, count: int) -> None:
