@@ -106,6 +106,8 @@ def test_the_stop_rule() -> None:
     assert not iterate.goes_on([64])
     assert iterate.goes_on([1000, 1100])
     assert not iterate.goes_on([1000, 1101])
+    assert iterate.goes_on([1000, 800], growth=iterate.DISK_GROWTH)
+    assert not iterate.goes_on([1000, 801], growth=iterate.DISK_GROWTH)
     assert not iterate.goes_on([1000 - number for number in range(8)])
 
 

@@ -166,8 +166,12 @@ class Giving:
         if not self.running or self.shared:
             return
         live = [each for each in self._disks if each.disk.form != HOME]
-        while live and iterate.goes_on(self._rounds, small=iterate.SMALL_DISK):
+        while live and self._pays():
             self._round(live, still=False)
+
+    def _pays(self) -> bool:
+        """Whether another round of the disks does."""
+        return iterate.goes_on(self._rounds, small=iterate.SMALL_DISK, growth=iterate.DISK_GROWTH)
 
     def _last_round(self) -> None:
         if not self.shared:
