@@ -21,6 +21,7 @@ from pyvz.storage import base
 from pyvz.storage.base import Capabilities, StorageDriver
 
 SIZE = 512 << 20
+SMALL = 320 << 20  # about the least that an xfs can have
 
 
 @pytest.fixture(params=base.names())
@@ -144,7 +145,11 @@ def description(tree: Path) -> dict[str, object]:
 
 
 def fill(path: Path, size: int) -> None:
-    with path.open("wb") as file:
-        for _ in range(size >> 20):
-            file.write(b"\1" * (1 << 20))
+    """Write until there is no space; what is written is on the disk from time to time."""
+    step = 16 << 20
+    with path.open("wb", buffering=0) as file:
+        for _ in range(0, size, step):
+            data = memoryview(b"\1" * step)
+            while data:
+                data = data[file.write(data) :]
             os.fsync(file.fileno())

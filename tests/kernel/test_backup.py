@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import shutil
@@ -23,6 +24,7 @@ from pyvz.linux import extents
 from pyvz.model.environment import Environment
 from pyvz.operations import backup, lifecycle, provision, restore
 from pyvz.operations.backup import Request
+from pyvz.operations.backupstorage import Where
 from pyvz.operations.node import Node
 from pyvz.operations.restore import Wanted
 
@@ -225,6 +227,33 @@ def test_incremental_takes_time_like_the_change(node: Node) -> None:
     rows = backup.rows(node)
     assert rows[-1].manifest.stored < 10 * MIB
     assert small < full / 5, f"{small:.2f} s for 1 %, {full:.2f} s for all"
+
+
+def test_each_place_has_a_reference_of_its_own(
+    node: Node, short_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Backups that go to two places in turn read only what changed since the last one there."""
+    env = make(node, "ploop")
+    wheres = [Where(), *(Where(str(node.paths.vz / f"other{n}")) for n in range(4))]
+    caplog.set_level(logging.INFO, "pyvz.operations.capture")
+    for number in range(3):
+        with mounted(node, env) as root:
+            spread(root / "data/more", size=MIB, seed=number)
+        for where in wheres[:2]:
+            backup.create(node, "ct1", Request(where=where))
+        assert "all is read" not in caplog.text
+    want = tree_of(node, env)
+    for number, where in enumerate(wheres[:2]):
+        assert len(backup.rows(node, where=where)) == 3
+        wanted = Wanted(ref="ct1", name=f"copy{number}", where=where)
+        assert tree_of(node, restore.restore(node, wanted)) == want
+    kept = env.home / ".backup"
+    assert [len(list(entry.iterdir())) for entry in kept.iterdir()] == [1, 1]
+    for where in wheres[2:]:
+        backup.create(node, "ct1", Request(where=where))
+    assert len(list(kept.iterdir())) == 3  # not one for every place that ever was
+    backup.create(node, "ct1", Request())
+    assert "no reference" in caplog.text
 
 
 def test_differences_of_clones(node: Node) -> None:

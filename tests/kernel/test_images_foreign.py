@@ -55,13 +55,14 @@ def test_through_the_life_of_a_disk(place: Path, name: str) -> None:
     driver.clone(home, other, NoProgress())
     driver.delete_snapshot(home, ONE)
     driver.compact(home)
-    sound(home, name)
+    sound(home, name, compared=True)
     sound(other, name)
     for each in (home, other):
         driver.remove(each, NoProgress())
 
 
-def sound(home: Path, name: str) -> None:
+def sound(home: Path, name: str, *, compared: bool = False) -> None:
+    """Every image is sound; compared: and shows QEMU's reader what the loop device shows."""
     if name == "qcow2":
         check(home / "qcow2/disk.qcow2", "qcow2")
         return
@@ -69,6 +70,8 @@ def sound(home: Path, name: str) -> None:
     for image in descriptor.load(directory / descriptor.NAME).images:
         path = directory / image.file
         check(path, "parallels")
+        if not compared:
+            continue
         raw = {
             **{"driver": "raw", "offset": identity.data_offset(path)},
             **{"size": identity.size(path), "file.driver": "file"},

@@ -20,8 +20,9 @@ from pyvz.errors import (
     Unsupported,
 )
 from pyvz.image import descriptor, identity
-from pyvz.linux import mount
+from pyvz.linux import filesystem, mount
 from pyvz.model.task import NoProgress
+from pyvz.operations import image
 from pyvz.storage import base, ploop, qcow2
 from pyvz.storage.qcow2adopt import refuse_below
 from thinploop import GUIDS, MIB
@@ -103,8 +104,8 @@ def test_runs_where_it_lies_and_comes_back(
         driver.delete_snapshot(home, GUIDS[0])
     with pytest.raises(NotFound):
         driver.delete_snapshot(home, GUIDS[5])
-    with pytest.raises(Unsupported, match="resized"):
-        driver.resize(home, 2 * SIZE)
+    with pytest.raises((Unsupported, InvalidState)):
+        driver.resize(home, SIZE // 2)
     with pytest.raises(InvalidState, match="must not be touched"):
         refuse_below(home / "root.hdd")
     driver.umount(home, target)
@@ -128,6 +129,39 @@ def test_runs_where_it_lies_and_comes_back(
     assert content(found, home, target) == b"four"
     found.switch(home, LATER)
     assert content(found, home, target) == b"four"
+
+
+def test_grows_and_keeps_its_size(driver: qcow2.Driver, home: Path, tmp_path: Path) -> None:
+    """Mounted or not, with a partition table or without; through a switch, and the way back."""
+    target = tmp_path / "root"
+    before = hashes(home)
+    driver.adopt(home)
+    driver.resize(home, 2 * SIZE)
+    assert content(driver, home, target) == b"three"
+    assert 1.7 * SIZE < driver.usage(home).total <= 2 * SIZE
+    driver.mount(home, target)
+    expected = 3 * SIZE
+    if filesystem.can_grow_ext4_online():
+        driver.resize(home, expected)
+    else:
+        with pytest.raises(Unsupported, match="CAP_SYS_RESOURCE"):
+            driver.resize(home, expected)
+        expected = 2 * SIZE
+    assert 0.85 * expected < os.statvfs(target).f_blocks * os.statvfs(target).f_frsize <= expected
+    driver.umount(home, target)
+    driver.switch(home, GUIDS[0])
+    assert content(driver, home, target) == b"one"
+    assert 0.85 * expected < driver.usage(home).total <= expected
+    assert hashes(home) == before
+    assert driver.hand_over(home, "ploop", NoProgress())
+    found = ploop.Driver()
+    assert content(found, home, target) == b"one"
+    assert 0.85 * expected < found.usage(home).total <= expected
+    image.complete(home / "root.hdd", NoProgress())  # as `prlctl convert` does
+    found.switch(home, GUIDS[1])
+    assert content(found, home, target) == b"two"
+    assert 0.85 * expected < found.usage(home).total <= expected
+    found.remove(home, NoProgress())
 
 
 def test_switch_to_what_lies_below(driver: qcow2.Driver, home: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 import places
 from drivers import (
     SIZE,
+    SMALL,
     archive,
     caps,
     create,
@@ -191,9 +192,9 @@ class TestSize:
                 driver.create(home, size=SIZE, source=None, progress=NoProgress())
             assert list(home.iterdir()) == []
             return
-        driver.create(home, size=SIZE, source=None, progress=NoProgress())
+        driver.create(home, size=SMALL, source=None, progress=NoProgress())
         with mounted(driver, home, target), pytest.raises(OSError, match=r"space|quota"):
-            fill(target / "file", 2 * SIZE)
+            fill(target / "file", 2 * SMALL)
 
     @pytest.mark.parametrize("factor", [2, 0.5])
     def test_resize(

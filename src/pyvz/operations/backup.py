@@ -84,7 +84,8 @@ def create(node: Node, ref: str, request: Request, progress: Progress | None = N
     ):
         parent = None if request.full else _parent(repository, env)
         draft = _draft(node, env, request, parent)
-        manifest = _store(node, env, (repository, writer), (draft, parent), progress)
+        store = (repository, writer, request.where)
+        manifest = _store(node, env, store, (draft, parent), progress)
     node.publish("ve-backup", env, backup=manifest.tag)
     return manifest
 
@@ -92,7 +93,7 @@ def create(node: Node, ref: str, request: Request, progress: Progress | None = N
 def _store(
     node: Node,
     env: Environment,
-    store: tuple[Repository, Writer],
+    store: tuple[Repository, Writer, Where],
     plan: tuple[Manifest, Manifest | None],
     progress: Progress,
 ) -> Manifest:
@@ -100,7 +101,7 @@ def _store(
 
     Images are read without the lease: from then on the environment may do what it likes.
     """
-    repository, writer = store
+    repository, writer, where = store
     draft, parent = plan
     disks: tuple[Disk, ...] = ()
     copies: capture.Images | None = None
@@ -111,7 +112,8 @@ def _store(
             known, _ = repository.readable(env.uuid)
             able = _capabilities(env)
             if able is not None and able.image:
-                copies = stack.enter_context(capture.images_of(node, env, draft, known))
+                place = (backupstorage.name_of(node, where), known)
+                copies = stack.enter_context(capture.images_of(node, env, draft, place))
             elif able is not None:
                 both = (writer, repository.chunks)
                 disks = (capture.tree_of(node, env, both, parent, progress),)

@@ -8,6 +8,7 @@ Keys, host keys, ports and names are ssh's: nothing is asked, nothing is trusted
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -60,6 +61,13 @@ def place(node: Node, path: str | None) -> Path:
         if real.is_relative_to(os.path.realpath(other)):
             raise BadValue(f"{path} lies in the files of a container: no place for backups")
     return real
+
+
+def name_of(node: Node, where: Where) -> str:
+    """Return a name of a repository that is a file name, and always the same for that place."""
+    path = where.path or ""
+    text = os.fspath(place(node, where.path)) if where.storage is None else path
+    return hashlib.sha256(f"{where.storage or ''}\0{text}".encode()).hexdigest()[:16]
 
 
 @contextmanager

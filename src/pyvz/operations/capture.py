@@ -5,7 +5,10 @@ for that long, and read from the copy while the environment goes on, may stop, m
 The copy stays as the reference of the next incremental backup, which reads only what differs
 between the two copies:
 
-    <home>/.backup/<id of the backup>@<time>/<disk>
+    <home>/.backup/<repository>/<id of the backup>@<time>/<disk>
+
+Each repository has a reference of its own, so that backups may go to several places in turn; of
+those where none was made for the longest time, they are given up.
 
 A disk that is a tree is read twice: first while the container runs, then, with its processes
 halted, only what changed since.  The lease is held for all that time.
@@ -42,6 +45,7 @@ log = logging.getLogger(__name__)
 VERB: Final = "backup"  # of the journal records that `repair` understands
 _KEPT: Final = ".backup"
 _HALTED: Final = "halted"
+_MOST: Final = 3  # repositories with a reference: each may hold on to what changed since
 
 
 class Copy(NamedTuple):
@@ -56,9 +60,9 @@ class Copy(NamedTuple):
 class Images:
     """The copies of an environment's images, all of one moment."""
 
-    def __init__(self, env: Environment, reference: str, copies: list[Copy]) -> None:
+    def __init__(self, env: Environment, kept: Path, copies: list[Copy]) -> None:
         self._env = env
-        self._reference = reference
+        self._kept = kept
         self._copies = copies
 
     def back_up(
@@ -80,7 +84,7 @@ class Images:
         if parent is None:
             return None, None
         disk = next((d for d in parent.disks if d.name == copy.name and d.form == IMAGE), None)
-        reference = self._env.home / _KEPT / parent.reference / copy.name
+        reference = self._kept.parent / parent.reference / copy.name
         usable = reference.is_file() and not reference.is_symlink()
         if disk is None or disk.driver != copy.driver or not usable:
             log.info("%s: no reference of %s: all is read", self._env.name, copy.name)
@@ -96,42 +100,54 @@ class Images:
 
     def keep(self, *, reference: bool) -> None:
         """After the commit: our copies become the reference (or go); the older ones go."""
-        directory = self._env.home / _KEPT
+        directory = self._kept.parent
         if not directory.is_dir():  # the environment was deleted or moved away meanwhile
             return
         for entry in list(directory.iterdir()):
-            if not (reference and entry.name == self._reference):
+            if not (reference and entry == self._kept):
                 file.remove_tree(entry)
 
 
 @contextlib.contextmanager
 def images_of(
-    node: Node, env: Environment, draft: Manifest, known: Sequence[Manifest]
+    node: Node, env: Environment, draft: Manifest, place: tuple[str, Sequence[Manifest]]
 ) -> Iterator[Images]:
     """Copy the images of all disks and yield them open; the caller holds the lease until then.
 
-    When the block raises, the copies go; those of a backup that was killed (of
-    which KNOWN, the backups that there are, has none) go now.
+    place: a name of the repository, and the backups that it has.  When the block raises, the
+    copies go; those of a backup that was killed, of which the repository has none, go now.
     """
-    directory = env.home / _KEPT / draft.reference
+    repository, known = place
+    directory = env.home / _KEPT / repository / draft.reference
     with contextlib.ExitStack() as stack:
         undo = stack.enter_context(contextlib.ExitStack())
         undo.callback(_discard, directory)
         with home.storage_errors(f"The disks of {env.name} could not be copied"):
-            directory.parent.mkdir(mode=0o700, exist_ok=True)
-            for entry in list(directory.parent.iterdir()):
-                if entry.name not in {each.reference for each in known}:
-                    file.remove_tree(entry)
+            directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _sweep(directory.parent, {each.reference for each in known})
             directory.mkdir(mode=0o700)
             copies = _copies(node, env, directory, stack)
-        yield Images(env, draft.reference, copies)
+        yield Images(env, directory, copies)
         undo.pop_all()
+
+
+def _sweep(own: Path, known: set[str]) -> None:
+    """Remove copies of the repository's directory that are no reference, and the oldest others."""
+    for entry in list(own.iterdir()):
+        if entry.name not in known:
+            file.remove_tree(entry)
+    others = [entry for entry in own.parent.iterdir() if entry != own]
+    others.sort(key=lambda entry: entry.stat().st_mtime, reverse=True)
+    for entry in others:  # "@": of an earlier version, which had one for all
+        if "@" in entry.name or entry in others[_MOST - 1 :]:
+            file.remove_tree(entry)
 
 
 def _discard(directory: Path) -> None:
     with contextlib.suppress(OSError):
         file.remove_tree(directory)
         directory.parent.rmdir()
+        directory.parent.parent.rmdir()
 
 
 def _copies(

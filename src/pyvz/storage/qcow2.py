@@ -64,9 +64,11 @@ class Driver(base.Extras):
 
     def capabilities(self, place: Path) -> base.Capabilities:
         """What an image behind a daemon can do."""
+        shares = golden.can_share(place)
         return base.Capabilities(
             snapshot=True,
-            reflink=golden.can_share(place),
+            reflink=shares,
+            linked_clone=shares,
             grow_online=True,
             shrink=filesystem.can_grow_ext4_online(),
             discard=True,
@@ -152,7 +154,6 @@ class Driver(base.Extras):
         size = size // qcow2size.GRAIN * qcow2size.GRAIN
         if size <= 0:
             raise BadValue(f"A disk cannot have {size} bytes")
-        qcow2size.check_whole(disk, "resized")
         with spaceless(home), disk.locked():
             if size >= qcow2.require(disk.image).now.size:
                 qcow2size.grow(disk, size)
@@ -181,6 +182,13 @@ class Driver(base.Extras):
         except BaseException:
             _discard(new)
             raise
+
+    def linked_clone(self, home: Path, new_home: Path, progress: Progress) -> None:
+        """Reflink the images: neither needs the other on."""
+        if not golden.can_share(new_home):
+            raise self._cannot("share blocks there", new_home)
+        base.check_same_file_system(home, new_home)
+        self.clone(home, new_home, progress)
 
     def remove(self, home: Path, progress: Progress) -> None:
         """Rename the disk away, then remove it; leftovers of interrupted steps go too."""
@@ -402,10 +410,12 @@ class Driver(base.Extras):
                 f"{disk.path} has snapshots that were made later, which would be lost",
                 hint="Delete them, or bring the disk back: prlctl convert CT --layout ploop.",
             )
+        size = qcow2.require(disk.image).now.size
         new = _empty(home / "qcow2.new")
         try:
             with new.locked():
                 qcow2adopt.put_above(new, stack)
+                qcow2size.grow(new, size)
             syscall.exchange(new.path, disk.path)
             file.fsync_directory(home)
         finally:

@@ -57,6 +57,8 @@ def write_down(disk: Disk, stack: Stack, progress: Progress) -> None:
         below.sweep()
         new = _with_top(d, stack)
         with disk.served() as raw:
+            # It may have grown since; snapshots keep the size that they had.
+            new = replace(new, disk_size=max(new.disk_size, raw.stat().st_size))
             _copy(raw, stack.directory / new.file_of(new.top), progress)
         for each in qcow2.require(disk.image).snapshots:
             if any(each.name == shot.guid for shot in new.snapshots):

@@ -154,17 +154,21 @@ class Disk:
             return filesystem.space_in(found.read(found.now, 0, filesystem.HEAD), self.image)
 
     @contextlib.contextmanager
-    def served(self) -> Iterator[Path]:
-        """Show the disk, which nobody has open, read-only as a raw file for the block."""
+    def served(self, *, readonly: bool = True) -> Iterator[Path]:
+        """Show the disk, which nobody has open, as a raw file for the block."""
         self.check_idle()
         nodes, below = self.below()
-        nodes.append(file_node(self.image, readonly=True))
-        nodes.append({**format_node(readonly=True), "backing": below})
-        self.daemon.start(nodes, readonly=True)
+        nodes.append(file_node(self.image, readonly=readonly))
+        nodes.append({**format_node(readonly=readonly), "backing": below})
+        if not readonly:
+            self.begin_unclean()
+        self.daemon.start(nodes, readonly=readonly)
         try:
             yield self.daemon.device
         finally:
             attach.finish(self.daemon)
+        if not readonly:
+            self.closed()
 
     def begin_unclean(self) -> None:
         """Note that the image, or its file system, may not be whole."""

@@ -2,6 +2,7 @@
 
 Growing goes from the outside in, shrinking from the inside out, so that a crash between two steps
 leaves a file system that is smaller than its disk.  Asked again, a step that is done does nothing.
+A disk that stands on a thin one of OpenVZ has a partition table as a rule, whose end moves along.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from pyvz.errors import InvalidState, Unsupported
-from pyvz.image import qcow2
+from pyvz.image import gpt, qcow2
+from pyvz.image.file import opened
 from pyvz.linux import archive, filesystem, loopdevice
 from pyvz.model.task import Progress
 from pyvz.storage import attach, ploopdisk
@@ -47,9 +49,13 @@ def grow(disk: Disk, size: int) -> None:
     disk.make_whole()
     if size > qcow2.require(disk.image).now.size:
         disk.change("resize", "-q", "-f", "qcow2", disk.image, str(size))
+    if disk.stack:
+        with disk.served(readonly=False) as raw:
+            _move_end(raw, size)
     with disk.device() as (loop, kind):
-        if size > filesystem.space_at(loop.device).spanned + GRAIN:
-            filesystem.resize_offline(loop.device, kind, size)
+        inside = size - _around(disk.daemon.device, size)
+        if inside > filesystem.space_at(loop.device).spanned + GRAIN:
+            filesystem.resize_offline(loop.device, kind, inside)
 
 
 def _grow_mounted(disk: Disk, target: str, size: int) -> None:
@@ -61,13 +67,36 @@ def _grow_mounted(disk: Disk, target: str, size: int) -> None:
             hint="Stop the container and try again.",
         )
     disk.daemon.resize(size)
-    loopdevice.resize(loop.device, size)
+    if disk.stack:
+        _move_end(disk.daemon.device, size)
+    inside = size - _around(disk.daemon.device, size)
+    loopdevice.resize(loop.device, inside)
     with ploopdisk.directory(target) as mounted:
-        filesystem.grow_online(mounted, kind, size)
+        filesystem.grow_online(mounted, kind, inside)
+
+
+def _move_end(raw: Path, size: int) -> None:
+    """Have the partition table, if there is one, span `size` bytes."""
+    with opened(raw, write=True) as fd:
+        old = gpt.find(fd, 0, size)
+        if old is not None and gpt.write(fd, 0, size, old) != old:
+            os.fsync(fd)
+
+
+def _around(raw: Path, size: int) -> int:
+    """Return how many bytes of the disk are not of the file system."""
+    with opened(raw) as fd:
+        found = gpt.find(fd, 0, size)
+    return 0 if found is None else size - found.size
 
 
 def shrink(disk: Disk, size: int) -> None:
     """Make the file system smaller first, then cut the image."""
+    if disk.stack:
+        raise Unsupported(
+            "A disk that stands on a thin ploop disk cannot be made smaller",
+            hint="Bring it back first: prlctl convert CT --layout ploop.",
+        )
     if disk.mounted():
         raise InvalidState(
             "A disk cannot be made smaller while it is mounted", hint="Stop the container."
@@ -82,11 +111,3 @@ def shrink(disk: Disk, size: int) -> None:
             raise Unsupported(f"A disk with {kind} in it cannot be made smaller")
         filesystem.resize_offline(loop.device, kind, size)
     disk.change("resize", "-q", "--shrink", "-f", "qcow2", disk.image, str(size))
-
-
-def check_whole(disk: Disk, what: str) -> None:
-    if disk.stack:
-        raise Unsupported(
-            f"A disk that stands on a thin ploop disk cannot be {what}",
-            hint="Bring it back first: prlctl convert CT --layout ploop.",
-        )
