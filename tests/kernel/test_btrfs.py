@@ -93,3 +93,53 @@ def test_a_snapshot_that_fails_leaves_nothing(pool: Path) -> None:
     with pytest.raises(FileExistsError):
         btrfs.snapshot(first, first)
     assert (first / "file").read_text() == "x"
+
+
+def test_snapshots_share_on_another_pool_what_they_share_here(pool: Path, tmp_path: Path) -> None:
+    """A clone on another btrfs is sent by differences, not copied once for every snapshot."""
+    driver = Driver()
+    guids = [f"{{{n}1111111-1111-1111-1111-111111111111}}" for n in (9, 1, 5)]  # not as made
+    home = pool / "home"
+    home.mkdir()
+    driver.create(home, size=None, source=None, progress=NoProgress())
+    (home / "subvol/big").write_bytes(os.urandom(24 << 20))
+    os.chown(home / "subvol/big", 12, 34)
+    for number, guid in enumerate(guids):
+        (home / "subvol/file").write_text(f"{number}")
+        driver.snapshot(home, guid)
+    (home / "subvol/file").write_text("now")
+    with places.file_system("btrfs", tmp_path / "other", 512 << 20) as elsewhere:
+        new = elsewhere / "new"
+        new.mkdir()
+        before = used(elsewhere)
+        driver.clone(home, new, NoProgress())
+        assert used(elsewhere) - before < 48 << 20  # four copies would be 96
+        assert sorted(entry.name for entry in home.iterdir()) == [
+            ".ve.layout", "subvol", "subvol.snapshots",
+        ]  # fmt: skip
+        assert sorted(entry.name for entry in new.iterdir()) == [
+            ".ve.layout", "subvol", "subvol.snapshots",
+        ]  # fmt: skip
+        assert (new / "subvol/file").read_text() == "now"
+        (new / "subvol/file").write_text("writable")
+        assert (new / "subvol/big").stat().st_uid == 12
+        for number, guid in enumerate(guids):
+            kept = new / "subvol.snapshots" / guid
+            assert (kept / "file").read_text() == f"{number}"
+            with pytest.raises(OSError, match="Read-only"):
+                (kept / "file").write_text("x")
+        driver.switch(new, guids[0])
+        assert (new / "subvol/file").read_text() == "0"
+        back = pool / "back"  # what came by a stream goes on by one
+        back.mkdir()
+        driver.clone(new, back, NoProgress())
+        assert (back / "subvol.snapshots" / guids[2] / "file").read_text() == "2"
+        for each in (home, new, back):
+            driver.remove(each, NoProgress())
+            assert list(each.iterdir()) == []
+
+
+def used(place: Path) -> int:
+    os.sync()
+    space = os.statvfs(place)
+    return (space.f_blocks - space.f_bfree) * space.f_frsize

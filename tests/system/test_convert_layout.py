@@ -61,14 +61,14 @@ def test_one_layout_after_the_other(world: World) -> None:
     for layout, name, number in (
         ("simfs", "fs", 4),
         ("qcow2", "qcow2", 104),
-        ("rawfile", "rawfile", 103),
+        ("rawfile", "raw", 103),
         ("ploop", "root.hdd", 5),
     ):
         world.run("prlctl", "convert", "ct1", "--layout", layout)
         assert os.readlink(place / ".ve.layout") == str(number)
-        disks = {"fs", "qcow2", "rawfile", "root.hdd"} & set(os.listdir(place))
+        disks = {"fs", "qcow2", "raw", "root.hdd"} & set(os.listdir(place))
         assert len(disks) == 1, (layout, os.listdir(place))
-        assert name in disks or layout == "rawfile"
+        assert name in disks
         assert not [entry for entry in os.listdir(place) if entry.startswith(".convert")]
         world.run("prlctl", "convert", "ct1", "--layout", layout)  # there already
         world.run("prlctl", "mount", "ct1")

@@ -27,6 +27,8 @@ _QUOTA_CTL = 0xC0109428
 _QGROUP_LIMIT = 0x8030942B
 _FS_INFO = 0x8400941F
 _GET_SUBVOL_ROOTREF = 0xD000943D
+_GET_SUBVOL_INFO = 0x81F8943C
+_OTRANSID = 352  # after treeid, name[256], 4 x u64, 3 uuids, ctransid
 _INO_LOOKUP_USER = 0xD000943E
 _SIZE = 4096
 _RDONLY = 2  # BTRFS_SUBVOL_RDONLY
@@ -92,6 +94,20 @@ def _snapshot(places: tuple[int, int], name: str, depth: int, *, readonly: bool)
                 _snapshot((original, there), child, depth + 1, readonly=readonly)
         if readonly:
             fcntl.ioctl(new, _SUBVOL_SETFLAGS, struct.pack("=Q", _RDONLY))
+
+
+def has_nested(path: Path) -> bool:
+    """Whether there are subvolumes in a subvolume."""
+    with _opened(path) as fd:
+        return any(True for _ in _children(fd))
+
+
+def written(path: Path) -> int:
+    """Return the transaction in which a subvolume was made: a later one has a larger number."""
+    with _opened(path) as fd:
+        answer = bytearray(504)  # struct btrfs_ioctl_get_subvol_info_args
+        fcntl.ioctl(fd, _GET_SUBVOL_INFO, answer)
+    return int(struct.unpack_from("=Q", answer, _OTRANSID)[0])
 
 
 def set_readonly(path: Path) -> None:

@@ -10,7 +10,7 @@
 The size is a limit of the subvolume's quota group, on the data it refers to; it needs quota groups
 switched on for the whole file system (the pool's option quota=yes).  `df` inside shows the pool:
 btrfs has no other answer.  Snapshots have no limit and count for nobody's.  A clone is a snapshot;
-on another file system it is a copy, and so is every snapshot of it.
+on another file system all is sent (storage/btrfssend.py), or copied where that cannot be.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pyvz.errors import (
 )
 from pyvz.linux import archive, blockdevice, btrfs, file, mount, syscall
 from pyvz.model.task import Progress
-from pyvz.storage import base, tree
+from pyvz.storage import base, btrfssend, tree
 from pyvz.storage.kept import Kept
 
 _SNAPSHOTS = "subvol.snapshots"
@@ -131,8 +131,7 @@ class Driver(base.Extras):
         limit, _ = btrfs.limit_and_use(home / "subvol")
         progress.stage(f"Copying {home}")
         try:
-            _kept(new_home).take_from(_kept(home), functools.partial(_keep, progress))
-            _copy(home / "subvol", new, progress)
+            _bring(home, new_home, progress)
             if limit is not None and btrfs.has_quota(new_home):
                 btrfs.set_limit(new, limit)
             progress.check()
@@ -156,8 +155,9 @@ class Driver(base.Extras):
             progress.check()
             _destroy_if_ours(home / "subvol.gone")
             (home / "subvol").rename(home / "subvol.gone")
-        for name in ("subvol.gone", "subvol.new"):
+        for name in ("subvol.gone", "subvol.new", "subvol.received"):
             _destroy_if_ours(home / name)
+        btrfssend.forget(home)
         _kept(home).remove()
         tree.unmark(home, self.layout)
 
@@ -224,6 +224,27 @@ class Driver(base.Extras):
 
 def _kept(home: Path) -> Kept:
     return Kept(home / _SNAPSHOTS, _destroy_if_ours)
+
+
+def _bring(home: Path, new_home: Path, progress: Progress) -> None:
+    """Make in the new home subvol.new and the snapshots; those share what they share here."""
+    old, kept = _kept(home), _kept(new_home)
+    here, new = home / "subvol", new_home / "subvol.new"
+    apart = mount.holding_mount(home).device != mount.holding_mount(new_home).device
+    names = old.names()
+    if not (apart and names and btrfssend.possible([here, *map(old.get, names)])):
+        kept.take_from(old, functools.partial(_keep, progress))
+        _copy(here, new, progress)
+        return
+    received = new_home / "subvol.received"
+    _destroy_if_ours(received)
+    try:
+        with btrfssend.Sending(home, progress) as sending:
+            kept.take_from(old, sending.send, btrfs.written)
+            sending.send(here, received)
+        btrfs.snapshot(received, new)
+    finally:
+        _destroy_if_ours(received)
 
 
 def _keep(progress: Progress, source: Path, new: Path) -> None:

@@ -62,10 +62,18 @@ class Kept:
             raise
         file.fsync_directory(self._directory)
 
-    def take_from(self, other: Kept, copy: Callable[[Path, Path], object]) -> None:
-        """Have `copy(source, target)` bring all snapshots of another disk here, and no others."""
+    def take_from(
+        self,
+        other: Kept,
+        copy: Callable[[Path, Path], object],
+        order: Callable[[Path], int] = lambda _: 0,
+    ) -> None:
+        """Have `copy(source, target)` bring all snapshots of another disk here, and no others.
+
+        order: which comes first.
+        """
         self.remove()
-        for guid in other.names():
+        for guid in sorted(other.names(), key=lambda each: order(other.get(each))):
             self.make(guid, functools.partial(copy, other.get(guid)))
 
     def delete(self, guid: str) -> None:
