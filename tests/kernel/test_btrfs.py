@@ -134,7 +134,16 @@ def test_snapshots_share_on_another_pool_what_they_share_here(pool: Path, tmp_pa
         back.mkdir()
         driver.clone(new, back, NoProgress())
         assert (back / "subvol.snapshots" / guids[2] / "file").read_text() == "2"
-        for each in (home, new, back):
+        # A subvolume inside would be left out of a stream: then all is copied.
+        (home / "subvol/dir").mkdir()
+        subvolume(subvolume(home / "subvol/dir/inner", "inner") / "innermost", "innermost")
+        whole = elsewhere / "whole"
+        whole.mkdir()
+        driver.clone(home, whole, NoProgress())
+        assert (whole / "subvol/dir/inner/file").read_text() == "inner"
+        assert btrfs.is_subvolume(whole / "subvol/dir/inner/innermost")
+        assert (whole / "subvol/dir/inner/innermost/file").read_text() == "innermost"
+        for each in (home, new, back, whole):
             driver.remove(each, NoProgress())
             assert list(each.iterdir()) == []
 

@@ -96,10 +96,10 @@ def _snapshot(places: tuple[int, int], name: str, depth: int, *, readonly: bool)
             fcntl.ioctl(new, _SUBVOL_SETFLAGS, struct.pack("=Q", _RDONLY))
 
 
-def has_nested(path: Path) -> bool:
-    """Whether there are subvolumes in a subvolume."""
+def nested(path: Path) -> list[Path]:
+    """Return the subvolumes directly below a subvolume, relative to it."""
     with _opened(path) as fd:
-        return any(True for _ in _children(fd))
+        return [Path(directory, name) for directory, name in _nested(fd)]
 
 
 def written(path: Path) -> int:

@@ -262,6 +262,9 @@ def _copy(source: Path, new: Path, progress: Progress) -> None:
             raise
         btrfs.create(new)
         file.copy_tree(source, new, progress)
+        for inside in btrfs.nested(source):  # of which there is an empty directory now
+            (new / inside).rmdir()
+            _copy(source / inside, new / inside, progress)
 
 
 def _destroy_if_ours(path: Path) -> None:

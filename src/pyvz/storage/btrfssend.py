@@ -61,7 +61,7 @@ class Sending:
 def possible(subvolumes: list[Path]) -> bool:
     """Whether all of them can be sent: by the program, and with all that is in them."""
     program = shutil.which("btrfs", path=run.ENVIRONMENT["PATH"])
-    return program is not None and not any(btrfs.has_nested(each) for each in subvolumes)
+    return program is not None and not any(btrfs.nested(each) for each in subvolumes)
 
 
 def forget(home: Path) -> None:

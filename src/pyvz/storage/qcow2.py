@@ -437,7 +437,7 @@ def _disk(home: Path) -> Disk:
 
 
 def _known(disk: Disk, guid: str) -> None:
-    if not any(each.name == guid for each in disk.snapshots()) and not disk.shot(guid):
+    if not (disk.shot(guid) or any(each.name == guid for each in disk.snapshots())):
         raise NotFound(f"there is no snapshot {guid}")
 
 
@@ -470,8 +470,7 @@ def _opened(disk: Disk) -> Iterator[int]:
 
 def _is_there(disk: Disk, target: Path, *, readonly: bool) -> bool:
     """Whether the disk is mounted at `target` as asked; raises when that place is taken."""
-    entry = mount.mount_at(target)
-    if entry is None:
+    if (entry := mount.mount_at(target)) is None:
         return False
     if entry.device not in {(loop.major, loop.minor) for loop in attach.loops(disk.daemon)}:
         raise MountError(f"Something else is mounted on {target}")
