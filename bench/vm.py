@@ -2,8 +2,9 @@
 
     .venv/bin/python -m bench.vm [--runs N] [--many N]
 
-Medians in milliseconds, and in brackets ours divided by bare QEMU's: `prlctl start` until it has
-returned, against QEMU with the same command line until its monitor says `running`.
+Medians in milliseconds, and in brackets ours divided by the other's: `prlctl start` until it has
+returned, against QEMU with the same command line until its monitor says `running`, and against
+`virsh start` of a libvirtd of our own, where libvirt's QEMU driver is installed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench import libvirtd
+from bench.libvirtd import Libvirtd
 from bench.peer import unmount_below
 from pyvz.container.client import KeeperClient
 
@@ -116,13 +119,14 @@ def bare(words: list[str], work: Path) -> float:
         process.wait()
 
 
-def line(name: str, ours: list[float], peer: list[float] | None = None) -> None:
+def line(name: str, ours: list[float], **peers: list[float]) -> None:
     """Print one row."""
     middle = statistics.median(ours)
     text = f"{name:32} {middle:8.0f}"
-    if peer:
-        other = statistics.median(peer)
-        text += f"   bare QEMU {other:8.0f}   [{middle / other:.2f}]"
+    for peer, times in peers.items():
+        if times:
+            other = statistics.median(times)
+            text += f"   {peer} {other:8.0f}   [{middle / other:.2f}]"
     print(text)
 
 
@@ -137,14 +141,23 @@ def main() -> None:
         node.prlctl("create", "one", "--vmtype", "vm", "--no-hdd")
         node.prlctl("set", "one", "--memsize", "256")
         ours: list[float] = []
-        peer: list[float] = []
+        bare_qemu: list[float] = []
+        virsh: list[float] = []
+        lacking = libvirtd.missing()
+        libvirt = None if lacking else Libvirtd(Path(name) / "libvirt")
         for _ in range(given.runs):
             time.sleep(PAUSE)
             ours.append(node.prlctl("start", "one"))
             words = node.words()
             node.prlctl("stop", "one", "--kill")
-            peer.append(bare(words, Path(name)))
-        line("start until it runs", ours, peer)
+            bare_qemu.append(bare(words, Path(name)))
+            if libvirt is not None:
+                virsh.append(libvirt.start())
+        line("start until it runs", ours, bare_qemu=bare_qemu, virsh=virsh)
+        if libvirt is None:
+            print(f"without {lacking}")
+        else:
+            libvirt.end()
         for number in range(given.many - 1):
             node.prlctl("create", f"m{number}", "--vmtype", "vm", "--no-hdd")
         line(f"list of {given.many}", [node.prlctl("list", "-a") for _ in range(given.runs)])
