@@ -1,6 +1,8 @@
 """Start of a virtual machine, list and statistics of many: ours beside bare QEMU, in one run.
 
-    .venv/bin/python -m bench.vm [--runs N] [--many N]
+    .venv/bin/python -m bench.vm [--runs N] [--many N] [--alive]
+
+--alive: the many run, paused, with 32 MiB each (some minutes, and 50 MiB for each).
 
 Medians in milliseconds, and in brackets ours divided by the other's: `prlctl start` until it has
 returned, against QEMU with the same command line until its monitor says `running`, and against
@@ -135,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--many", type=int, default=50)
+    parser.add_argument("--alive", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pb-", dir="/tmp") as name:
         node = Node(Path(name))
@@ -158,12 +161,20 @@ def main() -> None:
             print(f"without {lacking}")
         else:
             libvirt.end()
-        for number in range(given.many - 1):
-            node.prlctl("create", f"m{number}", "--vmtype", "vm", "--no-hdd")
-        line(f"list of {given.many}", [node.prlctl("list", "-a") for _ in range(given.runs)])
-        for number in range(given.many - 1):
-            node.prlctl("delete", f"m{number}")
-        node.prlctl("delete", "one")
+        names = ["one", *(f"m{number}" for number in range(given.many - 1))]
+        for each in names[1:]:
+            node.prlctl("create", each, "--vmtype", "vm", "--no-hdd")
+        if given.alive:
+            for each in names:
+                node.prlctl("set", each, "--memsize", "32", "--cpus", "1")
+                node.prlctl("start", each)
+                node.prlctl("pause", each)
+        what = f"{given.many} {'paused' if given.alive else 'stopped'}"
+        line("one command line", [node.prlctl("--version") for _ in range(given.runs)])
+        for words in (("list", "-a"), ("statistics", "-a")):
+            line(f"{words[0]} of {what}", [node.prlctl(*words) for _ in range(given.runs)])
+        for each in names:
+            node.prlctl("delete", each, "--force")
         node.end()
 
 
