@@ -58,7 +58,9 @@ class Node:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
 
     def end(self) -> None:
-        """End the daemons that we started, and unmount what they made."""
+        """Delete the machines, end the daemons, and unmount what they made."""
+        for home in (self.root / "vz/vmprivate").iterdir():
+            self.prlctl("delete", home.name, "--force")
         run = self.root / "run/pyvz"
         keeper = KeeperClient(run / "keeper.sock")
         pids = [int((run / "vzd.lock").read_text()), int(keeper.call("ping").data["pid"])]
@@ -132,50 +134,61 @@ def line(name: str, ours: list[float], **peers: list[float]) -> None:
     print(text)
 
 
-def main() -> None:
-    """Measure."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--many", type=int, default=50)
-    parser.add_argument("--alive", action="store_true")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="pb-", dir="/tmp") as name:
-        node = Node(Path(name))
-        node.prlctl("create", "one", "--vmtype", "vm", "--no-hdd")
-        node.prlctl("set", "one", "--memsize", "256")
-        ours: list[float] = []
-        bare_qemu: list[float] = []
-        virsh: list[float] = []
-        lacking = libvirtd.missing()
-        libvirt = None if lacking else Libvirtd(Path(name) / "libvirt")
-        for _ in range(given.runs):
+def starts(node: Node, runs: int) -> None:
+    """Measure the start of a machine, in turns with its peers."""
+    node.prlctl("create", "one", "--vmtype", "vm", "--no-hdd")
+    node.prlctl("set", "one", "--memsize", "256")
+    ours: list[float] = []
+    bare_qemu: list[float] = []
+    virsh: list[float] = []
+    lacking = libvirtd.missing()
+    libvirt = None if lacking else Libvirtd(node.root / "libvirt")
+    try:
+        for _ in range(runs):
             time.sleep(PAUSE)
             ours.append(node.prlctl("start", "one"))
             words = node.words()
             node.prlctl("stop", "one", "--kill")
-            bare_qemu.append(bare(words, Path(name)))
+            bare_qemu.append(bare(words, node.root))
             if libvirt is not None:
                 virsh.append(libvirt.start())
-        line("start until it runs", ours, bare_qemu=bare_qemu, virsh=virsh)
-        if libvirt is None:
-            print(f"without {lacking}")
-        else:
+    finally:
+        if libvirt is not None:
             libvirt.end()
-        names = ["one", *(f"m{number}" for number in range(given.many - 1))]
-        for each in names[1:]:
-            node.prlctl("create", each, "--vmtype", "vm", "--no-hdd")
-        if given.alive:
-            for each in names:
-                node.prlctl("set", each, "--memsize", "32", "--cpus", "1")
-                node.prlctl("start", each)
-                node.prlctl("pause", each)
-        what = f"{given.many} {'paused' if given.alive else 'stopped'}"
-        line("one command line", [node.prlctl("--version") for _ in range(given.runs)])
-        for words in (("list", "-a"), ("statistics", "-a")):
-            line(f"{words[0]} of {what}", [node.prlctl(*words) for _ in range(given.runs)])
-        for each in names:
-            node.prlctl("delete", each, "--force")
-        node.end()
+    line("start until it runs", ours, bare_qemu=bare_qemu, virsh=virsh)
+    if lacking:
+        print(f"without {lacking}")
+
+
+def looks(node: Node, runs: int, many: int, *, alive: bool) -> None:
+    """Measure what is asked of many machines at once."""
+    names = ["one", *(f"m{number}" for number in range(many - 1))]
+    for each in names[1:]:
+        node.prlctl("create", each, "--vmtype", "vm", "--no-hdd")
+    for each in names if alive else ():
+        node.prlctl("set", each, "--memsize", "32", "--cpus", "1")
+        node.prlctl("start", each)
+        node.prlctl("pause", each)
+    line("a command line that asks nothing", [node.prlctl("--version") for _ in range(runs)])
+    for words in (("list", "-a"), ("statistics", "-a")):
+        what = f"{words[0]} of {many} {'paused' if alive else 'stopped'}"
+        line(what, [node.prlctl(*words) for _ in range(runs)])
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--many", type=int, default=40)
+    parser.add_argument("--alive", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="pb-", dir="/tmp") as name:
+        node = Node(Path(name))
+        try:
+            starts(node, given.runs)
+            looks(node, given.runs, given.many, alive=given.alive)
+        finally:
+            node.end()
 
 
 if __name__ == "__main__":
