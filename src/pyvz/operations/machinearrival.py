@@ -28,6 +28,7 @@ from pyvz.operations import (
     machinecreate,
     machinedrives,
     machineground,
+    machinekeys,
     machinenet,
     machinestate,
     memory,
@@ -92,7 +93,8 @@ class Arrival:
             path = machinedrives.source_of(self._env, drive)
             if path.parent != self._env.home:
                 raise ProtocolError("The other node offers a disk outside of the machine's home")
-            image.create(path, disk.size, drive.format)
+            key = machinekeys.of(self._node, drive)  # of the same name on this node
+            image.create(path, disk.size, drive.format, key=key)
 
     def _socket(self) -> Path:
         return self._node.machines.directory(self._env.uuid) / _SOCKET
