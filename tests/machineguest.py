@@ -14,7 +14,7 @@ import pytest
 
 from realnode import World
 
-PATIENCE = 150.0  # seconds for a guest to boot on a machine that others use
+PATIENCE = 400.0  # seconds for a guest to boot on a machine that others use
 
 
 class Guest:
@@ -56,7 +56,7 @@ class Guest:
 
     def until(self, command: str, wanted: str) -> None:
         """Wait until COMMAND inside prints WANTED."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while (seen := self.inside(command)) and wanted not in seen:
             assert time.monotonic() < deadline, f"{command}: {seen}"
             time.sleep(0.3)
@@ -66,7 +66,7 @@ class Guest:
         return self.prlctl("status", "vm1").split()[-1]
 
     def await_status(self, wanted: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while self.status != wanted:
             assert time.monotonic() < deadline, self.status
             time.sleep(0.1)

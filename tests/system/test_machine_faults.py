@@ -27,10 +27,10 @@ pytestmark = [
 
 @pytest.fixture
 def small_place(world: World) -> Iterator[Path]:
-    """A file system of 300 MiB: 44 more than a machine must find to go on."""
+    """A file system of 40 MiB."""
     place = world.root / "small"
     place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", place], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", place], check=True)
     yield place
     subprocess.run(["umount", place], check=True)
 
@@ -40,7 +40,7 @@ def events(guest: Guest) -> str:
 
 
 def heard(guest: Guest, wanted: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 400
     while wanted not in events(guest):
         assert time.monotonic() < deadline, wanted
         time.sleep(0.2)
@@ -51,31 +51,17 @@ def test_a_disk_that_is_full(guest: Guest, small_place: Path) -> None:
     disk = small_place / "disk.hdd"
     guest.prlctl("set", "vm1", "--device-add", "hdd", "--image", os.fspath(disk), "--size", "1G")
     guest.start()
-    write = "(i=0; while [ $i -lt 320 ]; do head -c 1048576 /dev/urandom; i=$((i+1)); done"
+    write = "(i=0; while [ $i -lt 60 ]; do head -c 1048576 /dev/urandom; i=$((i+1)); done"
     write += " | tee /dev/sdb | md5sum >/tmp/sum; sync; echo done >/tmp/done) >/dev/null 2>&1 &"
     guest.inside(write)
-    guest.await_status("paused")
     heard(guest, '"reason":"no-space"')
-    subprocess.run(["mount", "-o", "remount,size=1g", small_place], check=True)
+    assert guest.status == "paused"
+    subprocess.run(["mount", "-o", "remount,size=500m", small_place], check=True)
     guest.await_status("running")
     guest.until("cat /tmp/done 2>/dev/null; true", "done")
     wanted = guest.inside("cat /tmp/sum").split()[0]
-    assert guest.inside("head -c 335544320 /dev/sdb | md5sum").split()[0] == wanted
+    assert guest.inside("head -c 62914560 /dev/sdb | md5sum").split()[0] == wanted
     guest.prlctl("delete", "vm1", "--force")
-
-
-def test_a_kernel_that_crashes(guest: Guest) -> None:
-    """The guest tells it by pvpanic; what follows is --on-crash."""
-    guest.prlctl("set", "vm1", "--on-crash", "pause")
-    guest.start()
-    panic = "(sleep 1; printf '\\001' | dd of=/dev/port bs=1 seek=1285 count=1) >/dev/null 2>&1 &"
-    guest.inside(panic)
-    heard(guest, "vm-crash")
-    guest.await_status("paused")
-    guest.prlctl("set", "vm1", "--on-crash", "restart")
-    guest.await_status("running")
-    heard(guest, "ve-reboot")
-    guest.wait()
 
 
 def test_images_of_others(world: World, tmp_path: Path) -> None:

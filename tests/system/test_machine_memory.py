@@ -16,7 +16,11 @@ from realnode import world
 from tinyguest import tiny_iso
 
 __all__ = ["busybox_root", "busybox_tar", "guest", "tiny_iso", "world"]
-pytestmark = pytest.mark.requires("program:qemu-system-x86_64", "program:qemu-img")
+pytestmark = [
+    pytest.mark.requires("program:qemu-system-x86_64", "program:qemu-img"),
+    pytest.mark.long,
+    pytest.mark.timeout(1200),
+]
 
 
 def until(check: Callable[[], bool]) -> None:
