@@ -71,6 +71,42 @@ def test_addresses_that_are_in_use_are_refused(world: NetWorld) -> None:
     assert "10.77.0.1 10.77.0.2" in world.prlctl("list", "-i", "b")
 
 
+def test_addresses_that_somebody_on_the_wire_has_are_refused(world: NetWorld) -> None:
+    """IPv4 and IPv6, on the network of a routed address and on a bridge; at `set` and at start."""
+    before = world.rules(), world.links()
+    bridge(world)
+    world.at(world.node, "ip", "link", "add", "p0", "master", "br0", "type", "veth", "peer",
+             "name", "lan0", "address", "02:00:00:00:00:99", "netns", world.outside)  # fmt: skip
+    world.at(world.node, "ip", "link", "set", "p0", "up")
+    for address in ("10.88.0.9/24", "fd88::9/64"):
+        world.at(world.outside, "ip", "addr", "add", address, "dev", "lan0", "nodad")
+    world.at(world.outside, "ip", "link", "set", "lan0", "up")
+    world.create("a", *BRIDGED, start=False)
+    taken = "is in use on the network by 02:00:00:00:00:99"
+    for address in ("10.88.0.9/24", "fd88::9/64"):
+        told = world.vzctl("set", "a", "--ifname", "eth0", "--ipadd", address, "--save", code=78)
+        assert taken in told
+    told = world.vzctl("set", "a", "--ipadd", OUTSIDE6, "--save", code=78)
+    assert "is in use on the network by" in told
+    world.vzctl("set", "a", "--ifname", "eth0", "--ipadd", "fd88::8/64", "--save")
+    world.vzctl("start", "a")
+    told = world.vzctl("set", "a", "--ifname", "eth0", "--ipadd", "fd88::9/64", "--save", code=78)
+    assert taken in told
+    assert "fd88::9" not in world.inside("a", "ip", "addr")
+    world.prlctl("stop", "a", "--kill")
+    # Somebody takes it while the container is down.
+    world.at(world.outside, "ip", "addr", "add", "fd88::8/64", "dev", "lan0", "nodad")
+    assert taken in world.vzctl("start", "a", code=78)
+    assert "stopped" in world.prlctl("status", "a")
+    with (world.root / "etc/vz/vz.conf").open("a") as conf:
+        conf.write('SKIP_ARPDETECT="yes"\n')
+    world.vzctl("start", "a")
+    world.prlctl("stop", "a", "--kill")
+    for name in ("p0", "br0"):
+        world.at(world.node, "ip", "link", "del", name)
+    assert (world.rules(), world.links()) == before
+
+
 def test_everything_survives_the_daemon_and_a_reboot(world: NetWorld) -> None:
     uuid = world.create("a", "--ipadd", "10.77.0.1", "--ipadd", "fd77::1")
     end(world.vzd(), signal.SIGKILL)

@@ -70,16 +70,22 @@ def test_everybody_reaches_everybody(world: NetWorld) -> None:
 
 
 def test_neighbours_are_told_of_an_address(world: NetWorld) -> None:
-    """What had the address before had another hardware address: nobody waits for a timeout."""
+    """Who had the address before had another hardware address: nobody waits for a timeout."""
     world.at(world.node, "ip", "link", "add", "br0", "type", "bridge")
     world.at(world.node, "ip", "link", "set", "br0", "up")
     card = ("--device-add", "net", "--network", "br0", "--ipadd")
-    world.create("a", *card, "10.88.0.2/24", "--mac", "c4:37:72:00:00:01")
-    world.create("b", *card, "10.88.0.3/24")
-    assert world.pings("b", "10.88.0.2")
-    assert "c4:37:72:00:00:01" in world.inside("b", "ip", "neigh")
+    six = ("--ipadd", "fd88::2/64")
+    world.create("a", *card, "10.88.0.2/24", *six, "--mac", "c4:37:72:00:00:01")
+    world.create("b", *card, "10.88.0.3/24", "--ipadd", "fd88::3/64")
+    for address in ("10.88.0.2", "fd88::2"):
+        assert world.pings("b", address)
+        assert "c4:37:72:00:00:01" in world.inside("b", "ip", "neigh", "show", address)
     world.prlctl("stop", "a", "--kill")
     world.prlctl("set", "a", "--device-set", "net0", "--mac", "c4:37:72:00:00:02")
     world.prlctl("start", "a")
     # Not asked for: neither of them has sent anything since.
-    wait_for(lambda: "c4:37:72:00:00:02" in world.inside("b", "ip", "neigh"))
+    for address in ("10.88.0.2", "fd88::2"):
+        wait_for(
+            lambda address=address: "c4:37:72:00:00:02"
+            in world.inside("b", "ip", "neigh", "show", address)
+        )

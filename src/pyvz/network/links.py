@@ -41,6 +41,23 @@ def put_alone(batch: Sequence[nftables.Command], *, fresh: bool) -> None:
     nftables.apply(batch)
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
+class Between(NamedTuple):
+    """What others do while a plan is put in place.
+
+    put: puts the rules in force.  ready: is called when all is made and nothing leads anywhere yet.
+    """
+
+    put: Put = put_alone
+    ready: Callable[[], None] = _nothing
+
+
+NOBODY = Between()
+
+
 class Inside(NamedTuple):
     """A container's network namespace: descriptors of it, and of a netlink socket made inside."""
 
@@ -62,15 +79,14 @@ class Links:
         return None
 
     def apply(
-        self, plan: NetworkPlan, inside: Inside | None, put: Put = put_alone,
+        self, plan: NetworkPlan, inside: Inside | None, between: Between = NOBODY,
         *, plugged: bool = True,
     ) -> dict[str, int]:  # fmt: skip
         """Put a plan in place for an environment that has nothing yet; raises NetworkError.
 
         inside: None for a virtual machine, whose cards are taps; their descriptors, by the name of
-        the node's end, are returned and the caller's.  put: puts the rules in force.  plugged:
-        False leaves the node's ends leading nowhere, until plug().  After a failure the caller
-        calls remove().
+        the node's end, are returned and the caller's.  plugged: False leaves the node's ends
+        leading nowhere, until plug().  After a failure the caller calls remove().
         """
         if plan.empty:
             return {}
@@ -81,7 +97,8 @@ class Links:
             found = outside.links(_names(plan))
             self._name(plan, found, outside)
             with self._rules(plan) as guarded:
-                self._install(plan, put, guarded=guarded)
+                self._install(plan, between.put, guarded=guarded)
+            between.ready()
             for each in plan.interfaces:
                 self._lead(each, found, outside, plugged=plugged)
             outside.send()

@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from pyvz.container.runtime import NetworkAccess
 from pyvz.errors import AddressInUse, NetworkError, NotRunning, VZError
 from pyvz.linux import arp
+from pyvz.linux.addressprobe import Late, Probe, Question
 from pyvz.linux.netlink import sysctl
 from pyvz.linux.rtnetlink import Requests
 from pyvz.model.config import Config
@@ -21,9 +22,9 @@ from pyvz.model.environment import Environment, Kind
 from pyvz.model.param import normal
 from pyvz.network import facts, netdev, plan
 from pyvz.network.address import Reservations, family
-from pyvz.network.base import Interface, NetworkPlan, NodeFacts, Proxy
+from pyvz.network.base import Interface, NetworkPlan, NodeFacts
 from pyvz.network.ends import check_free
-from pyvz.network.links import Inside, Links
+from pyvz.network.links import Between, Inside, Links
 from pyvz.operations import netdevice, options, traffic, virtualnet
 from pyvz.operations.node import Node
 from pyvz.operations.options import GivenOptions, Plan
@@ -35,7 +36,9 @@ FIELDS = frozenset({"network.ip", "network.external_ip", "network.interfaces", "
 AUTO = "auto"
 RANGE_KEY = "VE_ADDRESS_RANGE"  # of vz.conf: where --ipadd auto takes addresses from
 PROBE_PATIENCE = 0.25  # seconds for an answer from the wire; the original waits 1
-_START_PATIENCE = 0.1  # of which most has gone by when the namespaces are there
+# Of a start all of it has gone by when the cards are made; on a wire an answer takes less than one
+# millisecond.  One that comes later is told in the log.
+_START_PATIENCE = 0.03
 
 
 def prepare(
@@ -53,16 +56,19 @@ def prepare(
     wanted = planned(node, env, config)
     Reservations(node.paths).set(env.uuid, plan.reserved(config))
     # One that arrives from another node still has its addresses there: nobody is asked.
-    probes = Probes(node, wanted.proxies if plugged else ())
+    probe = Probe(questions(node, wanted) if plugged else (), _late(env))
+
+    def ready() -> None:
+        refuse_taken(probe, _START_PATIENCE)
+        if plugged:
+            announce(wanted, None, "6")
 
     def furnish(access: NetworkAccess) -> None:
-        with probes:
-            put = traffic.with_rules(node, env, config, wanted)
-            inside = Inside(access.namespace, access.netlink)
-            Links(node.paths).apply(wanted, inside, put, plugged=plugged)
-            probes.check(_START_PATIENCE)
+        between = Between(traffic.with_rules(node, env, config, wanted), ready)
+        inside = Inside(access.namespace, access.netlink)
+        Links(node.paths).apply(wanted, inside, between, plugged=plugged)
         if plugged:
-            announce(wanted)
+            announce(wanted, None, "4")
         _warn(env, wanted)
 
     return furnish
@@ -89,9 +95,8 @@ def plug(node: Node, uuid: str) -> None:
     found = links.applied(uuid)
     if found is None:
         return
-    # Before the bridge passes it on to the container, whose kernel would complain.
-    _announce_cards(found.interfaces, "6")
-    announce(links.plug(uuid))
+    announce(found, None, "6")
+    announce(links.plug(uuid), None, "4")
 
 
 def unplug(node: Node, uuid: str) -> None:
@@ -145,9 +150,8 @@ def check(node: Node, env: Environment, old: Config, new: Config, undo: ExitStac
     wanted = planned(node, env, new)
     _reserve(node, env, old, new, undo)
     before = set(plan.reserved(old))
-    fresh = [each for each in wanted.proxies if each.address not in before]
-    with Probes(node, fresh) as probes:
-        probes.check(PROBE_PATIENCE)
+    fresh = [each for each in questions(node, wanted) if each.address not in before]
+    refuse_taken(Probe(fresh, _late(env)), PROBE_PATIENCE)
     return wanted
 
 
@@ -159,11 +163,12 @@ def change(node: Node, env: Environment, old: Config, new: Config, undo: ExitSta
     if before == after:
         return
     undo.callback(_change_back, node, env, after, before)
+    announce(after, before, "6")
     with node.runtime.network(env.uuid) as access:
         inside = Inside(access.namespace, access.netlink)
         then = traffic.following(node, env, (before, old), (after, new))
         links.change(before, after, inside, then)
-    announce(after, before)
+    announce(after, before, "4")
     _warn(env, after)
 
 
@@ -286,56 +291,57 @@ def _change_back(node: Node, env: Environment, new: NetworkPlan, old: NetworkPla
         log.exception("%s: its old network could not be put back", env.name)
 
 
-class Probes:
-    """Looks on the wire for others that have the addresses which the node is to answer for.
+def questions(node: Node, made: NetworkPlan) -> list[Question]:
+    """Return where each address of a plan is to be looked for, before it is used.
 
-    The questions are sent at once, so that other work goes on until the answers are there.
+    None with SKIP_ARPDETECT: then the wire is left alone.
     """
-
-    def __init__(self, node: Node, proxies: Iterable[Proxy]) -> None:
-        self._probes: list[arp.Probe] = []
-        if node.config().values.get("SKIP_ARPDETECT", "no").lower() == "yes":
-            return
-        by_device: dict[str, list[str]] = {}
-        for address, device in proxies:
-            if family(address) == "4":
-                by_device.setdefault(device, []).append(address)
-        for device, addresses in by_device.items():
-            with suppress(OSError):  # it is gone, or down: nobody is there to ask
-                self._probes.append(arp.Probe(device, addresses).__enter__())
-
-    def __enter__(self) -> Probes:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for probe in self._probes:
-            probe.__exit__()
-
-    def check(self, patience: float) -> None:
-        """Raise AddressInUse when somebody has answered."""
-        for probe in self._probes:
-            for address, mac in probe.answers(patience).items():
-                raise AddressInUse(
-                    f"The address {address} is in use on the network by {mac}",
-                    hint="SKIP_ARPDETECT=yes in vz.conf switches this check off.",
-                )
+    if node.config().values.get("SKIP_ARPDETECT", "no").lower() == "yes":
+        return []
+    cards = [
+        Question(address.partition("/")[0], each.bridge)
+        for each in made.interfaces
+        if each.bridge and each.connected
+        for address in each.addresses
+    ]
+    return [*(Question(*each) for each in made.proxies), *cards]
 
 
-def announce(made: NetworkPlan, before: NetworkPlan | None = None) -> None:
+def refuse_taken(probe: Probe, patience: float) -> None:
+    """Raise AddressInUse when somebody answers within PATIENCE seconds of the question."""
+    for asked, mac in probe.answers(patience).items():
+        raise AddressInUse(
+            f"The address {asked.address} is in use on the network by {mac} (seen on "
+            f"{asked.device})",
+            hint="SKIP_ARPDETECT=yes in vz.conf switches this check off.",
+        )
+
+
+def _late(env: Environment) -> Late:
+    """Return what tells the log of an answer for which nobody has waited."""
+
+    def tell(asked: Question, mac: str) -> None:
+        log.warning(
+            "%s: its address %s is in use on the network by %s, too (seen on %s)",
+            env.name, asked.address, mac, asked.device,
+        )  # fmt: skip
+
+    return tell
+
+
+def announce(made: NetworkPlan, before: NetworkPlan | None, version: str) -> None:
     """Tell neighbours where the addresses of a plan are now; before: what they know already.
 
-    Not of IPv6 addresses on bridges: a guest that still looks whether somebody else has its
-    address would take our word for the answer (RFC 4862, 5.4.4), and says itself that it is there.
+    version: "4" is told when the addresses are there.  "6" before they are: the kernel of a
+    container that hears somebody else speak for its address complains of it.
     """
     known = set(before.proxies) if before else set()
     for address, device in made.proxies:
-        if (address, device) not in known:
+        if (address, device) not in known and family(address) == version:
             with suppress(OSError):  # the device is gone, or down: nobody is there to tell
                 arp.announce(device, [address])
-    _announce_cards(
-        [_fresh(each, before.interface(each.name) if before else None) for each in made.interfaces],
-        "4",
-    )
+    fresh = [_fresh(x, before.interface(x.name) if before else None) for x in made.interfaces]
+    _announce_cards(fresh, version)
 
 
 def _fresh(each: Interface, former: Interface | None) -> Interface:

@@ -21,7 +21,7 @@ from pyvz.model.environment import Environment
 from pyvz.network import plan as plans
 from pyvz.network.address import Reservations
 from pyvz.network.base import NetworkPlan
-from pyvz.network.links import Links
+from pyvz.network.links import Between, Links
 from pyvz.operations import network, traffic
 from pyvz.operations.node import Node
 
@@ -59,7 +59,7 @@ def make(
     wanted = network.planned(node, env, config)
     Reservations(node.paths).set(env.uuid, plans.reserved(config))
     put = traffic.with_rules(node, env, config, wanted)
-    taps = Links(node.paths).apply(wanted, None, put, plugged=plugged)
+    taps = Links(node.paths).apply(wanted, None, Between(put), plugged=plugged)
     return _cards(wanted, taps)
 
 
@@ -74,9 +74,10 @@ def change(node: Node, env: Environment, old: Config, new: Config, undo: ExitSta
     if before == after:
         return Change()
     undo.callback(links.change, after, before, None)
+    network.announce(after, before, "6")
     then = traffic.following(node, env, (before, old), (after, new))
     taps = links.change(before, after, None, then)
-    network.announce(after, before)
+    network.announce(after, before, "4")
     added = _cards(after, taps)
     replaced = {card.name for card in added}
     left = {each.name for each in after.interfaces}
