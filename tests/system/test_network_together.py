@@ -86,6 +86,7 @@ def test_neighbours_are_told_of_an_address(world: NetWorld) -> None:
     # Not asked for: neither of them has sent anything since.
     for address in ("10.88.0.2", "fd88::2"):
         wait_for(
-            lambda address=address: "c4:37:72:00:00:02"
-            in world.inside("b", "ip", "neigh", "show", address)
+            lambda address=address: (
+                "c4:37:72:00:00:02" in world.inside("b", "ip", "neigh", "show", address)
+            )
         )

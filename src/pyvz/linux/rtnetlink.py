@@ -42,7 +42,11 @@ _SKIP_STATISTICS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS, _NODAD = 1, 2, 4, 8, 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _STATIC, _UNICAST, _NOWHERE, _ONLINK = 4, 1, 255, 4
-_NDA_DST, _PROXY = 1, 8
+_NDA_DST, _NDA_LLADDR, _PROXY = 1, 2, 8
+_BRIDGE = 7  # AF_BRIDGE
+_SETLINK, _PROTINFO, _NESTED = 19, 12, 0x8000
+_LEARNING, _UNICAST_FLOOD = 8, 9  # IFLA_BRPORT_
+_STATION, _OF_MASTER = 0x40, 4  # NUD_NOARP: it does not age; NTF_MASTER
 _TYPE = 0x3FFF  # without the flags of nesting
 _LOOPBACK = 8
 _GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
@@ -162,6 +166,28 @@ class Requests:
         """Answer no longer."""
         body = _proxy_body(link.index, address)
         self._add(_DELNEIGH, 0, body, f"stop answering for {address}", gone_is_fine=True)
+
+    def port(self, link: Link, *, learning: bool, flood: bool) -> None:
+        """Set whether the bridge of a port learns there, and sends there what it knows not where.
+
+        Also right after the request that has put the link into the bridge.
+        """
+        given = struct.pack("=B", learning), struct.pack("=B", flood)
+        data = _attribute(_LEARNING, given[0]) + _attribute(_UNICAST_FLOOD, given[1])
+        body = _LINK.pack(_BRIDGE, 0, link.index, 0, 0) + _attribute(_PROTINFO | _NESTED, data)
+        self._add(_SETLINK, 0, body, f"change the bridge's port {link.name}")
+
+    def station(self, link: Link, mac: str) -> None:
+        """Tell the bridge of a port that a hardware address is behind it, and nowhere else."""
+        body = _NEIGHBOUR.pack(_BRIDGE, link.index, _STATION, _OF_MASTER, 0)
+        body += _attribute(_NDA_LLADDR, _octets(mac))
+        self._add(_NEWNEIGH, _CREATE | _REPLACE, body, f"pin {mac} to {link.name}")
+
+    def delete_station(self, link: Link, mac: str) -> None:
+        """Let the bridge find out by itself where a hardware address is."""
+        body = _NEIGHBOUR.pack(_BRIDGE, link.index, 0, _OF_MASTER, 0)
+        body += _attribute(_NDA_LLADDR, _octets(mac))
+        self._add(_DELNEIGH, 0, body, f"unpin {mac} from {link.name}", gone_is_fine=True)
 
     # -- sending --------------------------------------------------------------------------------
 

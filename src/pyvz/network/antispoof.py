@@ -7,6 +7,8 @@ inet   <instance>-addresses   one per node: a packet with the address of a route
                               did not come in by that container's interface is dropped, whoever
                               sent it (the route back decides, fib(8))
 
+What a card sends to everybody is limited, so that a flood does not reach every port of a bridge.
+
 A bridged container with a filter for addresses also may not answer ARP or NDP for anybody else,
 announce itself as router, or answer DHCP requests.
 """
@@ -19,7 +21,7 @@ from typing import NamedTuple
 
 from pyvz.linux.nftables import ACCEPT, DROP, Command, Table, field, match, raw
 from pyvz.network.address import family
-from pyvz.network.base import Interface, NetworkPlan
+from pyvz.network.base import Filter, Interface, NetworkPlan
 
 _BEFORE_ALL = -500
 _RAW = -310  # before connection tracking (-200) knows of a packet that we drop
@@ -94,10 +96,15 @@ def remove(instance: str, plan: NetworkPlan, *, last: bool) -> list[Command]:
     return batch + _without(instance, plan.routed, NOTHING_KNOWN)
 
 
-def _bare(plan: NetworkPlan) -> list[tuple[str, str, bool, bool]]:
+def _bare(plan: NetworkPlan) -> list[tuple[str, str, Filter, bool]]:
     """Everything that decides about the chains, but the addresses."""
     return [
-        (each.host_name, each.mac, each.filter.mac, each.filter.addresses is not None)
+        (
+            each.host_name,
+            each.mac,
+            each.filter._replace(addresses=None),
+            each.filter.addresses is not None,
+        )
         for each in plan.interfaces
     ]
 
@@ -185,6 +192,8 @@ def _chain(own: Table, interface: Interface) -> list[Command]:
     if interface.filter.mac:
         batch.append(own.rule(name, match(field("ether", "saddr"), interface.mac, "!="), DROP))
         batch.append(own.rule(name, match(field("arp", "saddr ether"), interface.mac, "!="), DROP))
+    if interface.filter.broadcasts:
+        batch.append(own.rule(name, *_flood(interface.filter.broadcasts)))
     if interface.filter.addresses is None:
         return batch
     batch += [own.set(f"{name}-4", "ipv4_addr"), own.set(f"{name}-6", "ipv6_addr")]
@@ -193,6 +202,13 @@ def _chain(own: Table, interface: Interface) -> list[Command]:
         batch += [own.plain_chain(f"{name}-nd"), *_targets(own, name, _sent(interface))]
     batch += [own.rule(name, *rule) for rule in _rules(interface)]
     return batch
+
+
+def _flood(rate: int) -> tuple[Command, ...]:
+    """What is sent to everybody beyond RATE packets per second: every port of a bridge gets it."""
+    everybody = match({"meta": {"key": "pkttype"}}, {"set": ["broadcast", "multicast"]})
+    beyond = {"limit": {"rate": rate, "burst": rate, "per": "second", "inv": True}}
+    return everybody, beyond, DROP
 
 
 def _has_neighbours(interface: Interface) -> bool:

@@ -23,11 +23,13 @@ class Filter(NamedTuple):
     """What the container may send by an interface.
 
     mac: only from its own hardware address.  addresses: only from these (bare, both families);
-    None: from any.
+    None: from any.  broadcasts: so many packets per second to everybody (broadcast, multicast);
+    0: any number.
     """
 
     mac: bool = True
     addresses: tuple[str, ...] | None = None
+    broadcasts: int = 0
 
 
 class Interface(NamedTuple):
@@ -130,6 +132,7 @@ class NodeFacts(NamedTuple):
     addresses: its own, bare.  uplinks: see Uplink.  bridges: name of network -> bridge.
     sources: preferred source addresses for routes to containers, at most one per family.
     mask: keep masks of routed addresses inside (USE_VENET_MASK).  ipv6: IPV6 of vz.conf.
+    broadcasts: packets per second that a card may send to everybody (BROADCAST_LIMIT).
     """
 
     addresses: frozenset[str] = frozenset()
@@ -138,6 +141,7 @@ class NodeFacts(NamedTuple):
     sources: tuple[str, ...] = ()
     mask: bool = True
     ipv6: bool = True
+    broadcasts: int = 0
 
 
 class InterfaceKind(Protocol):
@@ -190,6 +194,7 @@ def _interface(data: dict[str, Any]) -> Interface:
     made: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
     }
-    addresses = data["filter"]["addresses"]
-    made["filter"] = Filter(data["filter"]["mac"], None if addresses is None else tuple(addresses))
+    given = data["filter"]
+    addresses = None if given["addresses"] is None else tuple(given["addresses"])
+    made["filter"] = Filter(given["mac"], addresses, given.get("broadcasts", 0))
     return Interface(**made)

@@ -25,7 +25,9 @@ def interface(uuid: str, netif: NetIf, facts: NodeFacts) -> Interface:
         gateways=gateways if configured else (),
         bridge=_bridge(netif, facts),
         connected=netif.connected,
-        filter=Filter(netif.mac_filter, _allowed(netif)),
+        filter=Filter(
+            netif.mac_filter, _allowed(netif), facts.broadcasts if netif.mac_filter else 0
+        ),
     )
 
 

@@ -65,7 +65,22 @@ def plug(interface: Interface, link: Link, bridge: Link | None, outside: Request
             mtu=bridge.mtu if bridge is not None and bridge.mtu != link.mtu else 0,
         ),
     )
+    if bridge is not None and bridge.kind == "bridge":
+        pin(interface, link, outside)
     route_to(interface, interface.routes, link.index, outside)
+
+
+def pin(interface: Interface, link: Link, outside: Requests) -> None:
+    """Tell the bridge which hardware address is behind its port, if only that one may be.
+
+    Then it learns nothing there, so nobody can fill its table or take an address of another port,
+    and what goes to an address that it does not know is not sent in there.
+    """
+    outside.port(link, learning=not interface.filter.mac, flood=not interface.filter.mac)
+    if interface.filter.mac:
+        outside.station(link, interface.mac)
+    else:
+        outside.delete_station(link, interface.mac)
 
 
 def unplug(interface: Interface, link: Link, outside: Requests) -> None:

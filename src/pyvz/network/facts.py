@@ -10,6 +10,7 @@ from pyvz.model.vzconf import NodeConfig
 from pyvz.network.address import family
 from pyvz.network.base import NodeFacts, Uplink
 
+_BROADCASTS = 1000  # packets per second; a machine that works sends a few
 _NO_UPLINK = frozenset({"veth", "dummy", "ifb", "tun", "wireguard", "sit", "ip6tnl", "gre"})
 
 
@@ -30,7 +31,13 @@ def facts(
         sources=_sources(config, by_index, given),
         mask=config.values.get("USE_VENET_MASK", "no").lower() == "yes",
         ipv6=config.ipv6,
+        broadcasts=_broadcasts(config),
     )
+
+
+def _broadcasts(config: NodeConfig) -> int:
+    text = config.values.get("BROADCAST_LIMIT", "")
+    return int(text) if text.isdecimal() else _BROADCASTS
 
 
 def _uplinks(

@@ -354,7 +354,7 @@ class Links:
     ) -> None:
         """Bring one interface, whose pair stays, from one plan to the other."""
         link = _needed(found, after.host_name)
-        if (before.bridge, before.connected) != (after.bridge, after.connected):
+        if _leading(before) != _leading(after):
             self._lead(after, found, outside)
         if after.connected:
             had, has = dict.fromkeys(before.routes), dict.fromkeys(after.routes)
@@ -401,6 +401,11 @@ def _furnish(plan: NetworkPlan, found: Mapping[str, Link], inside: Inside) -> No
         mtu = found[each.bridge].mtu if each.bridge in found else card.mtu
         ends.furnish(each, card, within, mtu=mtu if mtu != card.mtu else 0)
     within.send()
+
+
+def _leading(each: Interface) -> tuple[str, bool, bool]:
+    """What decides about the node's end, but addresses."""
+    return each.bridge, each.connected, each.filter.mac
 
 
 def _names(plan: NetworkPlan) -> list[str]:
