@@ -135,6 +135,23 @@ def dnsmasq_lives(world: NetWorld, but: int) -> bool:
         return False
 
 
+def test_dhcp_without_a_server(world: NetWorld) -> None:
+    """The container starts, nobody waits, and it is told."""
+    with (world.root / "etc/vz/vz.conf").open("a") as conf:
+        conf.write('DHCP_WAIT="1"\n')
+    net(world, "add", "quiet", "-t", "host-only", "--ip", "10.66.0.1/24")
+    uuid = world.create("a", "--device-add", "net", "--network", "quiet", "--dhcp")
+    assert "running" in world.prlctl("status", "a")
+    log = world.root / "var/log/pyvz"
+    wait_for(lambda: "has no IPv4 address by DHCP" in (log / "vzd.log").read_text())
+    assert "net set quiet --dhcp-server on" in (log / "vzd.log").read_text()
+    events = [json.loads(line) for line in (log / "events.log").read_text().splitlines()]
+    [told] = [each for each in events if each["name"] == "ve-no-lease"]
+    assert told["uuid"] == uuid.strip("{}")
+    assert told["data"]["interface"] == "eth0"
+    assert told["data"]["network"] == "quiet"
+
+
 def test_the_networks_of_every_node(world: NetWorld) -> None:
     before = world.rules(), world.links()
     rows = json.loads(net(world, "list", "-j"))

@@ -10,6 +10,7 @@ STOP = "ve-stop"
 REBOOT = "ve-reboot"
 OOM = "ve-oom"  # the kernel killed processes of it for want of memory
 LIMIT = "ve-limit"  # it was refused more of a resource than its limit
+NO_LEASE = "ve-no-lease"  # a card of it has got no address by DHCP
 CONFIG = "ve-config"
 CREATE = "ve-create"
 DELETE = "ve-delete"
