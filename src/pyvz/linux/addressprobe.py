@@ -7,12 +7,12 @@ to bind one takes as long.
 
 from __future__ import annotations
 
-import ctypes
 import select
 import socket
 import struct
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from ipaddress import ip_address
@@ -123,7 +123,7 @@ def _listener(protocol: int) -> socket.socket:
     made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
     if protocol == ndp.ETH_IPV6:
         code = b"".join(struct.pack("=HBBI", *each) for each in _FILTER)
-        held = ctypes.create_string_buffer(code, len(code))
-        program = struct.pack("@HP", len(_FILTER), ctypes.addressof(held))  # struct sock_fprog
+        held = array("B", code)
+        program = struct.pack("@HP", len(_FILTER), held.buffer_info()[0])  # struct sock_fprog
         made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
     return made
