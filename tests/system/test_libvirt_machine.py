@@ -156,8 +156,7 @@ def _type_at_the_console(virsh: Virsh) -> None:
     )  # fmt: skip
     os.close(theirs)
     try:
-        os.write(ours, b"\n")
-        _read_until(ours, b"# ")
+        _read_until(ours, b"# ", poke=b"\n")
         os.write(ours, b"seq 1 4000; echo D''ONE\n")
         printed = _read_until(ours, b"DONE").replace(b"\r", b"").split(b"\n")
         numbers = [int(line) for line in printed if line.isdigit()]
@@ -170,12 +169,16 @@ def _type_at_the_console(virsh: Virsh) -> None:
         os.close(ours)
 
 
-def _read_until(descriptor: int, end: bytes) -> bytes:
+def _read_until(descriptor: int, end: bytes, *, poke: bytes = b"") -> bytes:
+    """Read until END comes; POKE is typed again whenever nothing does."""
     data = b""
     deadline = time.monotonic() + 120
     while end not in data:
-        assert select.select([descriptor], [], [], deadline - time.monotonic())[0], data[-500:]
-        data += os.read(descriptor, 1 << 16)
+        assert time.monotonic() < deadline, data[-500:]
+        if select.select([descriptor], [], [], 1)[0]:
+            data += os.read(descriptor, 1 << 16)
+        elif poke:
+            os.write(descriptor, poke)
     return data
 
 

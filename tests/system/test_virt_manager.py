@@ -145,4 +145,4 @@ def _typed(world: World, desktop: Desktop) -> bool:
     desktop.xdotool("type", "--delay", "30", "echo typed >/tmp/seen")
     desktop.xdotool("key", "Return")
     time.sleep(0.5)
-    return world.run("prlctl", "exec", "web", "sh", "-c", "cat /tmp/seen || :") == "typed\n"
+    return world.run("prlctl", "exec", "web", "cat /tmp/seen || :") == "typed\n"
