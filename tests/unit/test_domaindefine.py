@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from copy import deepcopy
+from xml.etree.ElementTree import Element, SubElement
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvz.gateway import domaindefine, failure, machinedefine
+from pyvz.gateway import domaindefine, domaingrammar, failure, machinedefine
 from pyvz.gateway.domaindefine import Wanted
 from pyvz.gateway.failure import Failure
 
@@ -57,8 +61,6 @@ def _read(text: str) -> Wanted | None:
         found = domaindefine.read(text)
         if found.os_type == "hvm":
             machinedefine.read(text)
-        else:
-            domaindefine.check_devices(text)
     except Failure as error:
         refused = error
     else:
@@ -99,3 +101,67 @@ def test_any_devices(body: str, kind: str) -> None:
 )
 def test_dangerous_and_foreign_ones_are_refused(text: str) -> None:
     assert _read(text) is None
+
+
+def _whole(grammar: str) -> Element:
+    """An element for every row of a grammar."""
+    top = Element("domain", type="vz")
+    for line in grammar.splitlines():
+        path = line.split()[0] if line[:1].strip() else ""
+        at = top
+        for tag in path.removesuffix("/**").split("/") if path else ():
+            found = at.find(tag)
+            at = SubElement(at, tag) if found is None else found
+    return top
+
+
+def _deep(grammar: str) -> set[str]:
+    return {line.removesuffix("/**") for line in grammar.splitlines() if line.endswith("/**")}
+
+
+def _walk(element: Element, path: str = "") -> Iterator[tuple[str, Element]]:
+    yield path, element
+    for each in element:
+        yield from _walk(each, f"{path}/{each.tag}" if path else each.tag)
+
+
+@pytest.mark.parametrize("grammar", [domaingrammar.CONTAINER, domaingrammar.MACHINE])
+def test_whatever_is_not_in_the_grammar_is_refused_by_its_name(grammar: str) -> None:
+    whole = _whole(grammar)
+    domaingrammar.check(whole, grammar)
+    places = [path for path, _ in _walk(whole) if path not in _deep(grammar)]
+    assert len(places) > 30
+    for number, place in enumerate(places):
+        changed = deepcopy(whole)
+        _, element = [each for each in _walk(changed) if each[0] not in _deep(grammar)][number]
+        SubElement(element, "strange")
+        with pytest.raises(Failure, match=f"<{place}/strange>" if place else "<strange>"):
+            domaingrammar.check(changed, grammar)
+        del element[-1]
+        element.set("strange", "1")
+        if place == "devices/graphics":
+            continue  # any of its attributes is taken
+        with pytest.raises(Failure, match=f"strange='1' of <{place or 'domain'}>"):
+            domaingrammar.check(changed, grammar)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("<currentMemory>512</currentMemory>", "currentMemory"),
+        ("<vcpu current='1'>2</vcpu>", "current of <vcpu>"),
+        ("<q:commandline xmlns:q='urn:q'/>", "commandline"),
+        ("<idmap><uid start='0' target='1' count='9'/></idmap>", "idmap"),
+        ("<os><init>/bin/sh</init></os>", "/sbin/init"),
+        ("<devices><interface type='network'><bandwidth/></interface></devices>", "bandwidth"),
+        ("<devices><interface type='network'><mtu size='9000'/></interface></devices>", "'9000'"),
+        ("<devices><disk type='file'/></devices>", "devices/disk"),
+    ],
+)  # fmt: skip
+def test_what_a_container_cannot_have(part: str, words: str) -> None:
+    inner = part if part.startswith("<os>") else f"<os><type>exe</type></os>{part}"
+    inner = inner.replace("<os><init>", "<os><type>exe</type><init>")
+    with pytest.raises(Failure) as caught:
+        domaindefine.read(f"<domain type='vz'><name>a</name><memory>1024</memory>{inner}</domain>")
+    assert caught.value.code == failure.UNSUPPORTED
+    assert words in caught.value.message

@@ -28,11 +28,12 @@ from pyvz.gateway import (
 from pyvz.gateway.calls_lifecycle import change
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.domain import Domain
-from pyvz.gateway.domaindefine import Card, Wanted
+from pyvz.gateway.domaindefine import Card, FileSystem, Wanted
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.machinedefine import Machine
 from pyvz.gateway.notes import parsed
 from pyvz.model.environment import Environment
+from pyvz.model.grammar_list import Address
 from pyvz.model.grammar_net import NetIf
 from pyvz.model.task import Progress
 from pyvz.operations import configure, lifecycle, provision, register, virtualnet
@@ -146,8 +147,6 @@ def domain_get_metadata(call: Call, *, dom: Key, type: int, uri: str | None, fla
 def _define(call: Call, progress: Progress, xml: str) -> Domain:
     wanted = domaindefine.read(xml)
     machine = machinedefine.read(xml) if wanted.os_type == "hvm" else None
-    if machine is None:
-        domaindefine.check_devices(xml)
     node = call.office.node
     present = _known(call, wanted)
     if present is not None:
@@ -173,6 +172,8 @@ def _change(
     wanted, machine = asked
     if domain.is_machine(present) != (machine is not None):
         raise Failure(failure.FAILED, f"The OS type of {present.env.name} cannot be changed")
+    if machine is None:
+        _check_file_systems(call, present, wanted)
     more = machinemake.differences(present, machine) if machine is not None else []
     _redefine(call, progress, present, wanted)
     _set(call, progress, present.env, more)
@@ -266,6 +267,8 @@ def _redefine(call: Call, progress: Progress, present: Domain, wanted: Wanted) -
     if wanted.cpuset and wanted.cpuset != (config.cpu.mask or ""):
         options.append(("cpumask", wanted.cpuset))
     changes = [options] if options else []
+    if not domain.is_machine(present):
+        changes += _routed(present, wanted)
     cards = [each for each in config.network.interfaces or () if each.ifname != "venet0"]
     machine = domain.is_machine(present)
     own = [each for each in wanted.cards if machine or not domaindefine.is_routed(each)]
@@ -294,9 +297,69 @@ def _updates(call: Call, found: Domain, present: NetIf, wanted: Card) -> list[Op
         )
     if network and not routed and network != (present.network or domainxml.DEFAULT_NETWORK):
         changes.append([("device-set", device), ("network", network)])
+    changes += _addressed(device, present, wanted)
+    if domain.is_machine(found):
+        changes += _remodelled(device, present, wanted)
+    elif wanted.ifname and wanted.ifname != present.ifname:
+        raise Failure(
+            failure.OPERATION_UNSUPPORTED,
+            f"The name {present.ifname} of {device} cannot be changed to {wanted.ifname}:"
+            " remove the interface, then add another",
+        )
     if wanted.connected != present.connected:
         changes.append([("device-connect" if wanted.connected else "device-disconnect", device)])
     return changes
+
+
+def _check_file_systems(call: Call, present: Domain, wanted: Wanted) -> None:
+    """Refuse other disks than it has; the root may be named by its template.  Raises Failure."""
+    there = domaindefine.read(domainxml.described(call.office.node, present, live=False))
+    template = FileSystem("template", present.config.template.os or "", "/")
+    named, known = set(wanted.file_systems), set(there.file_systems)
+    if template in named:
+        named, known = named - {template}, {each for each in known if each.target != "/"}
+    if named != known:
+        raise Failure(
+            failure.OPERATION_UNSUPPORTED,
+            f"The filesystems of {present.env.name} are changed with prlctl set --device-add hdd"
+            " and --device-del; everything else can be changed here",
+        )
+
+
+def _addressed(device: str, present: NetIf, wanted: Card) -> list[Options]:
+    """Return what gives a card the addresses that are wanted, where they differ."""
+    if _same_addresses(wanted.ips, (*present.ip, *present.ip6)):
+        return []
+    addresses: Options = [("ipset", ip) for ip in wanted.ips] or [("ipdel", "all")]
+    return [[("device-set", device), *addresses]]
+
+
+def _routed(present: Domain, wanted: Wanted) -> list[Options]:
+    """Return what gives a container the routed addresses that are wanted, where they differ."""
+    ips = tuple(ip for each in wanted.cards if domaindefine.is_routed(each) for ip in each.ips)
+    if _same_addresses(ips, tuple(present.config.network.ip or ())):
+        return []
+    return [[("ipset", ip) for ip in ips] or [("ipdel", "all")]]
+
+
+def _same_addresses(wanted: Sequence[str], present: Sequence[Address]) -> bool:
+    """Whether both name the same; a prefix that is not said is as it is."""
+    if len(wanted) != len(present):
+        return False
+    there = {each.ip: domainxml.prefix_of(each) for each in present}
+    for text in wanted:
+        ip, _, prefix = text.partition("/")
+        if ip not in there or (prefix and there[ip] and prefix != there[ip]):
+            return False
+    return True
+
+
+def _remodelled(device: str, present: NetIf, wanted: Card) -> list[Options]:
+    """Return what makes a machine's card one of the model that is wanted."""
+    model = _ADAPTERS.get(wanted.model, wanted.model)
+    if not model or model == dict(present.other).get("card", "virtio"):
+        return []
+    return [[("device-set", device), ("adapter-type", model)]]
 
 
 def _unplugged(added: Sequence[Card], first: int) -> list[Options]:

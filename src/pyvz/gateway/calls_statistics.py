@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from typing import Any, Final
 
-from pyvz.errors import VZError
 from pyvz.gateway import domain, domainxml, failure, machineblock
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.domain import Domain, is_machine
@@ -74,13 +72,15 @@ def figures(node: Node, each: Domain, kinds: int) -> list[Typed]:
 def domain_interface_stats(call: Call, *, dom: Key, path: str) -> Values:
     """Bytes and packets of one interface, by its name on the node, inside, or by its MAC."""
     found = domain.find_running(call.office.node, dom)
-    cards = {card.host_ifname: card for card in found.config.network.interfaces or ()}
-    names = {*cards, *(card.ifname for card in cards.values()), *(c.mac for c in cards.values())}
-    if path not in names and not (path == "venet0" and found.config.network.ip):
-        raise Failure(failure.INVALID_ARGUMENT, f"{found.env.name} has no interface '{path}'")
-    moved = _moved(call.office.node, found)
-    words = "rx_bytes rx_packets rx_errs rx_drop tx_bytes tx_packets tx_errs tx_drop"
-    return dict.fromkeys(words.split(), 0) | moved
+    macs = {card.ifname: card.mac for card in found.config.network.interfaces or ()}
+    for each in traffic.by_card(call.office.node, found.env.uuid):
+        if path.lower() in (each.host_name, each.name, macs.get(each.name, "").lower()):
+            return {
+                "rx_bytes": each.bytes_in, "rx_packets": each.packets_in, "rx_errs": 0,
+                "rx_drop": 0, "tx_bytes": each.bytes_out, "tx_packets": each.packets_out,
+                "tx_errs": 0, "tx_drop": 0,
+            }  # fmt: skip
+    raise Failure(failure.INVALID_ARGUMENT, f"{found.env.name} has no interface '{path}'")
 
 
 def domain_block_stats(call: Call, *, dom: Key, path: str) -> Values:
@@ -151,33 +151,18 @@ def _selected(each: Domain, flags: int) -> bool:
     return not (flags & INACTIVE and not flags & ACTIVE and each.running)
 
 
-def _moved(node: Node, each: Domain) -> dict[str, int]:
-    """Return what all its interfaces have moved (the counters are by class of traffic)."""
-    found = {"rx_bytes": 0, "rx_packets": 0, "tx_bytes": 0, "tx_packets": 0}
-    with suppress(VZError, OSError):
-        for row in traffic.traffic(node, each.env.uuid):
-            found["rx_bytes"] += row.bytes_in
-            found["rx_packets"] += row.packets_in
-            found["tx_bytes"] += row.bytes_out
-            found["tx_packets"] += row.packets_out
-    return found
-
-
 def _cards(node: Node, each: Domain) -> list[Typed]:
-    names = [card.host_ifname or card.ifname for card in each.config.network.interfaces or ()]
-    if each.config.network.ip:
-        names.insert(0, "venet0")
-    if not each.running or not names:
-        return [Typed("net.count", UINT, 0)]
-    moved = _moved(node, each)
-    return [
-        Typed("net.count", UINT, 1),
-        Typed("net.0.name", STRING, names[0]),
-        Typed("net.0.rx.bytes", ULLONG, moved["rx_bytes"]),
-        Typed("net.0.rx.pkts", ULLONG, moved["rx_packets"]),
-        Typed("net.0.tx.bytes", ULLONG, moved["tx_bytes"]),
-        Typed("net.0.tx.pkts", ULLONG, moved["tx_packets"]),
-    ]
+    found: list[Typed] = []
+    rows = traffic.by_card(node, each.env.uuid) if each.running else []
+    for number, row in enumerate(rows):
+        found += [
+            Typed(f"net.{number}.name", STRING, row.host_name),
+            Typed(f"net.{number}.rx.bytes", ULLONG, row.bytes_in),
+            Typed(f"net.{number}.rx.pkts", ULLONG, row.packets_in),
+            Typed(f"net.{number}.tx.bytes", ULLONG, row.bytes_out),
+            Typed(f"net.{number}.tx.pkts", ULLONG, row.packets_out),
+        ]
+    return [Typed("net.count", UINT, len(rows)), *found]
 
 
 def _disks(each: Domain, usage: Usage) -> list[Typed]:

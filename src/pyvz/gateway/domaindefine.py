@@ -1,8 +1,8 @@
 """Domain XML of a client, read: what it asks for, with nothing dropped in silence.
 
-`read` makes a `Wanted` of a description and refuses, by name, every element that we cannot keep
-(code 67).  A few are taken and have no meaning for a container: clients write them without being
-asked (a clock in UTC, a VNC screen, the actions on power-off).
+`read` makes a `Wanted` of a description and refuses, by name, what we cannot keep (code 67).  What
+may be there is said in domaingrammar.py; a few elements have no meaning for a container: clients
+write them without being asked (a clock in UTC, a VNC screen, the actions on power-off).
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 from xml.etree.ElementTree import Element
 
-from pyvz.gateway import failure
-from pyvz.gateway.domainxml import ROUTED
+from pyvz.gateway import domaingrammar, failure
+from pyvz.gateway.domaingrammar import check
+from pyvz.gateway.domainxml import INIT, ROUTED
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.notes import parsed
 from pyvz.model.environment import canonical_uuid
@@ -21,16 +22,6 @@ _UNITS: Final = {
     "b": 1, "bytes": 1, "KB": 1000, "k": KIB, "KiB": KIB, "MB": 10**6, "M": MIB, "MiB": MIB,
     "GB": 10**9, "G": GIB, "GiB": GIB, "TB": 10**12, "T": GIB * KIB, "TiB": GIB * KIB,
 }  # fmt: skip
-# Taken, without a meaning here.
-_NO_MEANING: Final = frozenset(
-    {"currentMemory", "clock", "on_poweroff", "on_reboot", "on_crash", "features", "pm", "cpu",
-     "resource", "genid", "idmap"}
-)  # fmt: skip
-_NO_MEANING_DEVICES: Final = frozenset({"emulator", "graphics", "video", "console", "input"})
-_READ: Final = frozenset(
-    {"name", "uuid", "title", "description", "metadata", "memory", "vcpu", "cputune", "os",
-     "devices"}
-)  # fmt: skip
 
 
 class Card(NamedTuple):
@@ -77,18 +68,15 @@ def read(text: str) -> Wanted:
         raise Failure(failure.XML, f"This describes no domain but a <{top.tag}>")
     if top.get("type") not in {"vz", "parallels"}:
         raise Failure(failure.UNSUPPORTED, f"Domains of type '{top.get('type')}' are not run here")
-    for each in top:
-        if each.tag not in _READ | _NO_MEANING and "}" not in each.tag:
-            raise _unsupported(each.tag)
+    os_type = _os_type(top)
+    check(top, domaingrammar.MACHINE if os_type == "hvm" else domaingrammar.CONTAINER)
+    _check_amounts(top)
     name = (top.findtext("name") or "").strip()
     uuid = (top.findtext("uuid") or "").strip()
     if not name:
         raise Failure(failure.XML, "The domain has no name")
     if uuid and canonical_uuid(uuid) is None:
         raise Failure(failure.XML, f"'{uuid}' is no UUID")
-    os_type = (top.findtext("os/type") or "").strip()
-    if os_type not in {"exe", "hvm"}:
-        raise Failure(failure.UNSUPPORTED, f"The OS type '{os_type}' is neither exe nor hvm")
     vcpu = top.find("vcpu")
     devices = top.find("devices")
     parts = list(devices) if devices is not None else []
@@ -108,26 +96,15 @@ def read(text: str) -> Wanted:
     )
 
 
-def check_devices(top_text: str) -> None:
-    """Refuse devices that a container cannot have; raises Failure (67)."""
-    devices = parsed(top_text, "description of the domain").find("devices")
-    for each in devices if devices is not None else ():
-        if each.tag not in {"filesystem", "interface"} | _NO_MEANING_DEVICES:
-            raise _unsupported(f"devices/{each.tag}")
-
-
 def card(element: Element) -> Card:
     """Return an interface; raises Failure (67) for what no interface of ours has."""
+    check(element, domaingrammar.MACHINE, "devices/interface")
     kind = element.get("type")
     source = element.find("source")
     if kind not in {"network", "bridge"} or source is None:
         raise Failure(
             failure.UNSUPPORTED, f"An interface of type '{kind}' is not supported, network is"
         )
-    for each in element:
-        if each.tag not in {"source", "mac", "model", "target", "guest", "ip", "link", "address",
-                            "alias", "boot"}:  # fmt: skip
-            raise _unsupported(f"interface/{each.tag}")
     mac, link, guest = element.find("mac"), element.find("link"), element.find("guest")
     model = element.find("model")
     return Card(
@@ -165,12 +142,34 @@ def _number(element: Element | None, what: str) -> int:
 
 
 def _shares(tune: Element | None) -> int:
-    if tune is None:
-        return 0
-    for each in tune:
-        if each.tag != "shares":
-            raise _unsupported(f"cputune/{each.tag}")
-    return _number(tune.find("shares"), "shares")
+    return _number(tune.find("shares"), "shares") if tune is not None else 0
+
+
+def _os_type(top: Element) -> str:
+    found = (top.findtext("os/type") or "").strip()
+    if found not in {"exe", "hvm"}:
+        raise Failure(failure.UNSUPPORTED, f"The OS type '{found}' is neither exe nor hvm")
+    return found
+
+
+def _check_amounts(top: Element) -> None:
+    """Refuse amounts that differ from the most: both are one limit here.  Raises Failure (67)."""
+    most, current = top.find("memory"), top.find("currentMemory")
+    if current is not None and 0 < size_of(current) < size_of(most):
+        raise Failure(
+            failure.UNSUPPORTED,
+            "A <currentMemory> below <memory> is not supported: there is one limit, so write the"
+            " same in both",
+        )
+    vcpu = top.find("vcpu")
+    count = (vcpu.text or "").strip() if vcpu is not None else ""
+    if vcpu is not None and vcpu.get("current", count) != count:
+        raise Failure(
+            failure.UNSUPPORTED, "The attribute current of <vcpu> is not supported: all are there"
+        )
+    init = (top.findtext("os/init") or "").strip()
+    if init not in {"", INIT}:
+        raise Failure(failure.UNSUPPORTED, f"<os/init> is {INIT} in every container")
 
 
 def _file_system(element: Element) -> FileSystem:
@@ -187,7 +186,3 @@ def _file_system(element: Element) -> FileSystem:
 def _address(element: Element) -> str:
     prefix = element.get("prefix")
     return (element.get("address") or "") + (f"/{prefix}" if prefix else "")
-
-
-def _unsupported(tag: str) -> Failure:
-    return Failure(failure.UNSUPPORTED, f"The element <{tag}> is not supported for a container")

@@ -25,6 +25,7 @@ from pyvz.storage import base as storage
 from pyvz.units import KIB, MIB, PAGE_SIZE, UNLIMITED
 from pyvz.vm.spec import cpus_of, memory_of
 
+INIT: Final = "/sbin/init"
 ROUTED: Final = "host-routed"
 DEFAULT_NETWORK: Final = "Bridged"
 
@@ -81,7 +82,7 @@ def described(node: Node, domain: Domain, *, live: bool) -> str:
     top = headed(domain, live=live)
     system = SubElement(top, "os")
     SubElement(system, "type", arch=os.uname().machine).text = "exe"
-    SubElement(system, "init").text = "/sbin/init"
+    SubElement(system, "init").text = INIT
     SubElement(top, "clock", offset="utc")
     add_actions(top, crash="destroy")
     _devices(node, top, domain, live=live)
@@ -141,12 +142,13 @@ def add_card(devices: Element, card: NetIf, *, live: bool) -> Element:
 def _address(element: Element, address: Address) -> None:
     family = "ipv6" if ":" in address.ip else "ipv4"
     found = SubElement(element, "ip", address=address.ip, family=family)
-    if address.mask:
-        found.set("prefix", str(_prefix(address.mask)))
+    if prefix := prefix_of(address):
+        found.set("prefix", prefix)
 
 
-def _prefix(mask: str) -> int:
-    """Return the length of a prefix that is written as a length or as a dotted mask."""
-    if mask.isdigit():
-        return int(mask)
-    return sum(bin(int(part)).count("1") for part in mask.split("."))
+def prefix_of(address: Address) -> str:
+    """Return the length of an address's prefix, "" where none is said."""
+    mask = address.mask
+    if not mask or mask.isdigit():
+        return mask
+    return str(sum(bin(int(part)).count("1") for part in mask.split(".")))

@@ -212,21 +212,42 @@ def statistics(node: Node, uuid: str) -> list[tuple[str, str]]:
     return rows
 
 
+class CardTraffic(NamedTuple):
+    """What a card has moved, as its environment sees it.  name: inside; host_name: on the node."""
+
+    name: str
+    host_name: str
+    packets_in: int
+    packets_out: int
+    bytes_in: int
+    bytes_out: int
+
+
+def by_card(node: Node, uuid: str) -> list[CardTraffic]:
+    """Return the counters of every card that is plugged in, venet0 among them, in their order."""
+    plan = Links(node.paths).applied(uuid)
+    cards = plan.interfaces if plan else ()
+    found = Requests().passed(card.host_name for card in cards)
+    rows: list[CardTraffic] = []
+    for card in cards:
+        end = found.get(card.host_name)  # what it sends is what the environment receives
+        if end is not None:
+            packets, amounts = (end.packets_out, end.packets_in), (end.bytes_out, end.bytes_in)
+            rows.append(CardTraffic(card.name, card.host_name, *packets, *amounts))
+    return rows
+
+
 def cards(node: Node, uuid: str) -> list[tuple[str, str]]:
     """Return the rows net.nicN.{pkts,bytes}_{in,out} of the cards (net0, net1, ...) that run."""
-    plan = Links(node.paths).applied(uuid)
-    listed = [x.host_name for x in plan.interfaces if x.name != ROUTED] if plan else []
-    found = Requests().passed(listed)
     rows: list[tuple[str, str]] = []
-    for number, name in enumerate(listed):
-        if name in found:
-            node_end = found[name]  # what it sends is what the environment receives
-            rows += [
-                (f"net.nic{number}.pkts_in", str(node_end.packets_out)),
-                (f"net.nic{number}.pkts_out", str(node_end.packets_in)),
-                (f"net.nic{number}.bytes_in", str(node_end.bytes_out)),
-                (f"net.nic{number}.bytes_out", str(node_end.bytes_in)),
-            ]
+    own = [each for each in by_card(node, uuid) if each.name != ROUTED]
+    for number, each in enumerate(own):
+        rows += [
+            (f"net.nic{number}.pkts_in", str(each.packets_in)),
+            (f"net.nic{number}.pkts_out", str(each.packets_out)),
+            (f"net.nic{number}.bytes_in", str(each.bytes_in)),
+            (f"net.nic{number}.bytes_out", str(each.bytes_out)),
+        ]
     return rows
 
 

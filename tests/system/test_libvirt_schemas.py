@@ -1,0 +1,73 @@
+"""All XML that clients are given is valid by libvirt's own schemas (virt-xml-validate)."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from test_libvirt import Virsh
+
+from images import busybox_root, busybox_tar
+from realnode import World, world
+
+__all__ = ["busybox_root", "busybox_tar", "world"]
+
+pytestmark = pytest.mark.requires(
+    "root", "program:virsh", "program:virt-xml-validate", "program:xmllint", "program:qemu-img"
+)
+
+CONTAINER = (
+    "--ipadd", "10.99.0.5", "--memsize", "128M", "--cpus", "1", "--cpuunits", "2000",
+    "--description", "words", "--device-add", "net", "--network", "Bridged",
+    "--ipadd", "10.99.1.5/24",
+)  # fmt: skip
+MACHINE = (
+    ("--device-add", "net", "--network", "Bridged", "--adapter-type", "e1000"),
+    ("--vnc-mode", "auto", "--vnc-nopasswd", "--efi-boot", "on", "--description", "words"),
+)
+
+
+def test_everything_is_valid(world: World, tmp_path: Path) -> None:
+    world.run("prlctl", "create", "ct1", "--vmtype", "ct", "--ostemplate", "busybox-1")
+    world.run("prlctl", "set", "ct1", *CONTAINER)
+    world.run("prlctl", "create", "vm1", "--vmtype", "vm", "-d", "debian")
+    for words in MACHINE:
+        world.run("prlctl", "set", "vm1", *words)
+    virsh = Virsh(world)
+    virsh("metadata", "ct1", "urn:n", "--key", "n", "--set", "<a>kept</a>")
+    virsh("desc", "ct1", "--title", "--new-desc", "A title")
+    virsh("snapshot-create-as", "ct1", "one", "--disk-only")
+    found = {
+        "domain": [virsh("dumpxml", name) for name in ("ct1", "vm1")],
+        "capability": [virsh("capabilities")],
+        "domaincaps": [virsh("domcapabilities", "--virttype", "vz")],
+        "domainsnapshot": _all(virsh, "snapshot-list ct1 --name", "snapshot-dumpxml ct1"),
+        "network": _all(virsh, "net-list --all --name", "net-dumpxml"),
+        "nodedev": _all(virsh, "nodedev-list", "nodedev-dumpxml"),
+        "storagepool": _all(virsh, "pool-list --all --name", "pool-dumpxml"),
+        "storagevol": [],
+    }
+    for pool in virsh("pool-list", "--all", "--name").split():
+        listed = virsh("vol-list", pool).splitlines()
+        names = [line.split()[0] for line in listed if line.strip()]
+        found["storagevol"] += [virsh("vol-dumpxml", name, "--pool", pool) for name in names]
+    virsh("start", "ct1")
+    found["domain"] += [virsh("dumpxml", "ct1")]
+    assert [kind for kind, texts in found.items() if not texts] in ([], ["nodedev"])
+    for kind, texts in found.items():
+        for number, text in enumerate(texts):
+            _validate(tmp_path / f"{kind}{number}.xml", text, kind)
+
+
+def _all(virsh: Virsh, listing: str, dumping: str) -> list[str]:
+    return [virsh(*dumping.split(), name) for name in virsh(*listing.split()).split()]
+
+
+def _validate(file: Path, text: str, schema: str) -> None:
+    file.write_text(text)
+    done = subprocess.run(
+        ["virt-xml-validate", str(file), schema], capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, (text, done.stdout, done.stderr)
