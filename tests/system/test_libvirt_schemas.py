@@ -19,16 +19,17 @@ pytestmark = pytest.mark.requires(
 
 CONTAINER = (
     "--ipadd", "10.99.0.5", "--memsize", "128M", "--cpus", "1", "--cpuunits", "2000",
-    "--description", "words", "--device-add", "net", "--network", "Bridged",
+    "--description", "words", "--device-add", "net", "--network", "inner",
     "--ipadd", "10.99.1.5/24",
 )  # fmt: skip
 MACHINE = (
-    ("--device-add", "net", "--network", "Bridged", "--adapter-type", "e1000"),
+    ("--device-add", "net", "--network", "inner", "--adapter-type", "e1000"),
     ("--vnc-mode", "auto", "--vnc-nopasswd", "--efi-boot", "on", "--description", "words"),
 )
 
 
 def test_everything_is_valid(world: World, tmp_path: Path) -> None:
+    world.run("prlsrvctl", "net", "add", "inner")
     world.run("prlctl", "create", "ct1", "--vmtype", "ct", "--ostemplate", "busybox-1")
     world.run("prlctl", "set", "ct1", *CONTAINER)
     world.run("prlctl", "create", "vm1", "--vmtype", "vm", "-d", "debian")
@@ -58,6 +59,9 @@ def test_everything_is_valid(world: World, tmp_path: Path) -> None:
     for kind, texts in found.items():
         for number, text in enumerate(texts):
             _validate(tmp_path / f"{kind}{number}.xml", text, kind)
+    for name in ("ct1", "vm1"):
+        world.run("prlctl", "delete", name, "--force")
+    world.run("prlsrvctl", "net", "del", "inner")
 
 
 def _all(virsh: Virsh, listing: str, dumping: str) -> list[str]:
@@ -65,6 +69,8 @@ def _all(virsh: Virsh, listing: str, dumping: str) -> list[str]:
 
 
 def _validate(file: Path, text: str, schema: str) -> None:
+    if schema == "capability":  # it does not know libvirt's own types vz and parallels
+        text = text.replace('type="vz"', 'type="test"').replace('type="parallels"', 'type="test"')
     file.write_text(text)
     done = subprocess.run(
         ["virt-xml-validate", str(file), schema], capture_output=True, text=True, timeout=120,

@@ -14,6 +14,8 @@ from pyvz.operations import query
 from pyvz.operations.node import Node
 from pyvz.units import KIB
 from pyvz.vm import machinetype
+from pyvz.vm.commandline import PROGRAM
+
 
 # element -> name of an entry -> file below /sys/class/dmi/id that everybody may read
 _SMBIOS: Final = {
@@ -54,7 +56,13 @@ def capabilities(node: Node) -> str:
     cpus = SubElement(cell, "cpus", num=count)
     for number in range(int(count)):
         SubElement(
-            cpus, "cpu", id=str(number), socket_id="0", core_id=str(number), siblings=str(number)
+            cpus,
+            "cpu",
+            id=str(number),
+            socket_id="0",
+            die_id="0",
+            core_id=str(number),
+            siblings=str(number),
         )
     for kind in ("hvm", "exe"):
         guest = SubElement(top, "guest")
@@ -84,6 +92,7 @@ def _machine_types(node: Node, arch: Element) -> None:
 def domain_capabilities(_node: Node, arch: str | None, machine: str | None) -> str:
     """Return what a domain can have here."""
     top = Element("domainCapabilities")
+    SubElement(top, "path").text = f"/usr/bin/{PROGRAM}"  # the schema wants one
     SubElement(top, "domain").text = "vz"
     SubElement(top, "machine").text = machine or "q35"
     SubElement(top, "arch").text = arch or os.uname().machine
