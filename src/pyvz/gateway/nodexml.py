@@ -16,7 +16,6 @@ from pyvz.units import KIB
 from pyvz.vm import machinetype
 from pyvz.vm.commandline import PROGRAM
 
-
 # element -> name of an entry -> file below /sys/class/dmi/id that everybody may read
 _SMBIOS: Final = {
     "bios": {"vendor": "bios_vendor", "version": "bios_version", "date": "bios_date"},

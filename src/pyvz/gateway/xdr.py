@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -55,6 +55,9 @@ STRUCTURES: Final[Mapping[str, str]] = {
     "device_event": "dom:domain devAlias:s",
     "tray_event": "dom:domain devAlias:s reason:i",
 }
+
+
+_WORD: Final = struct.Struct(">I")
 
 
 class BadData(Exception):
@@ -169,13 +172,13 @@ def _number(form: str) -> Codec:
 def _bytes(out: bytearray, value: bytes) -> None:
     if len(value) > STRING_LIMIT:
         raise BadData(f"{len(value)} bytes are too many for one value")
-    out += struct.pack(">I", len(value))
+    out += _WORD.pack(len(value))
     out += value
     out += bytes(-len(value) % 4)
 
 
 def _read_bytes(reader: Reader) -> bytes:
-    length = struct.unpack(">I", reader.take(4))[0]
+    length = _WORD.unpack(reader.take(4))[0]
     if length > STRING_LIMIT:
         raise BadData(f"a value of {length} bytes is too long")
     data = bytes(reader.take(length))
@@ -210,7 +213,10 @@ def _read_bool(reader: Reader) -> bool:
 
 
 def _write_uuid(out: bytearray, value: str) -> None:
-    out += UUID(value).bytes
+    data = bytes.fromhex(value.replace("-", ""))
+    if len(data) != 16:
+        raise BadData(f"'{value}' is no UUID")
+    out += data
 
 
 def _read_uuid(reader: Reader) -> str:
@@ -233,12 +239,12 @@ def _list(inner: Codec) -> Codec:
     def encode(out: bytearray, value: list[Any]) -> None:
         if len(value) > LIST_LIMIT:
             raise BadData(f"{len(value)} elements are too many for one list")
-        out += struct.pack(">I", len(value))
+        out += _WORD.pack(len(value))
         for each in value:
             inner.encode(out, each)
 
     def decode(reader: Reader) -> list[Any]:
-        count = struct.unpack(">I", reader.take(4))[0]
+        count = _WORD.unpack(reader.take(4))[0]
         if count > LIST_LIMIT or count * inner.smallest > reader.left:
             raise BadData(f"a list of {count} elements is too long")
         return [inner.decode(reader) for _ in range(count)]
@@ -259,10 +265,18 @@ def _array(inner: Codec, count: int) -> Codec:
     return Codec(encode, decode, count * inner.smallest)
 
 
+@lru_cache(4096)
+def _typed_head(field: str, kind: int) -> bytes:
+    """Return name and kind of a parameter as bytes: the same few in every answer."""
+    out = bytearray()
+    _write_text(out, field)
+    return bytes(out + _WORD.pack(kind))
+
+
 def _write_typed(out: bytearray, value: Typed) -> None:
-    _write_text(out, value.field)
-    out += struct.pack(">i", value.kind)
-    _SIMPLE[_KINDS[value.kind]].encode(out, value.value)
+    field, kind, content = value
+    out += _typed_head(field, kind)
+    _SIMPLE[_KINDS[kind]].encode(out, content)
 
 
 def _read_typed(reader: Reader) -> Typed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pyvz.container.runtime import Runtime
 from pyvz.linux import cgroup, features
 from pyvz.linux.cgroup import Cgroups
 from pyvz.linux.features import Features
-from pyvz.linux.mount import is_mount_point
+from pyvz.linux.mount import mount_points
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.event import Event
@@ -108,6 +109,7 @@ class StatusReader:
         self._running = node.runtime.running(only)
         self._machines: dict[str, Process] | None = None
         self._problems: dict[str, str] = {}
+        self._mounted: frozenset[str] | None = None
 
     def knowing(self, env: Environment, problem: str) -> StatusReader:
         """Take note of what the registry says about one, so that it is not asked again."""
@@ -123,11 +125,20 @@ class StatusReader:
         problem = self._problems.get(env.uuid)
         if self._node.registry.problem(env) if problem is None else problem:
             return Status.INVALID
-        if is_mount_point(self._node.root(env)):
+        if self._is_mounted(env):
             return self._under_way(env) or Status.MOUNTED
         if (env.home / "dump" / "Dump").exists():
             return Status.SUSPENDED
         return Status.STOPPED
+
+    def _is_mounted(self, env: Environment) -> bool:
+        """Whether its root is, by one look at the mounts for all whose root is there at all."""
+        root = self._node.root(env)
+        if not root.exists():
+            return False
+        if self._mounted is None:
+            self._mounted = mount_points()
+        return os.path.realpath(root) in self._mounted
 
     def _of_machine(self, env: Environment) -> Status:
         if self._machines is None:
