@@ -136,6 +136,15 @@ class Plain:
         self._node = nodes.open_node(Paths(made.a.root), Silent())
         self._env = self._node.registry.resolve(PLAIN)
         self._there = made.b.root / "run/copied"
+        where = f"--net=/run/netns/{made.a.namespace}"
+        control = made.root / "control"
+        self._ssh = ["nsenter", where, "ssh", "-F", made.ssh_config, "-S", control]
+        # Ours has its connection before anything stands still: so has this one.
+        subprocess.run([*self._ssh, "-M", "-f", "-N", "b"], check=True)
+
+    def end(self) -> None:
+        """Hang up."""
+        subprocess.run([*self._ssh, "-O", "exit", "b"], check=True, stderr=subprocess.DEVNULL)
 
     def steps(self) -> tuple[float, float, float]:
         """Milliseconds of dump, copy and restore; it runs again afterwards."""
@@ -169,11 +178,9 @@ class Plain:
     def _copy(self, images: Path) -> None:
         shutil.rmtree(self._there, ignore_errors=True)
         self._there.mkdir()
-        where = f"--net=/run/netns/{self._made.a.namespace}"
-        ssh = ["nsenter", where, "ssh", "-F", self._made.ssh_config, "b"]
         with subprocess.Popen(["tar", "-c", "-C", images, "."], stdout=subprocess.PIPE) as tar:
             unpack = f"tar -x -C {self._there}"
-            subprocess.run([*ssh, unpack], stdin=tar.stdout, check=True)
+            subprocess.run([*self._ssh, "b", unpack], stdin=tar.stdout, check=True)
         shutil.rmtree(self._there)
 
 
@@ -191,7 +198,7 @@ class Row(NamedTuple):
     steps: list[tuple[float, float, float]]
 
 
-WAYS: dict[str, tuple[str, ...]] = {"stop-and-copy": ()}
+WAYS: dict[str, tuple[str, ...]] = {"stop-and-copy": (), "post-copy": ("--post-copy",)}
 
 
 def measured(made: TwoNodes, runs: int) -> Row:
@@ -215,6 +222,7 @@ def measured(made: TwoNodes, runs: int) -> Row:
             sys.stderr.write(f"plain {row.steps[-1]}\n")
     finally:
         watch.end()
+        plain.end()
     return row
 
 

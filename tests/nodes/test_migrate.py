@@ -63,6 +63,26 @@ def test_live(two_nodes: TwoNodes, layout: str) -> None:
         talk.exchange()
 
 
+@pytest.mark.requires("criu")
+@pytest.mark.long
+def test_post_copy(two_nodes: TwoNodes) -> None:
+    """It runs there before its memory is there; nothing of it stays here."""
+    a, b = two_nodes.a, two_nodes.b
+    two_nodes.lan_networks()
+    name = "late"
+    uuid = a.create_busy(name, "10.99.0.50")
+    with two_nodes.talk("10.99.0.50", 7777) as talk:
+        for here, there, target in ((a, b, "b"), (b, a, "a")):
+            before = here.counter(name)
+            assert "stood still" in here.vzmigrate("--post-copy", target, name)
+            assert (here.state(name), there.state(name)) == ("", "running")
+            talk.exchange()
+            assert there.counter(name) >= before
+            moved(there, name)
+            assert not (there.root / "run/pyvz/images" / uuid).exists()
+            assert not list((there.root / "var/lib/pyvz/journal").glob("*"))
+
+
 def moved(side: Side, name: str) -> None:
     """It counts on."""
     now = side.counter(name)

@@ -23,6 +23,12 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("--no-compression", "", "do not compress"),
         ("--ssh", "OPTIONS", "options for ssh, in one word"),
         ("-f,--force", "", "skip the checks of the other node"),
+        (
+            "--post-copy",
+            "",
+            "a running one goes on there at once, and its memory follows. When the "
+            "connection breaks in that time it is started anew there, as after a power cut",
+        ),
         ("--offline", "", "stop a running one for the last part, start it there"),
         ("--nonsharedfs", "", "copy the files, also when both nodes see the same ones"),
         ("--no-tunnel", "", "accepted, no effect: all goes through one ssh connection"),

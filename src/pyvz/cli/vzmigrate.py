@@ -25,6 +25,8 @@ OPTIONS: tuple[OptionRow, ...] = (
     ("-f,--nodeps", "[=CHECK,...]", "skip all checks of the other node, or those named: cpu_check, "
      "disk_space, technologies, memory, bindmount, license, rate"),
     ("--online", "", "move it while it runs; else it is stopped for the last part"),
+    ("--post-copy", "", "with --online: it goes on there at once, and its memory follows. When the "
+     "connection breaks in that time it is started anew there, as after a power cut"),
     ("--keep-src,--clone", "", "it stays here, a copy of it goes there (it has to be stopped)"),
     ("--new-id", "ID", "its id there; one container only"),
     ("--new-name", "NAME", "its name there; one container only"),
@@ -159,8 +161,10 @@ def parameters_of(args: Arguments) -> dict[str, Any]:
     remove = args.value("remove-area", "no")
     if remove not in {"yes", "no"}:
         raise UsageError(f"An incorrect value '{remove}' for --remove-area: use yes or no")
+    lazy = args.has("post-copy")
     return {
-        "online": args.has("online") or args.has("require-realtime"),
+        "online": args.has("online") or args.has("require-realtime") or lazy,
+        "post_copy": lazy,
         "clone": args.has("keep-src"),
         "remove": remove == "yes",
         "start": not args.has("nostart"),

@@ -31,7 +31,9 @@ from pyvz.linux import cgroup_inner, pressure, process, run
 from pyvz.store.paths import Paths
 
 _SILENCE = 900.0  # seconds: a dump says nothing while it writes memory
+_SERVING = 7 * 86400.0  # nor while it serves pages; whoever fetches them has a deadline
 _ROOT = "root"
+LAZY = "lazy-pages"
 _KERNEL = ("/proc/", "/sys/")
 _KEPT_LOG = 4 << 20  # bytes
 
@@ -221,7 +223,13 @@ class Checkpoint:
             return True
 
         message = criurequest.dump(request, worker.criu, int(request.frame.record["pid"]))
-        response = self._asked(worker, message, notify)
+        if request.lazy_pages and request.page_fd is not None:
+            # The field of RPC is ignored with lazy_pages, and CRIU would listen on a port.
+            own = worker.images / "criu.conf"
+            own.write_text(f"ps-socket {request.page_fd}\n")
+            message.opts.config_file = os.fspath(own)
+        patience = _SERVING if request.lazy_pages else _SILENCE
+        response = worker.connection.call(message, notify, timeout=patience)
         if response.success:
             return True
         if told and not kept:
@@ -363,24 +371,28 @@ class Checkpoint:
 
     # -- helpers of migration -------------------------------------------------------------------
 
-    def lazy_pages(self, images: Path, fd: int) -> run.Process:
+    def lazy_pages(self, images: Path, fd: int, *kept: int) -> run.Process:
         """Start what fetches pages over a connected socket for a restore with lazy_pages.
+
+        kept: descriptors that it only holds.
 
         It listens when <images>/lazy-pages.socket is there, and ends when all pages are.
         """
-        return self._helper("lazy-pages", images, fd)
+        return self._helper(LAZY, images, fd, *kept)
 
     def page_server(self, images: Path, fd: int) -> run.Process:
         """Start what writes pages that come over a connected socket into `images`."""
         return self._helper("page-server", images, fd)
 
-    def _helper(self, verb: str, images: Path, fd: int) -> run.Process:
+    def _helper(self, verb: str, images: Path, fd: int, *kept: int) -> run.Process:
         # fmt: off
         argv = [self.program().path, verb, "--images-dir", os.fspath(images),
                 "--work-dir", os.fspath(images), "--ps-socket", str(fd),
                 "--log-file", f"{verb}.log", "-v4"]
         # fmt: on
-        return run.start(argv, pass_fds=(fd,))
+        if verb == LAZY:
+            argv.append("--page-server")
+        return run.start(argv, pass_fds=(fd, *kept))
 
     # -- parts ----------------------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ def _dump_options(request: DumpRequest, criu: Criu, pid: int) -> criu_pb2.criu_o
     options.track_mem = request.track_mem
     if request.parent:
         options.parent_img = request.parent
-    if request.page_fd is not None:
+    if request.page_fd is not None and not request.lazy_pages:  # then it is taken for a port
         options.ps.fd = request.page_fd
     options.external.extend(_dumped(frame.externals))
     return options

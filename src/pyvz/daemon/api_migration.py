@@ -84,6 +84,7 @@ class Migration(Api, VarlinkInterface, name="io.pyvz.Migration"):
         target: str,
         source: str | None = None,
         online: bool = False,
+        post_copy: bool = False,
         clone: bool = False,
         name: str | None = None,
         uuid: str | None = None,
@@ -100,7 +101,9 @@ class Migration(Api, VarlinkInterface, name="io.pyvz.Migration"):
         """Move an environment to the node `target`, [user@]host[:port], which ssh reaches without
         a question; with `source`, from that node to this one.  Can be called off.
 
-        online: do not stop a running one.  clone: a copy goes, it stays.  name, uuid, private: what
+        online: do not stop a running one.  post_copy: a running one is let go over there before its
+        memory is there, which follows (post-copy); if that cannot come to an end, it is started
+        anew from its disks.  clone: a copy goes, it stays.  name, uuid, private: what
         it is to be there.  remove: its files here go; else they stay as *.migrated.  start: whether
         it runs there as it did here.  nonshared: copy, also where both nodes see the same files.
         ignore: checks to leave out (cpu_check, disk_space, technologies, memory, bindmount, all).
@@ -109,6 +112,7 @@ class Migration(Api, VarlinkInterface, name="io.pyvz.Migration"):
         request = Request(
             target=target,
             online=online,
+            post_copy=post_copy,
             clone=clone,
             name=name,
             uuid=uuid,

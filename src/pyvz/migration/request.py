@@ -16,7 +16,7 @@ class Request(NamedTuple):
     start: whether it runs afterwards as it did before.  shared: False: copy in any case.
     ignore: checks to skip.  ssh: options for ssh.  silence: seconds after which a quiet
     connection counts as broken.  compress: worth it on all but the fastest networks.
-    post_copy: a virtual machine runs there before all of its memory has followed.
+    post_copy: it runs there before all of its memory has followed.
     """
 
     target: str

@@ -26,7 +26,7 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.network import plan as network_plan
 from pyvz.network.address import Reservations
-from pyvz.operations import home, liverestore, machinearrival
+from pyvz.operations import departure, home, liverestore, machinearrival
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal, Record
 
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 VERB: Final = "immigrate"  # of the journal records that `repair` understands
 LIVE: Final = "live"  # step of the journal: it comes with its memory
+LAZY: Final = "lazy"  # step of the journal: a part of that comes when it runs already
 
 
 def begin(node: Node, env: Environment, ident: str, *, shared: bool) -> Journal:
@@ -124,9 +125,9 @@ def commit(
     what: tuple[Journal, str],
     then: Callable[[], None] = lambda: None,
 ) -> None:
-    """Decide that the environment is ours and give it its place; closes the record.
+    """Decide that the environment is ours and give it its place; the record is the caller's.
 
-    what: journal and id of the migration.  then: is called before the record is closed.
+    what: journal and id of the migration.  then: is called as soon as it is decided.
     Raises MigrationError when the other node has called it off; nothing has happened then.  Any
     other error comes after the decision: `repair` goes on.
     """
@@ -142,9 +143,8 @@ def commit(
     elif shared:
         journal.note("conf", {"text": conf.render()})
     decision.take(node.paths, ident)
-    _finish(node, env, conf, shared=shared)
     then()
-    journal.done()
+    _finish(node, env, conf, shared=shared)
 
 
 def _finish(node: Node, env: Environment, conf: ConfFile, *, shared: bool) -> None:
@@ -180,6 +180,9 @@ def repair(node: Node, record: Record) -> None:
             went = record.step(liverestore.GOING) is not None
             if env.kind == Kind.VM:
                 machinearrival.after_death(node, env)
+            elif went and record.step(LAZY):
+                liverestore.lost_by_death(node, env)
+                departure.mark(node, env)
             else:
                 liverestore.after_death(node, env, went=went)
     else:

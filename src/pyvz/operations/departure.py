@@ -201,8 +201,7 @@ def end(node: Node, env: Environment, record: Record, outcome: str) -> None:
     if outcome != decision.TAKEN and (record.step(FROZEN) or env.kind == Kind.VM):
         _go_on(node, env)
     if outcome != decision.TAKEN and record.step(HALTED):
-        _mark(node, env).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file.write_atomic(_mark(node, env), env.uuid)
+        mark(node, env)
     Journal.forget(node.paths, record.uuid)
 
 
@@ -212,6 +211,12 @@ def force(node: Node, env: Environment, *, here: bool) -> None:
     if record is None or record.verb != VERB or known_outcome(record) is not None:
         raise MigrationError(f"{env.name} is not between two nodes")
     end(node, env, record, decision.REFUSED if here else decision.TAKEN)
+
+
+def mark(node: Node, env: Environment) -> None:
+    """Have it started again: it was stopped, or has died, because of a move."""
+    _mark(node, env).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file.write_atomic(_mark(node, env), env.uuid)
 
 
 def _mark(node: Node, env: Environment) -> Path:

@@ -15,19 +15,20 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from pyvz.errors import BadValue, InDoubt, VZError
+from pyvz.errors import BadValue, Cancelled, InDoubt, VZError
 from pyvz.linux import file
 from pyvz.migration import decision, iterate
 from pyvz.migration.dial import Peer
 from pyvz.migration.offer import HOME, MIRROR, TOKEN, DiskOffer, Offer
+from pyvz.migration.pageline import PageLine
 from pyvz.migration.request import Report, Request
 from pyvz.migration.timeline import Timeline
-from pyvz.migration.wire import Refused
+from pyvz.migration.wire import Channel, Refused
 from pyvz.model import params_net as params
 from pyvz.model.conffile import ConfFile
 from pyvz.model.config import Config
@@ -51,6 +52,7 @@ from pyvz.store.journal import Journal
 
 log = logging.getLogger(__name__)
 
+_PAGES_TIMEOUT: Final = 7 * 86400.0  # a dead connection is seen at once
 _DOUBT_PATIENCE: Final = 60.0  # seconds in which an unknown outcome is asked for again and again
 
 
@@ -68,6 +70,7 @@ class Giving:
         self.halted_at: float | None = None
         self.resumed_at = 0.0
         self.memory = 0
+        self.paged = 0  # bytes that were fetched when it ran there already
         self._journal: Journal | None = None
         self._stack = ExitStack()
         self._disks: list[Outgoing] = []
@@ -224,39 +227,78 @@ class Giving:
         """Freeze, dump, deliver, and let the other node decide, while nothing of it runs."""
         journal = self._journal
         assert journal is not None  # noqa: S101  begun by _reserve
-        answers: list[dict[str, Any]] = []
         live = livedump.Live(self.node, self.env)
+        answer: dict[str, Any] = {}
         try:
             with self._standstill() as still:
-
-                def ready(images: Path) -> None:
-                    still.ready(images, self.offer.memory)
-                    journal.note(departure.FROZEN)
-                    self.progress.stage("Freezing")
-
-                def lock() -> None:
-                    self.halted_at = time.monotonic()
-                    still.begin()
-
-                def deliver(images: Path) -> None:
-                    still.finish(images)
-                    self.memory = still.memory
-                    self._rounds += [still.disk] if self._disks else []
-                    # Noted early: the disk takes its time, and nothing was asked yet.
-                    still.restore(lambda: journal.note(departure.DECIDING))
-                    answers.append(self._decide(journal))
-                    live.taken = True
-
-                live.run(livedump.Hooks(ready, lock, deliver))
+                pages = self._pages() if self.request.post_copy else None
+                hooks = self._hooks(still, pages, live, answer)
+                live.run(hooks, None if pages is None else pages[0])
         except InDoubt:
             raise  # it stands still until that is settled
         except BaseException as error:
             self._back(error)
             raise
         still_for = self.resumed_at - (self.halted_at or self.resumed_at)
-        report = self._report(answers[0], still_for)
+        report = self._report(answer, still_for)
         self._forward(journal)
         return report
+
+    def _hooks(
+        self,
+        still: Standstill,
+        pages: tuple[PageLine, Channel] | None,
+        live: livedump.Live,
+        answer: dict[str, Any],
+    ) -> livedump.Hooks:
+        journal = self._journal
+        assert journal is not None  # noqa: S101
+
+        def ready(images: Path) -> None:
+            still.ready(images, self.offer.memory, None if pages is None else pages[1])
+            journal.note(departure.FROZEN)
+            self.progress.stage("Freezing")
+
+        def lock() -> None:
+            self.halted_at = time.monotonic()
+            still.begin()
+
+        def send(images: Path) -> None:
+            still.finish(images)
+            self.memory = still.memory
+            self._rounds += [still.disk] if self._disks else []
+
+        def decide() -> None:
+            # Noted early: the disk takes its time, and nothing was asked yet.
+            still.restore(lambda: journal.note(departure.DECIDING))
+            answer.update(self._decide(journal))
+            live.taken = True
+
+        def follow() -> None:
+            self.progress.stage("Fetching memory")
+            try:
+                self.peer.call("pages", timeout=_PAGES_TIMEOUT)
+            except VZError as error:
+                log.warning("%s: its memory did not arrive: %s", self.env.name, error)
+                answer["problem"] = (
+                    "a part of its memory was lost on the way, and it cannot go on without: it is "
+                    f"ended there and started anew from its disks ({error.message})"
+                )
+
+        return livedump.Hooks(ready, lock, send, decide, follow)
+
+    def _pages(self) -> tuple[PageLine, Channel]:
+        """Make the line by which pages are fetched (post-copy)."""
+        channel = self.peer.new_channel()
+
+        def moved(total: int) -> None:
+            self.paged = total
+            with suppress(Cancelled):  # too late: it runs there
+                self.progress.advance(total, self.offer.memory)
+
+        line = PageLine(channel, serving=True, moved=moved)
+        self._stack.callback(line.close)
+        return line, channel
 
     @contextmanager
     def _standstill(self) -> Iterator[Standstill]:
@@ -380,7 +422,7 @@ class Giving:
             still=still if self.running else 0.0,
             rounds=tuple(self._rounds),
             sent=self.peer.wire.sent,
-            memory=self.memory,
+            memory=self.memory + self.paged,
             started=bool(answer.get("started")),
             problem=str(answer.get("problem") or ""),
             phases=self.progress.phases(),
@@ -418,14 +460,15 @@ def _offer(node: Node, env: Environment, request: Request, *, running: bool) -> 
         ignore=request.ignore,
         copy=request.clone,
         kind=env.kind,
-        **_facts(node, env, conf, running=running, live=live),
+        **_facts(node, env, conf, request, running=running),
     )
 
 
 def _facts(
-    node: Node, env: Environment, conf: ConfFile, *, running: bool, live: bool
+    node: Node, env: Environment, conf: ConfFile, request: Request, *, running: bool
 ) -> dict[str, Any]:
     """Return what is said of disks and memory, which differs between the kinds."""
+    live = request.online and running
     if env.kind == Kind.VM:
         return {
             "conf": machineoffer.configuration(conf, live=live).render(),
@@ -437,7 +480,7 @@ def _facts(
         "conf": conf.render(),
         "driver": layout(env),
         "disks": offers(node, env, running=running),
-        "checkpoint": livedump.check(node, env) if live else {},
+        "checkpoint": livedump.check(node, env, lazy=request.post_copy) if live else {},
     }
 
 

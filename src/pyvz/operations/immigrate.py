@@ -6,6 +6,7 @@
     disks-done   all rounds are here and on the disk
     ready        with its memory: the memory begins to arrive, the root and CRIU are waiting
     restore      all is here: it is restored; nothing of it runs yet
+    pages        it runs; all of its memory has come (post-copy)
     why          what has failed: the other node was told to send no more
     commit       the decision, then its place, registration, and start
     outcome      what was decided about a migration whose connection broke
@@ -181,7 +182,11 @@ class Arriving:
             provision.furnish_missing(env.home)
         self._live = liverestore.Arrival(node, env, node.registry.config(env), self._journal)
         channel = self._wire.channel(message["channel"])
-        self._live.prepare(message["frame"], channel, memory_used=message["memory"])
+        number = message["pages"]
+        pages = None if number is None else self._wire.channel(number)
+        if pages is not None:
+            self._journal.note(arrival.LAZY)
+        self._live.prepare(message["frame"], channel, pages, memory_used=message["memory"])
         if not self._shared and all(each.early for each in self._disks):
             self._live.root_is_here()
         return {}
@@ -236,12 +241,36 @@ class Arriving:
             provision.repair_leftover(node, env)
             self._forget()
             return {"taken": True, "started": False, "problem": str(error)}
-        self._forget()
+        if not self._lazy():
+            self._journal.done()
+            self._forget()
         node.publish("ve-migrate", env, state="stopped" if live is None else "running")
         log.info("%s has come from another node", env.name)
         if live is not None:
             return {"taken": True, "started": True, "problem": ""}
         return {"taken": True, **self._started(env, start=message["start"])}
+
+    def pages(self, _: Message) -> dict[str, Any]:
+        """Wait until all memory is here of one that runs already."""
+        live = self._container()
+        try:
+            live.fetched()
+        except (VZError, OSError):
+            self._lost()
+            raise
+        self._journal.done()
+        self._forget()
+        return {}
+
+    def _lost(self) -> None:
+        """A part of its memory will not come: end it, and start it anew, as after a power cut."""
+        _made, env = self._begun()
+        live = self._container()
+        log.error("%s: a part of its memory was lost: it is started anew", env.name)
+        live.lost()
+        self._journal.done()
+        self._forget()
+        self._started(env, start=True)
 
     def _give_identity(self, env: Environment, driver: storage.StorageDriver) -> None:
         """Make the guest another one than its original."""
@@ -266,6 +295,9 @@ class Arriving:
 
     def abort(self, _: Message | None = None) -> dict[str, Any]:
         """Take everything away again that is not committed."""
+        if self._taken():
+            self._lost()
+            return {}
         for each in self._disks:
             each.stop()
         if self._live is not None:
@@ -277,6 +309,15 @@ class Arriving:
         finally:
             self._forget()
         return {}
+
+    def _lazy(self) -> bool:
+        return isinstance(self._live, liverestore.Arrival) and self._live.lazy
+
+    def _taken(self) -> bool:
+        """Whether it is ours, though not all of its memory is here."""
+        if self._journal is None or not self._lazy():
+            return False
+        return decision.known(self._node.paths, self._ident) == decision.TAKEN
 
     def _forget(self) -> None:
         self._journal = None
@@ -333,6 +374,7 @@ def answers_of(node: Node, arriving: Arriving) -> dict[str, Callable[[Message], 
         "why": arriving.why,
         "restore": arriving.restore,
         "commit": arriving.commit,
+        "pages": arriving.pages,
         "abort": arriving.abort,
         "outcome": lambda message: {"outcome": decision.ask(node.paths, message["id"])},
         "settled": lambda message: _settled(node, message),

@@ -14,48 +14,69 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pyvz.container.checkpoint import DumpHooks
+from pyvz.container.checkpoint import DumpHooks, Worker
 from pyvz.container.criurequest import DumpRequest
 from pyvz.container.criurpc import CriuDied
-from pyvz.errors import InDoubt, Timeout, VZError
-from pyvz.linux import file
+from pyvz.container.frame import Frame
+from pyvz.errors import InDoubt, Timeout, Unsupported, VZError
+from pyvz.linux import file, pipes
+from pyvz.migration.pageline import PageLine
 from pyvz.model.environment import Environment
+from pyvz.model.task import NoProgress
 from pyvz.operations import dump, ground, innernet, network, suspend
 from pyvz.operations.node import Node
+from pyvz.operations.sideline import Sideline
 
 log = logging.getLogger(__name__)
 
 _KILL_TIMEOUT: Final = 30.0
 # Names in <home>/dump; two, because both nodes may see the same home.
 LEAVING, ARRIVING = ".images", ".arriving"
+LAZY_PIPE: Final = 4 << 20  # bytes; CRIU asks for 3.2 MiB and does not look whether it got them
 SETTLE: Final = 120.0  # seconds for a CRIU that has lost its vzd
+_TICK: Final = 0.02  # seconds
 _ROOM: Final = 1.25  # images need so much more than the memory that is used
 
 
-def check(node: Node, env: Environment) -> dict[str, Any]:
+def check(node: Node, env: Environment, *, lazy: bool) -> dict[str, Any]:
     """Return what the other node has to know of CRIU here; raises Unsupported, Busy."""
     suspend.ready(node, env, node.registry.config(env))
     suspend.foreign(node, env)
-    return {"criu": list(node.checkpoint.program().version)}
+    if lazy:
+        require_lazy(node)
+        pipes.allow(LAZY_PIPE)
+    return {"criu": list(node.checkpoint.program().version), "lazy": lazy}
+
+
+def require_lazy(node: Node) -> None:
+    """Raise Unsupported unless CRIU can fetch pages later on this kernel."""
+    if not node.checkpoint.features().lazy_pages:
+        raise Unsupported(
+            "This node's kernel or CRIU cannot fetch memory later (userfaultfd)",
+            hint="Leave --post-copy out.",
+        )
 
 
 class Hooks(NamedTuple):
     """What is done in the course of a live migration, besides the dump.
 
     ready: gets the directory that holds the frame; nothing stands still yet.  lock: everything
-    stands still from now on.  deliver: the dump is complete; returns when the other node has it
-    all.  What it raises lets the container go on, except InDoubt: then it stands still until that
-    is settled.
+    stands still from now on.  send: the dump is complete: send the rest of it.  decide: have it
+    restored and taken; what it raises lets the container go on, except InDoubt: then it stands
+    still until that is settled.  follow: it runs there; returns when its pages are there, too.
     """
 
     ready: Callable[[Path], None]
     lock: Callable[[], None]
-    deliver: Callable[[Path], None]
+    send: Callable[[Path], None]
+    decide: Callable[[], None]
+    follow: Callable[[], None]
 
 
 class Live:
@@ -66,23 +87,25 @@ class Live:
         self._doubt = False
         self.taken = False  # set by whoever knows the decision
 
-    def run(self, mine: Hooks) -> None:
-        """Dump and deliver; raises what the hooks raise, CheckpointError."""
+    def run(self, mine: Hooks, pages: PageLine | None = None) -> None:
+        """Dump and deliver; raises what the hooks raise, CheckpointError.
+
+        pages: they stay here, and are fetched by it when it runs there already (post-copy).
+        """
         node, env = self._node, self._env
         spec = dump.specification(node, env, node.registry.config(env))
         engine = node.checkpoint
-        with images_of(node, env) as images, engine.worker(env.uuid, images) as worker:
+        fds = () if pages is None else (pages.theirs.fileno(),)
+        with images_of(node, env) as images, engine.worker(env.uuid, images, fds=fds) as worker:
             frame = engine.frame(spec)._replace(network=innernet.save(node, env))
             frame.save(images)
             mine.ready(images)
 
             def frozen() -> bool:
                 node.cgroups.freeze(env.uuid)
-                try:
-                    mine.deliver(images)
-                except InDoubt:
-                    self._doubt = True
-                    raise
+                mine.send(images)
+                if pages is None:
+                    self._decided(mine)
                 return True
 
             def locked() -> None:
@@ -91,14 +114,54 @@ class Live:
 
             hooks = DumpHooks(network_lock=locked, frozen=frozen, network_unlock=self._unlocked)
             try:
-                engine.dump(worker, DumpRequest(frame), hooks)
+                if pages is None:
+                    engine.dump(worker, DumpRequest(frame), hooks)
+                else:
+                    self._lazily(worker, frame, hooks, mine, pages)
             except BaseException as error:
                 if self.taken:
                     log.warning("%s: CRIU failed when it had gone: %s", env.name, error)
                     return
                 if not self._doubt:
-                    dump.go_on(node, env, broken=isinstance(error, (CriuDied, Timeout)))
+                    broken = pages is not None or isinstance(error, (CriuDied, Timeout))
+                    dump.go_on(node, env, broken=broken)
                 raise
+
+    def _decided(self, mine: Hooks) -> None:
+        try:
+            mine.decide()
+        except InDoubt:
+            self._doubt = True
+            raise
+
+    def _lazily(
+        self, worker: Worker, frame: Frame, hooks: DumpHooks, mine: Hooks, pages: PageLine
+    ) -> None:
+        """Dump all but the pages, which CRIU serves until we close the line."""
+        pages.given()
+        sent = threading.Event()
+
+        def frozen() -> bool:
+            hooks.frozen()
+            sent.set()
+            return True
+
+        request = DumpRequest(frame, lazy_pages=True, page_fd=worker.number(0))
+        mended = hooks._replace(frozen=frozen)
+        engine = self._node.checkpoint
+        dumping = Sideline("dump", lambda _: engine.dump(worker, request, mended), NoProgress())
+        dumping.start()
+        try:
+            while not sent.wait(_TICK):
+                if dumping.ended:
+                    dumping.result(lambda: None, SETTLE)
+            pages.start()
+            self._decided(mine)
+            mine.follow()
+        finally:
+            pages.close()
+            with suppress(VZError):  # CRIU has lost its line
+                dumping.result(lambda: None, SETTLE)
 
     def _unlocked(self) -> None:
         if not self._doubt and not self.taken:

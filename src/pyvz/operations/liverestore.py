@@ -24,7 +24,7 @@ from pyvz.container.checkpoint import RestoreHooks
 from pyvz.container.frame import Frame
 from pyvz.container.runtime import Init, NetworkAccess
 from pyvz.errors import MigrationError, NodesDiffer, RestoreError, VZError
-from pyvz.linux import file
+from pyvz.linux import file, userfault
 from pyvz.linux.guestroot import GuestRoot
 from pyvz.migration import files
 from pyvz.migration.offer import Offer
@@ -32,6 +32,7 @@ from pyvz.migration.wire import Channel
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.operations import dump, ground, home, innernet, livedump, memory, network
+from pyvz.operations.fetching import Fetching, end_fetcher
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal
 from pyvz.store.state import RunState
@@ -46,6 +47,8 @@ _DECISION: Final = 7 * 86400.0
 
 def check(node: Node, offer: Offer) -> None:
     """Raise NodesDiffer or Unsupported when memory of that node cannot be restored here."""
+    if offer.checkpoint.get("lazy"):
+        livedump.require_lazy(node)
     here = node.checkpoint.program().version
     there = tuple(int(part) for part in offer.checkpoint.get("criu") or ())
     if there and here < there:
@@ -76,10 +79,16 @@ class Arrival:
         self._init: Init | None = None
         self._channel: Channel | None = None
         self._receiver: threading.Thread | None = None
+        self._fetching: Fetching | None = None
         self._thread = threading.Thread(target=self._run, name=f"restore-{env.uuid}", daemon=True)
 
-    def prepare(self, frame: str, channel: Channel, *, memory_used: int) -> None:
-        """Begin; `frame` is the text of the frame's file, the images come by `channel`."""
+    def prepare(
+        self, frame: str, channel: Channel, pages: Channel | None, *, memory_used: int
+    ) -> None:
+        """Begin; `frame` is the text of the frame's file, the images come by `channel`.
+
+        pages: where memory is fetched when it runs already (post-copy).
+        """
         self.images = livedump.place_of(
             self._node, self._env, memory=memory_used, name=livedump.ARRIVING
         )
@@ -89,6 +98,8 @@ class Arrival:
         if self._frame.uuid != self._env.uuid:
             raise RestoreError("The memory is that of another container")
         self._channel = channel
+        if pages is not None:
+            self._fetching = Fetching(self._node.checkpoint, self.images, pages)
         self._receiver = threading.Thread(target=self._receive, name="images", daemon=True)
         self._receiver.start()
         self._thread.start()
@@ -129,7 +140,31 @@ class Arrival:
         self._thread.join(_PATIENCE)
         if self._init is None:
             raise self._error or RestoreError(f"{self._env.name} was not restored in time")
+        if self._fetching is None:
+            livedump.remove(self.images)
+
+    @property
+    def lazy(self) -> bool:
+        """Whether a part of its memory comes when it runs already."""
+        return self._fetching is not None
+
+    def fetched(self) -> None:
+        """Wait until all of its memory is here; raises MigrationError: it has been ended."""
+        assert self._fetching is not None  # noqa: S101  lazy was asked
+        self._fetching.wait(self._end)
         livedump.remove(self.images)
+
+    def lost(self) -> None:
+        """It runs, and not all of its memory will come: end it, before it takes notice."""
+        assert self._fetching is not None  # noqa: S101
+        self._end()
+        self._fetching.close()
+        ground.clear(self._node, self._env)
+        livedump.remove(self.images)
+
+    def _end(self) -> None:
+        if self._env.uuid in self._node.runtime.running():
+            self._node.runtime.kill(self._env.uuid, timeout=30.0)
 
     def cancel(self) -> None:
         """Take everything away."""
@@ -139,6 +174,8 @@ class Arrival:
             if thread is not None and thread.ident is not None:
                 self._decide(goes=False)
                 thread.join(_PATIENCE)
+        if self._fetching is not None:
+            self._fetching.close()
         livedump.remove(self.images)
 
     def _decide(self, *, goes: bool) -> None:
@@ -201,7 +238,12 @@ class Arrival:
         engine = node.checkpoint
         with engine.worker(env.uuid, self.images, root=engine.root(spec, frame)) as worker:
             self._wait_for(lambda: self._complete)
-            self._init = engine.restore(worker, spec, frame, hooks)
+            if self._fetching is None:
+                self._init = engine.restore(worker, spec, frame, hooks)
+            else:
+                self._fetching.start()
+                with userfault.allowed():
+                    self._init = engine.restore(worker, spec, frame, hooks, lazy_pages=True)
         memory.activate(node, env)
         (env.home / ".running").touch()
 
@@ -223,6 +265,17 @@ class Arrival:
             if not self._decision:
                 raise MigrationError("It was called off")
         self._journal.note(GOING)
+
+
+def lost_by_death(node: Node, env: Environment) -> None:
+    """End one that ran here while its memory was still coming: vzd has died, and it will not."""
+    node.checkpoint.settle(env.uuid, 120.0)
+    if env.uuid in node.runtime.running():
+        node.runtime.kill(env.uuid, timeout=30.0)
+    for images in livedump.places(node, env, livedump.ARRIVING):
+        end_fetcher(images)
+    ground.clear(node, env)
+    livedump.tidy(node, env, livedump.ARRIVING)
 
 
 def after_death(node: Node, env: Environment, *, went: bool) -> None:

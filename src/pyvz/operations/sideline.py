@@ -46,6 +46,11 @@ class Sideline(Generic[T]):
             raise self._error
         return self._result[0]
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to its end."""
+        return self._thread.ident is not None and not self._thread.is_alive()
+
     def call_off(self) -> None:
         """End it, and wait for that; one that never began is fine.  Idempotent."""
         self._called_off.set()

@@ -18,6 +18,7 @@ from pyvz.container.frame import NAME as FRAME
 from pyvz.container.growing import Growing
 from pyvz.migration import files, messages
 from pyvz.migration.dial import Peer
+from pyvz.migration.wire import Channel
 from pyvz.model.environment import Environment
 from pyvz.model.task import Progress
 from pyvz.operations import livedump
@@ -59,13 +60,17 @@ class Standstill:
         """Bytes of the images."""
         return self._sender.total if self._sender else 0
 
-    def ready(self, images: Path, used: int) -> None:
+    def ready(self, images: Path, used: int, pages: Channel | None) -> None:
         """Have everything wait on both sides; `used`: bytes of memory."""
         self._progress.stage("Preparing")
         channel = self._peer.new_channel()
-        frame = (images / FRAME).read_text()
         self._peer.call(
-            "ready", frame=frame, memory=used, channel=channel.number, progress=self._progress
+            "ready",
+            frame=(images / FRAME).read_text(),
+            memory=used,
+            channel=channel.number,
+            pages=None if pages is None else pages.number,
+            progress=self._progress,
         )
         self._sender = files.Sender(channel, self._progress, used)
         if livedump.in_memory(self._node, images):
