@@ -116,6 +116,18 @@ class Serving:
         self.postgres("createdb bench")
         self.postgres("pgbench -i -q -s 2 bench")
 
+    def migrate(self, there: Side) -> dict[str, object]:
+        """Have it go to the other node while it runs; returns what vzmigrate tells at its end."""
+        side = self.side
+        with side.popen(
+            "vzmigrate", f"--ssh=-F {side.world.ssh_config}", "--online", "--json", there.name,
+            self.name,
+        ) as process:  # fmt: skip
+            out, _ = process.communicate(timeout=PATIENCE * 10)
+        assert process.returncode == 0, out[-2000:]
+        result: dict[str, object] = json.loads(out.splitlines()[-1])
+        return result
+
     def inside(self, command: str, code: int | None = 0) -> str:
         """Run a shell command inside."""
         return self.side.prlctl("exec", self.name, command, code=code)

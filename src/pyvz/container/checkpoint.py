@@ -355,10 +355,11 @@ class Checkpoint:
         finally:
             protocol.close_all(fds)
 
-    def own(self, spec: ContainerSpec) -> None:
+    def own(self, spec: ContainerSpec, frame: Frame) -> None:
         """Let the container's root have the cgroups that CRIU has made, before it opens them."""
         if spec.ids is not None:
-            cgroup_inner.own(self._runtime.cgroup_directory(spec.uuid))
+            top = self._runtime.cgroup_directory(spec.uuid)
+            cgroup_inner.own(top, frame.ids or (spec.ids.first, 0), spec.ids.first)
 
     def give_back(self, spec: ContainerSpec, frame: Frame) -> None:
         """Put back what CRIU does not restore of the cgroups inside."""
@@ -452,7 +453,7 @@ class _Restored:
             self._master = fds.pop()
         protocol.close_all(fds)
         if event == "pre-restore":
-            self._engine.own(self._spec)
+            self._engine.own(self._spec, self._frame)
         elif event == "setup-namespaces":
             with self._engine.network_of(self._pid) as access:
                 self._hooks.namespaces(access)

@@ -67,9 +67,11 @@ def restore(top: str, saved: Mapping[str, Mapping[str, str]]) -> list[str]:
     return refused
 
 
-def own(top: str) -> None:
-    """Give the files of the cgroups below TOP owners, before anything inside opens them.
+def own(top: str, before: tuple[int, int], first: int) -> None:
+    """Give the cgroups below TOP and their files owners, before anything inside opens them.
 
+    CRIU gives the directories the ids that they had on the node of the dump: of the range `before`
+    (first id, count), which is the one from `first` on here.
     The kernel gives the files of a cgroup to who makes it: what CRIU made is the node's.  Who could
     make it is who owns the one above.  A program that holds memory.pressure open (systemd since
     254) could not get it again.
@@ -77,6 +79,7 @@ def own(top: str) -> None:
     for path in _below(top):
         directory = f"{top}/{path}"
         with contextlib.suppress(FileNotFoundError):
+            _shift(directory, before, first)
             maker = os.stat(os.path.dirname(directory))
             if maker.st_uid == 0:
                 continue
@@ -84,6 +87,17 @@ def own(top: str) -> None:
                 if entry.is_file(follow_symlinks=False):
                     os.chown(entry.path, maker.st_uid, maker.st_gid)
     give_back(top)
+
+
+def _shift(directory: str, before: tuple[int, int], first: int) -> None:
+    start, count = before
+    found = os.stat(directory)
+    ids = [
+        each - start + first if start <= each < start + count else -1  # -1: stays
+        for each in (found.st_uid, found.st_gid)
+    ]
+    if start != first and ids != [-1, -1]:
+        os.chown(directory, *ids)
 
 
 def give_back(top: str) -> None:
