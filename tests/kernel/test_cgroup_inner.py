@@ -32,7 +32,7 @@ def top() -> Iterator[Path]:
 
 def test_they_get_the_ids_of_this_node(top: Path) -> None:
     """As CRIU leaves it: the directories as on the other node, the files with the node's root."""
-    os.chown(top, HERE, HERE)
+    os.chown(top, BEFORE, BEFORE)
     for path in ("system.slice", SERVICE, "user.slice"):
         os.chown(top / path, BEFORE, BEFORE)
     os.chown(top / SESSION, BEFORE + 1000, BEFORE + 1000)

@@ -68,7 +68,7 @@ def restore(top: str, saved: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 
 def own(top: str, before: tuple[int, int], first: int) -> None:
-    """Give the cgroups below TOP and their files owners, before anything inside opens them.
+    """Give TOP, the cgroups below it and their files owners, before anything inside opens them.
 
     CRIU gives the directories the ids that they had on the node of the dump: of the range `before`
     (first id, count), which is the one from `first` on here.
@@ -76,6 +76,7 @@ def own(top: str, before: tuple[int, int], first: int) -> None:
     make it is who owns the one above.  A program that holds memory.pressure open (systemd since
     254) could not get it again.
     """
+    _shift(top, before, first)
     for path in _below(top):
         directory = f"{top}/{path}"
         with contextlib.suppress(FileNotFoundError):
