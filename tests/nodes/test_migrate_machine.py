@@ -41,18 +41,18 @@ echo right $good
 
 
 class Machine:
-    """A machine `vm1` of the tiny guest on node a, with a small disk and a card in "lan"."""
+    """A machine of the tiny guest on node a, with a small disk and a card in "lan"."""
 
-    def __init__(self, nodes: TwoNodes, iso: Path) -> None:
-        self.nodes = nodes
+    def __init__(self, nodes: TwoNodes, iso: Path, name: str = "vm1") -> None:
+        self.nodes, self.name = nodes, name
         self.at = nodes.a
         nodes.lan_networks()
         prlctl = nodes.a.prlctl
-        prlctl("create", "vm1", "--vmtype", "vm", "-d", "debian", "--no-hdd")
-        prlctl("set", "vm1", "--memsize", "192", "--cpus", "1")
-        prlctl("set", "vm1", "--device-add", "hdd", "--size", "64M")
-        prlctl("set", "vm1", "--device-set", "cdrom0", "--image", os.fspath(iso))
-        prlctl("set", "vm1", "--device-add", "net", "--network", "lan", "--ipadd", f"{ADDRESS}/24")
+        prlctl("create", name, "--vmtype", "vm", "-d", "debian", "--no-hdd")
+        prlctl("set", name, "--memsize", "160", "--cpus", "1")
+        prlctl("set", name, "--device-add", "hdd", "--size", "64M")
+        prlctl("set", name, "--device-set", "cdrom0", "--image", os.fspath(iso))
+        prlctl("set", name, "--device-add", "net", "--network", "lan", "--ipadd", f"{ADDRESS}/24")
 
     @property
     def other(self) -> Side:
@@ -60,19 +60,19 @@ class Machine:
 
     def boot(self) -> None:
         """Start it, give it its address, have it echo on port 7777."""
-        self.at.prlctl("start", "vm1")
+        self.at.prlctl("start", self.name)
         self.wait()
         self.inside(f"ip addr add {ADDRESS}/24 dev eth0; ip link set eth0 up")
         self.inside("nc -ll -p 7777 -e /bin/cat >/dev/null 2>&1 </dev/null &")
 
     def load(self) -> None:
         """Have it write to its disk all the time."""
-        self.at.cli("prlctl", "exec", "vm1", f"cat >/run/write <<'END'\n{WRITE}\nEND")
+        self.at.cli("prlctl", "exec", self.name, f"cat >/run/write <<'END'\n{WRITE}\nEND")
         self.inside("sh /run/write >/dev/null 2>&1 </dev/null &")
         wait_for(lambda: self.count() > SLOTS, 120)
 
     def wait(self) -> None:
-        argv = self.at.argv("prlctl", "exec", "vm1", "true")
+        argv = self.at.argv("prlctl", "exec", self.name, "true")
         deadline = time.monotonic() + 150
 
         def answers() -> bool:
@@ -85,7 +85,7 @@ class Machine:
             time.sleep(0.3)
 
     def inside(self, command: str) -> str:
-        return self.at.prlctl("exec", "vm1", command)
+        return self.at.prlctl("exec", self.name, command)
 
     def count(self) -> int:
         return int(self.inside("cat /run/count 2>/dev/null || echo 0"))
@@ -94,15 +94,15 @@ class Machine:
         """Every block that was counted is on the disk."""
         self.inside("touch /run/stop")
         wait_for(lambda: "done" in self.inside("cat /run/stopped 2>/dev/null; true"), 60)
-        self.at.cli("prlctl", "exec", "vm1", f"cat >/run/read <<'END'\n{READ}\nEND")
+        self.at.cli("prlctl", "exec", self.name, f"cat >/run/read <<'END'\n{READ}\nEND")
         assert self.inside("sh /run/read") == f"right {SLOTS}\n"
 
     def move(self, *options: str) -> str:
         """Migrate it to the other node."""
         here, there = self.at, self.other
         ssh = f"-F {self.nodes.ssh_config}"
-        out = here.prlctl("migrate", *options, "--ssh", ssh, "vm1", there.name)
-        assert here.state("vm1") == ""
+        out = here.prlctl("migrate", *options, "--ssh", ssh, self.name, there.name)
+        assert here.state(self.name) == ""
         self.at = there
         return out
 
@@ -123,3 +123,58 @@ def test_live(two_nodes: TwoNodes, tiny_iso: Path) -> None:
         talk.exchange()
         assert machine.count() >= before
     machine.whole()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_live_twenty_times(two_nodes: TwoNodes, tiny_iso: Path) -> None:
+    machine = Machine(two_nodes, tiny_iso)
+    machine.boot()
+    machine.load()
+    with two_nodes.talk(ADDRESS, 7777) as talk:
+        for _ in range(20):
+            before = machine.count()
+            print(machine.move().splitlines()[-1], flush=True)
+            talk.exchange()
+            assert machine.count() >= before
+    machine.whole()
+
+
+def test_stopped_suspended_and_refused(two_nodes: TwoNodes, tiny_iso: Path) -> None:
+    """What stands still moves as it is, with its snapshots; a copy; what cannot go is told."""
+    machine = Machine(two_nodes, tiny_iso)
+    a, b = two_nodes.a, two_nodes.b
+    ssh = ("--ssh", f"-F {two_nodes.ssh_config}")
+    a.prlctl("snapshot", "vm1", "-n", "before")
+    uuid = a.rows("vm1")[0]["uuid"]
+    a.prlctl("migrate", "--keep-src", *ssh, "vm1", "b/copy")
+    assert (a.state("vm1"), b.state("copy")) == ("stopped", "stopped")
+    assert b.rows("copy")[0]["uuid"] != uuid
+    assert mac(b, "copy") != mac(a, "vm1")
+    assert "before" in b.prlctl("snapshot-list", "copy")
+    b.prlctl("delete", "copy")
+    # with its snapshots, stopped, and suspended with its memory
+    machine.move()
+    assert b.rows("vm1")[0]["uuid"] == uuid
+    machine.boot()
+    machine.inside("echo kept >/run/kept")
+    out = b.prlctl("migrate", *ssh, "vm1", "a", code=None)
+    assert "has snapshots and runs" in out
+    assert b.state("vm1") == "running"
+    b.prlctl("suspend", "vm1")
+    b.prlctl("migrate", *ssh, "vm1", "a")
+    assert (a.state("vm1"), b.state("vm1")) == ("suspended", "")
+    a.prlctl("resume", "vm1")
+    machine.at = a
+    machine.wait()
+    assert machine.inside("cat /run/kept") == "kept\n"
+    # what cannot go is told before anything is done
+    a.prlctl("stop", "vm1", "--kill")
+    b.cli("prlctl", "create", "vm1", "--vmtype", "vm", "-d", "debian", "--no-hdd")
+    assert "already" in a.prlctl("migrate", *ssh, "vm1", "b", code=None)
+    assert a.state("vm1") == "stopped"
+
+
+def mac(side: Side, name: str) -> str:
+    found = [line for line in side.prlctl("list", "-i", name).splitlines() if "mac=" in line]
+    return found[0].split("mac=")[1].split()[0]

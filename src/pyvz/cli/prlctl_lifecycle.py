@@ -27,7 +27,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
     ),
     "stop": _STOP,
     "mount": (
-        ("-o,--options", "ro|rw", "mount read-only or writable (default)"),
+        ("-o,--options", "ro|rw", "read-only, or writable (default; not of a VM)"),
         ("--info", "", "print where it is mounted"),
     ),
     "umount": _STOP,
@@ -121,15 +121,16 @@ def resume_(args: Arguments, server: Server) -> int:
 def mount_(args: Arguments, server: Server) -> int:
     """Mount the root, or tell where it is mounted."""
     subject = find(server, args.word("The ID or name"))
-    mode = args.value("options", "rw")
-    if mode not in {"ro", "rw"}:
+    mode = args.value("options")
+    if mode not in {None, "ro", "rw"}:
         raise UsageError(f"An incorrect value '{mode}' for --options is specified")
     if args.has("info"):
         info = server.ask("Environment.List", refs=[subject.uuid], fields=["root"])
         say(str(info["rows"][0]["root"]) if subject.status != "stopped" else "not mounted")
         return 0
     words = ("Mounting", "mount", "successfully mounted.")
-    _short(server, subject, words, "Mount", readonly=mode == "ro")
+    wanted = {} if mode is None else {"readonly": mode == "ro"}
+    _short(server, subject, words, "Mount", **wanted)
     return 0
 
 

@@ -238,8 +238,11 @@ class Environment(Api, VarlinkInterface, name="io.pyvz.Environment"):
         return Work("resume", ref, lambda task: lifecycle.resume(node, ref, progress=task))
 
     @acting(Place)
-    def Mount(self, node: Node, *, ref: str, readonly: bool = False) -> Work:
-        """Mount the root file system of one that does not run."""
+    def Mount(self, node: Node, *, ref: str, readonly: bool | None = None) -> Work:
+        """Mount the root file system of one that does not run.
+
+        readonly: without it a container is mounted writable, a virtual machine read-only.
+        """
         return Work(
             "mount",
             ref,

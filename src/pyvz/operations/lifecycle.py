@@ -19,7 +19,6 @@ from pyvz.errors import (
     InvalidState,
     Locked,
     StopError,
-    Unsupported,
     VZError,
 )
 from pyvz.model.environment import Environment, Kind
@@ -32,6 +31,7 @@ from pyvz.operations import (
     guestsettings,
     leftovers,
     machine,
+    machinemount,
     memory,
     network,
 )
@@ -168,28 +168,35 @@ def _resume_locked(node: Node, env: Environment, progress: Progress) -> None:
     dump.resume(node, env, dump.ResumeOptions(dump.default(env)), progress)
 
 
-def mount(node: Node, ref: str, *, readonly: bool = False) -> Environment:
-    """Mount the root of a stopped container; raises AlreadyMounted, AlreadyRunning, MountError."""
+def mount(node: Node, ref: str, *, readonly: bool | None = None) -> Environment:
+    """Mount the root of one that is stopped; raises AlreadyMounted, AlreadyRunning, MountError.
+
+    readonly: None: a container writable, a virtual machine (whose guest made the file system) not.
+    """
     env = node.registry.resolve(ref)
-    _refuse_machine(env, "mounted")
     with node.lease(env, "mount"):
         repair(node, env)
         require(node, env, "mount")
-        with ExitStack() as undo:
-            ground.mount_root(node, env, undo, readonly=readonly)
-            undo.pop_all()
+        if env.kind == Kind.VM:
+            machinemount.mount_root(node, env, readonly=readonly is not False)
+        else:
+            with ExitStack() as undo:
+                ground.mount_root(node, env, undo, readonly=bool(readonly))
+                undo.pop_all()
         node.publish("ve-mount", env)
     return env
 
 
 def umount(node: Node, ref: str) -> Environment:
-    """Unmount the root of a container that does not run; raises NotMounted, Busy."""
+    """Unmount the root of one that does not run; raises NotMounted, Busy."""
     env = node.registry.resolve(ref)
-    _refuse_machine(env, "unmounted")
     with node.lease(env, "umount"):
         repair(node, env)
         require(node, env, "umount")
-        ground.umount_root(node, env)
+        if env.kind == Kind.VM:
+            machinemount.umount_root(node, env)
+        else:
+            ground.umount_root(node, env)
         node.publish("ve-umount", env)
     return env
 
@@ -316,12 +323,6 @@ def start_locked(node: Node, env: Environment, options: StartOptions, progress: 
 
 def _machine_stop(options: StopOptions) -> machine.Stop:
     return machine.Stop(options.kill, options.noforce, options.timeout, options.acpi)
-
-
-def _refuse_machine(env: Environment, what: str) -> None:
-    """Say that a virtual machine's disk is not mounted on the node."""
-    if env.kind == Kind.VM:
-        raise Unsupported(f"The disk of a virtual machine cannot be {what} by this version")
 
 
 def _stop_locked(node: Node, env: Environment, options: StopOptions, progress: Progress) -> str:

@@ -12,12 +12,27 @@ import time
 from contextlib import suppress
 from typing import NamedTuple
 
-from pyvz.errors import Disabled, InvalidState, NotRunning, StopError, Timeout, VZError
+from pyvz.errors import (
+    AlreadyMounted,
+    Disabled,
+    InvalidState,
+    NotRunning,
+    StopError,
+    Timeout,
+    VZError,
+)
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import leftovers, machineground, machinenet, machineshot, machinestate
+from pyvz.operations import (
+    leftovers,
+    machineground,
+    machinemount,
+    machinenet,
+    machineshot,
+    machinestate,
+)
 from pyvz.operations.machineground import KILL_TIMEOUT, State
 from pyvz.operations.node import Node
 from pyvz.operations.transition import require
@@ -72,7 +87,8 @@ def begin(node: Node, env: Environment, options: Start, progress: Progress) -> N
     if node.status(env) == Status.SUSPENDED:
         wake(node, env, progress)
         return
-    require(node, env, "start")
+    if require(node, env, "start") == Status.MOUNTED:
+        raise AlreadyMounted(f"{env.name} is mounted", hint=f"prlctl umount {env.name}")
     config = checked(node, env, options)
     progress.stage("Starting")
     machineground.bring_up(node, env, config)
@@ -273,6 +289,7 @@ def repair(node: Node, env: Environment) -> None:
     elif not running and _has_left(node, env):
         log.warning("%s: its QEMU is gone and nobody cleaned up", env.name)
         machineground.clear(node, env)
+    machinemount.repair(node, env)
 
 
 def _repair_record(node: Node, env: Environment, record: Record, *, running: bool) -> None:

@@ -1,0 +1,102 @@
+"""Whatever dies while a virtual machine moves: there is one copy, it goes on, nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from test_migrate_faults import Fault, _journals, _leftovers, _migrate, _settled
+from test_migrate_machine import Machine
+
+from tinyguest import tiny_iso
+from twonodes import Side, TwoNodes, busybox_root, busybox_tar, two_nodes, wait_for
+
+__all__ = ["busybox_root", "busybox_tar", "tiny_iso", "two_nodes"]
+
+pytestmark = pytest.mark.requires("root", "sshd", "program:qemu-system-x86_64", "program:qemu-img")
+
+NAME = "ct"  # as the container of test_migrate_faults, whose helpers are used
+COUNT = """i=0
+while :; do i=$((i + 1)); echo $i >/root/new; mv /root/new /root/counter; sleep 0.05; done
+"""
+
+
+def _qemu(side: Side) -> None:
+    for path in (side.root / "run/pyvz/vm").glob("*/process.json"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(json.loads(path.read_text())["pid"]), signal.SIGKILL)
+
+
+FAULTS: dict[str, Callable[[Fault], None]] = {
+    "interrupt_client": Fault.interrupt_client,
+    "kill_client": Fault.kill_client,
+    "kill_source_vzd": Fault.kill_source_vzd,
+    "kill_target_vzd": Fault.kill_target_vzd,
+    "kill_ssh": Fault.kill_ssh,
+    "kill_target_qemu": lambda fault: _qemu(fault.there),
+}
+SHORT = (
+    ("interrupt_client", "Sending memory"),
+    ("kill_target_vzd", "Copying disks"),
+    ("kill_source_vzd", "Switching over"),
+)
+STAGES = ("Reserving", "Preparing", "Copying disks", "Sending memory", "Switching over")
+DECIDED = "Committing"  # whoever kills QEMU from here on kills the only copy
+
+
+def test_short_sweep(two_nodes: TwoNodes, tiny_iso: Path) -> None:
+    sweep(two_nodes, tiny_iso, SHORT)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_long_sweep(two_nodes: TwoNodes, tiny_iso: Path) -> None:
+    plan = [(fault, stage) for stage in STAGES for fault in FAULTS]
+    plan += [(fault, DECIDED) for fault in FAULTS if fault != "kill_target_qemu"]
+    sweep(two_nodes, tiny_iso, plan)
+
+
+def sweep(world: TwoNodes, iso: Path, plan: Sequence[tuple[str, str]]) -> None:
+    """Run every fault; the machine stays wherever it comes to be."""
+    machine = Machine(world, iso, NAME)
+    machine.boot()
+    here, there = world.a, world.b
+    here.cli("prlctl", "exec", NAME, f"mkdir -p /root; cat >/root/count <<'END'\n{COUNT}\nEND")
+    here.inside(NAME, "sh /root/count >/dev/null 2>&1 </dev/null &")
+    wait_for(lambda: here.counter(NAME) > 0, 60)
+    for name, stage in plan:
+        try:
+            here, there = strike(here, there, name, stage)
+        except (AssertionError, OSError, ValueError, IndexError) as error:
+            raise AssertionError(f"{name} at {stage}: {error}") from error
+
+
+def strike(here: Side, there: Side, name: str, stage: str) -> tuple[Side, Side]:
+    """One migration with one fault; returns (where it is, the other side)."""
+    before = here.counter(NAME)
+    fault = Fault(here, there)
+    began = time.monotonic()
+    struck = _migrate(fault, FAULTS[name], stage)
+    now, other = _settled(here, there)
+    after = now.counter(NAME)
+    assert after >= before, f"the counter went back from {before} to {after}"
+    wait_for(lambda: now.counter(NAME) > after, 60)
+    for side in (here, there):
+        wait_for(lambda side=side: not _left(side), 60)  # type: ignore[misc]
+    assert not (other.root / "run/pyvz/vm").is_dir() or not os.listdir(other.root / "run/pyvz/vm")
+    where = "moved" if now is there else "stayed"
+    late = "" if struck else " (late)"
+    print(f"{name} at {stage}: {where}, {time.monotonic() - began:.1f} s{late}", flush=True)
+    return now, other
+
+
+def _left(side: Side) -> list[str]:
+    homes = side.root / "vz/vmprivate"
+    found = [path.name for path in homes.glob(".*")] if homes.is_dir() else []
+    return found + _leftovers(side) + _journals(side)
