@@ -27,6 +27,7 @@ def disk(target: Path, work: Path) -> None:
     tree = work / "tree"
     tree.mkdir()
     (tree / "hello").write_text("from inside\n")
+    (tree / "bulk").write_bytes(os.urandom(2 << 20))
     shutil.copy("/bin/true", tree / "true")
     raw = work / "raw"
     raw.touch()

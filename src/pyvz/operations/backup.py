@@ -26,13 +26,19 @@ from pyvz.errors import (
     EnvironmentNotFound,
     Locked,
     PrivateMissing,
-    Unsupported,
     UsageError,
 )
 from pyvz.linux import file
 from pyvz.model.environment import Environment, Kind, canonical_uuid
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import backupstorage, capture, home, provision
+from pyvz.operations import (
+    backupstorage,
+    capture,
+    home,
+    machinebackup,
+    provision,
+    vncpassword,
+)
 from pyvz.operations.backupstorage import Where
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
@@ -41,7 +47,6 @@ from pyvz.store.lease import Lease
 log = logging.getLogger(__name__)
 
 _FILE_LIMIT: Final = 1 << 20
-_CONF: Final = "ve.conf"
 _BESIDE: Final = ("scripts", "templates")
 
 
@@ -65,15 +70,13 @@ class Row(NamedTuple):
 
 
 def create(node: Node, ref: str, request: Request, progress: Progress | None = None) -> Manifest:
-    """Back up a container, in whatever state it is; returns the backup.
+    """Back up an environment, in whatever state it is; returns the backup.
 
     Incremental, if there is an earlier backup to go on from, unless `full`.
     Raises Locked, NoSpace, StorageError, Cancelled: no backup was made then.
     """
     progress = progress or NoProgress()
     env = node.registry.resolve(ref)
-    if env.kind != Kind.CT:
-        raise Unsupported("Virtual machines are not supported by this version")
     opening = backupstorage.opened(node, request.where, progress, make=True)
     with (
         home.storage_errors(f"{env.name} could not be backed up"),
@@ -84,8 +87,12 @@ def create(node: Node, ref: str, request: Request, progress: Progress | None = N
     ):
         parent = None if request.full else _parent(repository, env)
         draft = _draft(node, env, request, parent)
-        store = (repository, writer, request.where)
-        manifest = _store(node, env, store, (draft, parent), progress)
+        if env.kind == Kind.VM:
+            both = (repository, writer)
+            manifest = _store_machine(node, env, both, (draft, parent), progress)
+        else:
+            store = (repository, writer, request.where)
+            manifest = _store(node, env, store, (draft, parent), progress)
     node.publish("ve-backup", env, backup=manifest.tag)
     return manifest
 
@@ -128,12 +135,34 @@ def _store(
     return manifest
 
 
+def _store_machine(
+    node: Node,
+    env: Environment,
+    store: tuple[Repository, Writer],
+    plan: tuple[Manifest, Manifest | None],
+    progress: Progress,
+) -> Manifest:
+    """Store the disks of a virtual machine and commit the backup, under the lease."""
+    repository, writer = store
+    draft, parent = plan
+    with node.lease(env, "backup"):
+        provision.repair(node, env)
+        with machinebackup.disks_of(node, env, draft, parent) as copies:
+            disks = copies.back_up(writer, repository.chunks, parent, progress)
+            writer.flush()
+            progress.check()
+            manifest = replace(draft, files=_files(env), disks=disks, stored=writer.stored)
+            repository.commit(manifest)
+            copies.keep()
+    return manifest
+
+
 def _capabilities(env: Environment) -> storage.Capabilities | None:
     """Return what the disk's driver can do; None for a container without a disk."""
     try:
         return storage.find(env.home).capabilities(env.home)
     except PrivateMissing:
-        if (env.home / _CONF).is_file():
+        if env.conf.is_file():
             return None
         raise
 
@@ -169,7 +198,9 @@ def _draft(node: Node, env: Environment, request: Request, parent: Manifest | No
 
 def _files(env: Environment) -> tuple[File, ...]:
     """Return the small files of the home: its configuration, scripts and records of templates."""
-    paths = [env.home / _CONF]
+    paths = [env.conf]
+    if env.kind == Kind.VM:
+        paths.append(env.home / vncpassword.FILE)
     for directory in _BESIDE:
         paths += sorted(path for path in (env.home / directory).rglob("*"))
     found = []

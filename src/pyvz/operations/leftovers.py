@@ -18,6 +18,7 @@ from pyvz.operations import (
     disk,
     dump,
     home,
+    machinebackup,
     machinedisk,
     shot,
     succession,
@@ -33,8 +34,9 @@ def _repairs() -> dict[str, Callable[[Node, Record], None]]:
     """Return who repairs which verb."""
     makers = (home, shot, disk, dump)
     found = {verb: module.repair for module in makers for verb in module.VERBS}
-    single = (transfer, convertlayout, capture, succession, arrival, departure, machinedisk)
-    return found | {module.VERB: module.repair for module in single}
+    single = (transfer, convertlayout, capture, succession, arrival, departure)
+    machines = (machinebackup, machinedisk)
+    return found | {module.VERB: module.repair for module in (*single, *machines)}
 
 
 def repair(node: Node, record: Record) -> bool:

@@ -67,6 +67,14 @@ def mount_root(node: Node, env: Environment, *, readonly: bool) -> Path:
     return target
 
 
+def mount_image(path: Path, target: Path, name: str) -> None:
+    """Mount the root file system in a raw image of the machine NAME, read-only, until `umount`."""
+    part, kind = root_of(path, name)
+    with loopdevice.attached(path, part.offset, part.size, readonly=True) as loop:
+        flags = _FLAGS | syscall.MS_RDONLY
+        mount.mount(loop.device, target, kind, flags=flags, data=_UNREPLAYED.get(kind))
+
+
 def umount_root(node: Node, env: Environment) -> None:
     """Take away what `mount_root` made, or what is left of it; idempotent.  Raises Busy."""
     target = node.root(env)

@@ -142,6 +142,8 @@ def apply(
     node.registry.save(env, conf)
     for drive in disks_of(node.registry.config(env)):
         key = machinekeys.of(node, drive)
+        # What a bitmap tells of the changes since a backup would not be true any more.
+        image.drop_bitmaps(machinedrives.source_of(env, drive), key=key)
         image.snapshot(machinedrives.source_of(env, drive), "-a", _tag(item.guid), key=key)
     _keep(_variables(env, item.guid), env.home / firmware.VARIABLES)
     machinestate.forget(env)

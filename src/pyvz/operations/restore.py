@@ -11,7 +11,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 from uuid import uuid4
 
 from pyvz.backup import content, image
@@ -24,6 +24,7 @@ from pyvz.errors import (
     BadValue,
     EnvironmentNotFound,
     NotMounted,
+    PrivateMissing,
     UsageError,
 )
 from pyvz.linux import file, mount
@@ -31,6 +32,7 @@ from pyvz.model import params_net as params
 from pyvz.model.conffile import ConfFile
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind, check_name
+from pyvz.model.grammar_machine import Drive
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import (
     backup,
@@ -38,6 +40,10 @@ from pyvz.operations import (
     clone,
     home,
     lifecycle,
+    machinebackup,
+    machinecreate,
+    machinemount,
+    machineoffer,
     pool,
     provision,
     succession,
@@ -47,8 +53,6 @@ from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 
 log = logging.getLogger(__name__)
-
-_CONF: Final = "ve.conf"
 
 
 class Wanted(NamedTuple):
@@ -114,10 +118,15 @@ def _former(node: Node, manifest: Manifest, wanted: Wanted) -> Environment:
 def _another(node: Node, manifest: Manifest, wanted: Wanted) -> Environment:
     """Return a new environment with the name that was asked for."""
     uuid = str(uuid4())
-    driver = manifest.disks[0].driver if manifest.disks else ""
-    private = _private(wanted) or pool.private_for(node, driver)
+    kind = Kind(manifest.kind)
+    private = _private(wanted)
+    if private is None and kind == Kind.VM:
+        private = home.spelled(node, machinecreate.parent_of(node)) + "/$VEID"
+    if private is None:
+        driver = manifest.disks[0].driver if manifest.disks else ""
+        private = pool.private_for(node, driver)
     name = check_name(wanted.name or "")
-    return Environment(uuid, uuid, name, Kind(manifest.kind), provision.place(node, private, uuid))
+    return Environment(uuid, uuid, name, kind, provision.place(node, private, uuid))
 
 
 def _private(wanted: Wanted) -> str | None:
@@ -154,7 +163,7 @@ def _in_place(
         with succession.succeeding(node, env) as staging:
             fill(repository, manifest, staging, node.root(env), progress)
             _furnish(node, staging, manifest)
-            file.write_atomic(staging / _CONF, conf.render())
+            file.write_atomic(staging / env.kind.conf_name, conf.render())
             progress.check()
     node.publish("ve-restore", env, backup=manifest.tag)
 
@@ -168,12 +177,32 @@ def fill(
     """
     for disk in manifest.disks:
         progress.stage(f"Restoring {disk.name}")
+        if manifest.kind == Kind.VM:
+            with content.damage(manifest, disk):
+                _fill_machine(manifest, disk, (repository, directory), progress)
+            continue
         driver = storage.load(disk.driver)
         with content.damage(manifest, disk):
             if disk.form == IMAGE:
                 _fill_image(driver, disk, (repository, directory), progress)
             else:
                 _fill_tree(driver, disk, (repository, directory, root), progress)
+
+
+def _fill_machine(
+    manifest: Manifest, disk: Disk, where: tuple[Repository, Path], progress: Progress
+) -> None:
+    repository, directory = where
+    names = {each.name: each.image for each in _drives(manifest)}
+    index = content.index_of(disk, repository.chunks)
+    target = directory / names.get(disk.name, disk.name)
+    machinebackup.fill(disk, index, target, repository.chunks, progress)
+
+
+def _drives(manifest: Manifest) -> tuple[Drive, ...]:
+    """Return the drives of a virtual machine that was backed up, as they are given back."""
+    config = Config.parse(_conf_of(manifest).values(), lenient=True)
+    return machinebackup.drives_of(manifest, config.machine.drives)
 
 
 def _fill_image(
@@ -221,9 +250,12 @@ def _empty(root: Path) -> None:
 
 def _furnish(node: Node, directory: Path, manifest: Manifest) -> None:
     """Make what a home has beside its disks: owner mark, scripts, records of templates."""
-    provision.furnish(node, directory)
+    if manifest.kind == Kind.VM:
+        machinecreate.furnish(node, directory)
+    else:
+        provision.furnish(node, directory)
     for each in manifest.files:
-        if each.path == _CONF:
+        if each.path == Kind(manifest.kind).conf_name:
             continue
         path = directory / each.path
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -231,16 +263,16 @@ def _furnish(node: Node, directory: Path, manifest: Manifest) -> None:
 
 
 def _configuration(node: Node, env: Environment, manifest: Manifest) -> ConfFile:
-    """Return the ve.conf that was backed up, with the identity of `env`.
+    """Return the configuration that was backed up, with the identity of `env`.
 
     A second environment gets network addresses of its own on the link level; the IP addresses stay,
     for the administrator to change.
     """
-    found = manifest.file(_CONF)
-    if found is None:
-        raise BackupDamaged(f"The backup {manifest.tag} has no {_CONF}")
-    conf = ConfFile.parse(found.text)
-    old = Config.parse(conf.values(), source=f"{_CONF} of the backup {manifest.tag}")
+    conf = _conf_of(manifest)
+    source = f"{env.kind.conf_name} of the backup {manifest.tag}"
+    old = Config.parse(conf.values(), source=source)
+    if env.kind == Kind.VM:
+        return _machine_configuration(node, env, manifest, conf)
     values: dict[str, str | None] = {
         "VEID": env.envid,
         "UUID": env.uuid,
@@ -252,6 +284,30 @@ def _configuration(node: Node, env: Environment, manifest: Manifest) -> ConfFile
         fresh = tuple(clone.fresh_interface(each) for each in old.network.interfaces)
         values |= old.changed({params.NETIF.field: fresh}).differences(old)
     for key, value in values.items():
+        conf.set(key, value)
+    return conf
+
+
+def _conf_of(manifest: Manifest) -> ConfFile:
+    """Return the configuration as it was backed up; raises BackupDamaged."""
+    name = Kind(manifest.kind).conf_name
+    found = manifest.file(name)
+    if found is None:
+        raise BackupDamaged(f"The backup {manifest.tag} has no {name}")
+    return ConfFile.parse(found.text)
+
+
+def _machine_configuration(
+    node: Node, env: Environment, manifest: Manifest, conf: ConfFile
+) -> ConfFile:
+    old = Config.parse(conf.values())
+    new = old.changed({"machine.drives": _drives(manifest)})
+    for key, value in new.differences(old).items():
+        conf.set(key, value)
+    if env.uuid != manifest.uuid:
+        machineoffer.give_new_cards(node, env, conf)
+    values = {"VEID": env.envid, "UUID": env.uuid, "NAME": env.name}
+    for key, value in (values | {"VE_PRIVATE": os.fspath(env.home)}).items():
         conf.set(key, value)
     return conf
 
@@ -292,17 +348,33 @@ def show(
             try:
                 with home.storage_errors(f"The backup {manifest.tag} could not be mounted"):
                     (place / "home").mkdir(mode=0o700, parents=True)
-                    root = replace(manifest, disks=manifest.disks[:1])
+                    root = _only_root(manifest)
                     fill(repository, root, place / "home", place / "root", progress)
                     progress.check()
                     goal.mkdir(mode=0o700, parents=True, exist_ok=True)
                     (place / "target").symlink_to(goal)
-                    driver = storage.find(place / "home")
-                    driver.mount(place / "home", goal, readonly=True)
+                    if manifest.kind == Kind.VM:
+                        machinemount.mount_image(_image_in(place), goal, manifest.name)
+                    else:
+                        driver = storage.find(place / "home")
+                        driver.mount(place / "home", goal, readonly=True)
             except BaseException:
                 _hide(place)
                 raise
     return Shown(manifest.tag, goal)
+
+
+def _only_root(manifest: Manifest) -> Manifest:
+    """Return the backup with nothing but its first disk; that of a machine as a raw image."""
+    disks = manifest.disks[:1]
+    if manifest.kind == Kind.VM:
+        disks = tuple(each._replace(driver="raw") for each in disks)
+    return replace(manifest, disks=disks)
+
+
+def _image_in(place: Path) -> Path:
+    """Return the one image of a virtual machine that was brought out of its backup."""
+    return next(path for path in sorted((place / "home").iterdir()) if path.is_file())
 
 
 def hide(node: Node, tag: str) -> None:
@@ -325,12 +397,21 @@ def _mounted_at(place: Path) -> Path | None:
     return goal if goal is not None and mount.is_mount_point(goal) else None
 
 
+def _take_down(directory: Path, goal: Path) -> None:
+    try:
+        driver = storage.find(directory)
+    except PrivateMissing:  # of a virtual machine: a loop device, which goes by itself
+        mount.umount(goal)
+    else:
+        driver.umount(directory, goal)
+
+
 def _hide(place: Path) -> None:
     """Take away all of a mounted backup, or of a mount that was killed; nothing there is fine."""
     if not place.is_dir():
         return
     for goal in (_mounted_at(place), place / "root"):
         if goal is not None and mount.is_mount_point(goal):
-            storage.find(place / "home").umount(place / "home", goal)
+            _take_down(place / "home", goal)
     home.dismantle(place / "home", NoProgress())
     file.remove_tree(place)

@@ -1,0 +1,341 @@
+"""The disks of a virtual machine, into a repository: what `backup` reads, and when.
+
+    <home>/.backup/hddN                what is overwritten meanwhile (vm/moment.py)
+    <run>/vm-backup/<uuid>/hddN/       of a storage daemon, which shows the disk as a raw file
+    <run>/vm-backup/<uuid>/nbd.sock    where QEMU exports the disks of one that runs
+
+All disks are of one moment; when the guest's agent answers, its file systems are still in it.  The
+lease is held until everything is read.  What changed since the last backup is told by a bitmap in
+the qcow2 image; a raw disk, and one whose bitmap is lost (QEMU was killed), is read whole, and only
+what the repository does not have is stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from pyvz.backup import content
+from pyvz.backup import image as images
+from pyvz.backup.chunk import Chunks, Writer
+from pyvz.backup.image import Index, Source
+from pyvz.backup.manifest import IMAGE, Disk, Manifest
+from pyvz.errors import StorageError, Unsupported, VZError
+from pyvz.linux import file
+from pyvz.linux.extents import Range
+from pyvz.model.environment import Environment
+from pyvz.model.grammar_machine import Drive
+from pyvz.model.task import Progress
+from pyvz.operations import home, machinedrives, machineguest, machinemount
+from pyvz.operations.node import Node
+from pyvz.storage.daemon import NODE, Daemon
+from pyvz.store.journal import Journal, Record
+from pyvz.vm import firmware, image, mirror, moment
+from pyvz.vm.moment import View
+
+log = logging.getLogger(__name__)
+
+VERB: Final = "machine-backup"  # of the journal records that `repair` understands
+VARIABLES: Final = firmware.VARIABLES  # the disk of that name is this file
+_KEPT: Final = ".backup"
+_SOCKET: Final = "nbd.sock"
+
+
+class Copy(NamedTuple):
+    """A disk, open as it was at the moment; changed: None: all has to be read."""
+
+    drive: Drive
+    source: Source
+    changed: tuple[Range, ...] | None
+
+
+class Disks:
+    """The disks of a machine at one moment, open."""
+
+    def __init__(self, node: Node, env: Environment, draft: Manifest, copies: list[Copy]) -> None:
+        self._node, self._env = node, env
+        self._mark = moment.bitmap(draft.reference)
+        self._copies = copies
+
+    def back_up(
+        self, writer: Writer, chunks: Chunks, parent: Manifest | None, progress: Progress
+    ) -> tuple[Disk, ...]:
+        """Store every disk; of those that PARENT has, only what changed since."""
+        found = []
+        for copy in self._copies:
+            progress.stage(f"Backing up {copy.drive.name}")
+            before = _disk_of(parent, copy.drive.name)
+            old: Index | None = None
+            if copy.changed is not None and before is not None:
+                old = content.index_of(before, chunks)
+            changed = copy.changed if old is not None else None
+            pages = images.back_up(copy.source, writer, progress, old=old, changed=changed)
+            size = copy.source.size
+            found.append(Disk(copy.drive.name, IMAGE, copy.drive.format, size, None, pages))
+        variables = self._env.home / VARIABLES
+        if variables.exists():
+            found.append(_file(variables, writer, progress))
+        return tuple(found)
+
+    def keep(self) -> None:
+        """After the commit: bitmaps of earlier backups go."""
+        for copy in self._copies:
+            if copy.drive.format == "qcow2":
+                with _asked(self._node, self._env, copy.drive) as (execute, name):
+                    moment.drop_bitmaps(execute, name, keep=self._mark)
+
+    def drop(self) -> None:
+        """After a failure: the bitmap of this backup goes."""
+        drop_mark(self._node, self._env, self._mark, tuple(each.drive for each in self._copies))
+
+
+def _disk_of(parent: Manifest | None, name: str) -> Disk | None:
+    disks = parent.disks if parent is not None else ()
+    return next((each for each in disks if each.name == name and each.form == IMAGE), None)
+
+
+def _file(path: Path, writer: Writer, progress: Progress) -> Disk:
+    """Store a file as a disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        size = os.fstat(fd).st_size
+        pages = images.back_up(Source(fd, 0, size), writer, progress)
+        return Disk(path.name, IMAGE, "file", size, None, pages)
+    finally:
+        os.close(fd)
+
+
+def directory(node: Node, uuid: str) -> Path:
+    """Return where daemons and socket of a machine's backup are."""
+    return node.paths.run / "vm-backup" / uuid
+
+
+@contextlib.contextmanager
+def disks_of(
+    node: Node, env: Environment, draft: Manifest, parent: Manifest | None
+) -> Iterator[Disks]:
+    """Have all disks open, as they are at this moment; the caller holds the lease.
+
+    When the block raises, the next backup goes on from where this one would have.
+    """
+    config = node.registry.config(env)
+    drives = tuple(each for each in config.machine.drives if each.is_disk and each.enabled)
+    for drive in drives:
+        if drive.device:
+            raise Unsupported(
+                f"{drive.name} of {env.name} is a disk of the node ({drive.device})",
+                hint="It is not backed up. Take it away or disable it for the backup.",
+            )
+    mark = moment.bitmap(draft.reference)
+    since = moment.bitmap(parent.reference) if parent is not None else ""
+    data = home.to_data(env) | {"mark": mark}
+    with Journal.begin(node.paths, env.uuid, VERB, data) as journal, ExitStack() as stack:
+        stack.callback(journal.done)
+        stack.callback(tidy, node, env)
+        work = _Work(node, env, mark, since, stack)
+        directory(node, env.uuid).mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            if env.uuid in node.machines.running():
+                copies = work.running(drives)
+            else:
+                copies = work.stopped(drives)
+            yield Disks(node, env, draft, copies)
+        except BaseException:
+            tidy(node, env)
+            drop_mark(node, env, mark, drives)
+            raise
+
+
+class _Work:
+    """How the disks are opened."""
+
+    def __init__(
+        self, node: Node, env: Environment, mark: str, since: str, stack: ExitStack
+    ) -> None:
+        self._node, self._env = node, env
+        self._mark, self._since, self._stack = mark, since, stack
+        self._place = directory(node, env.uuid)
+
+    def running(self, drives: tuple[Drive, ...]) -> list[Copy]:
+        """Open the disks of one that runs: by its QEMU."""
+        monitor = self._node.machines.monitor(self._env.uuid)
+        moment.end(monitor)  # what a killed one has left
+        views = []
+        for drive in drives:
+            views.append(View(drive.name, self._usable(monitor.execute, drive.name)))
+            with self._shadow(drive) as descriptor:
+                moment.shadow(monitor, drive.name, descriptor)
+        marks = {each.name: self._mark for each in drives if each.format == "qcow2"}
+        with machineguest.frozen(self._node, self._env):
+            moment.begin(monitor, tuple(views), marks)
+        path = self._place / _SOCKET
+        with mirror.listen(path) as listening:
+            moment.export(monitor, listening, tuple(views))
+        return [
+            self._copy(drive, view, path, _far(path, drive.name))
+            for drive, view in zip(drives, views, strict=True)
+        ]
+
+    def _usable(self, execute: moment.Execute, name: str) -> str:
+        """Return the bitmap that tells what changed since the last backup, if it is good."""
+        good = self._since and moment.bitmaps(execute, name).get(self._since, False)
+        if self._since and not good:
+            log.info("%s: nothing tells what changed on %s: all is read", self._env.name, name)
+        return self._since if good else ""
+
+    @contextlib.contextmanager
+    def _shadow(self, drive: Drive) -> Iterator[int]:
+        """Have an empty image for what is overwritten, open for the block; it has no name then."""
+        kept = self._env.home / _KEPT
+        kept.mkdir(mode=0o700, exist_ok=True)
+        path = kept / drive.name
+        path.unlink(missing_ok=True)
+        found = image.look(machinedrives.source_of(self._env, drive))
+        image.create(path, found.size)
+        try:
+            descriptor = image.open_image(path, writable=True)
+        finally:
+            path.unlink()
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def stopped(self, drives: tuple[Drive, ...]) -> list[Copy]:
+        """Open the disks of one that does not run: by a storage daemon each."""
+        copies = []
+        for drive in drives:
+            daemon = self._daemon(drive)
+            writable = drive.format == "qcow2"  # a bitmap is begun in it
+            blocks = machinemount.blocks_of(self._env, drive, readonly=not writable)
+            daemon.start(blocks, readonly=True)
+            view = View(drive.name, self._usable(daemon.execute, NODE))
+            if writable:
+                actions = [*moment.stilled(NODE, view.since), moment.added(NODE, self._mark)]
+                daemon.execute("transaction", {"actions": actions})
+            path = self._place / f"{drive.name}.sock"
+            if view.since:
+                address = {"type": "unix", "data": {"path": os.fspath(path)}}
+                daemon.execute("nbd-server-start", {"addr": address})
+                daemon.execute("block-export-add", moment.exported(view, NODE))
+            copies.append(self._opened(drive, daemon, self._changed(path, view)))
+        return copies
+
+    def _daemon(self, drive: Drive) -> Daemon:
+        daemon = Daemon(self._place / drive.name)
+        daemon.stop()
+        self._stack.callback(daemon.stop)
+        return daemon
+
+    def _copy(self, drive: Drive, view: View, path: Path, block: dict[str, object]) -> Copy:
+        changed = self._changed(path, view)
+        daemon = self._daemon(drive)
+        daemon.start([block], readonly=True)
+        return self._opened(drive, daemon, changed)
+
+    def _changed(self, path: Path, view: View) -> tuple[Range, ...] | None:
+        return tuple(moment.changed(path, view)) if view.since else None
+
+    def _opened(self, drive: Drive, daemon: Daemon, changed: tuple[Range, ...] | None) -> Copy:
+        fd = os.open(daemon.device, os.O_RDONLY | os.O_CLOEXEC)
+        self._stack.callback(os.close, fd)
+        size = os.fstat(fd).st_size
+        if not size:
+            raise StorageError(f"{drive.name} of {self._env.name} is empty")
+        return Copy(drive, Source(fd, 0, size), changed)
+
+
+def _far(path: Path, name: str) -> dict[str, object]:
+    """Return the block node of a disk that QEMU exports."""
+    server = {"type": "unix", "path": os.fspath(path)}
+    return {"driver": "nbd", "node-name": NODE, "server": server, "export": name, "read-only": True}
+
+
+@contextlib.contextmanager
+def _asked(node: Node, env: Environment, drive: Drive) -> Iterator[tuple[moment.Execute, str]]:
+    """Have somebody to ask about a disk for the block: QEMU, or a daemon of its own."""
+    if env.uuid in node.machines.running():
+        yield node.machines.monitor(env.uuid).execute, drive.name
+        return
+    daemon = Daemon(directory(node, env.uuid) / drive.name)
+    if daemon.pid is not None:
+        yield daemon.execute, NODE
+        return
+    daemon.stop()
+    daemon.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    daemon.start(machinemount.blocks_of(env, drive, readonly=False), readonly=True)
+    try:
+        yield daemon.execute, NODE
+    finally:
+        daemon.stop()
+
+
+def drop_mark(node: Node, env: Environment, mark: str, drives: tuple[Drive, ...]) -> None:
+    """Remove the bitmap of a backup that was not made; one that stays only costs a little."""
+    for drive in drives:
+        if drive.format != "qcow2":
+            continue
+        with contextlib.suppress(VZError, OSError), _asked(node, env, drive) as (execute, name):
+            if mark in moment.bitmaps(execute, name):
+                execute("block-dirty-bitmap-remove", {"node": name, "name": mark})
+
+
+def tidy(node: Node, env: Environment) -> None:
+    """Take away what only a backup needs; idempotent."""
+    place = directory(node, env.uuid)
+    if place.is_dir():
+        for entry in list(place.iterdir()):
+            if entry.is_dir():
+                Daemon(entry).stop()
+    if env.uuid in node.machines.running():
+        with contextlib.suppress(VZError):
+            moment.end(node.machines.monitor(env.uuid))
+    file.remove_tree(place)
+    if env.home.exists():
+        file.remove_tree(env.home / _KEPT)
+
+
+def repair(node: Node, record: Record) -> None:
+    """Undo what a killed backup left of a machine, and close its record; repeatable."""
+    env = home.from_data(record.uuid, record.data)
+    log.warning("%s: cleaning up an unfinished backup", env.name)
+    tidy(node, env)
+    Journal.forget(node.paths, record.uuid)
+
+
+# What a repository gives back
+
+
+def fill(disk: Disk, index: Index, target: Path, chunks: Chunks, progress: Progress) -> None:
+    """Make the image (or file) of a disk of a backup; raises BackupDamaged, NoSpace."""
+    raw = target if disk.driver != "qcow2" else target.with_name(f".{target.name}.raw")
+    fd = os.open(raw, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(fd, disk.size)
+        images.restore(index, fd, 0, chunks, progress)
+        os.fsync(fd)
+        if raw != target:
+            image.convert(raw, target, "raw", progress)
+    finally:
+        os.close(fd)
+        if raw != target:
+            raw.unlink()
+
+
+def drives_of(manifest: Manifest, drives: tuple[Drive, ...]) -> tuple[Drive, ...]:
+    """Return the drives with the images that a backup gives back, whole and in the home."""
+    known = {each.name: each for each in manifest.disks}
+    found = []
+    for drive in drives:
+        disk = known.get(drive.name)
+        if disk is None:
+            found.append(drive)
+            continue
+        name = drive.image if drive.image and "/" not in drive.image else f"{drive.name}.hdd"
+        found.append(drive._replace(image=name, base="", device="", format=disk.driver))
+    return tuple(found)
