@@ -89,10 +89,6 @@ class Disks:
                 with _asked(self._node, self._env, copy.drive) as (execute, name):
                     moment.drop_bitmaps(execute, name, keep=self._mark)
 
-    def drop(self) -> None:
-        """After a failure: the bitmap of this backup goes."""
-        drop_mark(self._node, self._env, self._mark, tuple(each.drive for each in self._copies))
-
 
 def _disk_of(parent: Manifest | None, name: str) -> Disk | None:
     disks = parent.disks if parent is not None else ()
@@ -136,19 +132,14 @@ def disks_of(
     data = home.to_data(env) | {"mark": mark}
     with Journal.begin(node.paths, env.uuid, VERB, data) as journal, ExitStack() as stack:
         stack.callback(journal.done)
+        failed = stack.enter_context(ExitStack())
+        failed.callback(drop_mark, node, env, mark, drives)
         stack.callback(tidy, node, env)
         work = _Work(node, env, mark, since, stack)
         directory(node, env.uuid).mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            if env.uuid in node.machines.running():
-                copies = work.running(drives)
-            else:
-                copies = work.stopped(drives)
-            yield Disks(node, env, draft, copies)
-        except BaseException:
-            tidy(node, env)
-            drop_mark(node, env, mark, drives)
-            raise
+        running = env.uuid in node.machines.running()
+        yield Disks(node, env, draft, work.running(drives) if running else work.stopped(drives))
+        failed.pop_all()
 
 
 class _Work:

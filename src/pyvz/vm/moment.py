@@ -58,7 +58,7 @@ def bitmaps(execute: Execute, node: str) -> dict[str, bool]:
         if each["node-name"] == node:
             for row in each.get("dirty-bitmaps", ()):
                 good = not row.get("inconsistent") and row["recording"] and row["persistent"]
-                found[str(row["name"])] = bool(good)
+                found[str(row.get("name", ""))] = bool(good)
     return {name: good for name, good in found.items() if name.startswith(_PREFIX)}
 
 
@@ -150,7 +150,7 @@ def end(monitor: Monitor) -> None:
                 with suppress(VZError):
                     monitor.execute("blockdev-del", {"node-name": node})
         for each in nodes:
-            if any(row["name"] == STILL for row in each.get("dirty-bitmaps", ())):
+            if any(row.get("name") == STILL for row in each.get("dirty-bitmaps", ())):
                 words = {"node": each["node-name"], "name": STILL}
                 with suppress(VZError):
                     monitor.execute("block-dirty-bitmap-remove", words)
