@@ -59,6 +59,12 @@ def test_stopped(world: World, tmp_path: Path) -> None:
     assert "all is read" not in log(world)
     assert not (home / ".backup").exists()
     world.run("prlctl", "backup-verify", "vm1")
+    world.run("prlctl", "start", "vm1")  # no guest boots, and QEMU runs
+    third = backup(world)
+    world.run("prlctl", "stop", "vm1", "--kill")
+    assert sizes(world)[-1] == ("i", 0)
+    assert "all is read" not in log(world)
+    world.run("prlctl", "backup-delete", "-t", third)
 
     world.run("prlctl", "backup-mount", "-t", second, "--dst", str(tmp_path / "shown"))
     assert (tmp_path / "shown/new").stat().st_size == 300_000
@@ -79,7 +85,8 @@ def test_stopped(world: World, tmp_path: Path) -> None:
     world.run("prlctl", "umount", "vm1")
 
 
-def test_running(world: World, tiny_iso: Path) -> None:
+@pytest.mark.long
+def test_a_guest_writes(world: World, tiny_iso: Path) -> None:
     """What a guest wrote up to the moment is there, and nothing that it wrote later."""
     guest = Guest(world, tiny_iso)
     guest.prlctl("set", "vm1", "--device-del", "hdd0", "--destroy-image-force")

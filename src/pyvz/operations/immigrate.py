@@ -159,9 +159,10 @@ class Arriving:
         node = self._node
         conf = arrival.configuration(node, env, made)
         arrival.settle_in(node, env, conf, self._journal, shared=self._shared)
-        what = (node, env, node.registry.config(env), self._journal, self._wire)
+        config = Config.parse(conf.values(), lenient=True)
+        what = (node, env, config, self._journal, self._wire)
         self._live = self._machine = machinearrival.Arrival(*what)
-        self._machine.prepare(message["frame"], made)
+        self._machine.prepare(message["frame"], made, shared=self._shared)
         return {}
 
     def stream(self, message: Message) -> dict[str, Any]:

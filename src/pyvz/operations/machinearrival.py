@@ -20,7 +20,7 @@ from typing import Final
 
 from pyvz.errors import BadValue, MigrationError, ProtocolError, VZError
 from pyvz.migration.bridge import Bridge
-from pyvz.migration.offer import MIRROR, Offer
+from pyvz.migration.offer import MIRROR, DiskOffer, Offer
 from pyvz.migration.wire import Channel, Wire
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
@@ -57,10 +57,14 @@ class Arrival:
         self._bridges = ExitStack()
         self._paused = False
         self._post_copy = False
+        self._exports: tuple[str, ...] = ()
         self._monitor: Monitor | None = None
 
-    def prepare(self, frame: str, offer: Offer) -> None:
-        """Have QEMU wait; FRAME says how the machine is put together.  Raises BadValue, ..."""
+    def prepare(self, frame: str, offer: Offer, *, shared: bool) -> None:
+        """Have QEMU wait; FRAME says how the machine is put together.  Raises BadValue, ...
+
+        shared: its home is on storage that both nodes have.
+        """
         try:
             told = json.loads(frame)
             layout = Layout.from_json(told["layout"])
@@ -70,23 +74,22 @@ class Arrival:
         self._post_copy = bool(told.get("post-copy"))
         node, env = self._node, self._env
         machinecreate.furnish_missing(env.home)
-        self._make_images(offer)
+        mirrored = [] if shared else [each for each in offer.disks if each.form == MIRROR]
+        self._make_images(mirrored)
         state = machineground.State(layout, lambda monitor: machinestate.plug_in(monitor, layout))
         monitor = machineground.raise_up(node, env, self._config, state, self._undo)
         self._monitor = monitor
         if self._post_copy:
             livememory.check_post_copy(monitor)
-        names = tuple(each.name for each in offer.disks if each.form == MIRROR)
-        if names:
+        self._exports = tuple(each.name for each in mirrored)
+        if self._exports:
             with mirror.listen(self._socket()) as listening:
-                mirror.export(monitor, listening, names)
+                mirror.export(monitor, listening, self._exports)
 
-    def _make_images(self, offer: Offer) -> None:
+    def _make_images(self, disks: list[DiskOffer]) -> None:
         """Make the images that are filled by the mirrors."""
         drives = {each.name: each for each in self._config.machine.drives}
-        for disk in offer.disks:
-            if disk.form != MIRROR:
-                continue
+        for disk in disks:
             drive = drives.get(disk.name)
             if drive is None or not drive.image or disk.size is None:
                 raise ProtocolError("The other node offers a disk that its machine does not have")
@@ -115,7 +118,7 @@ class Arrival:
         """Wait until everything is here; nothing of it runs yet."""
         monitor = self._ready()
         livememory.arrived(monitor, self._wire.check, post_copy=self._post_copy)
-        if any(drive.is_disk for drive in self._config.machine.drives):
+        if self._exports:
             mirror.withdraw(monitor)
 
     def go(self) -> None:

@@ -110,6 +110,8 @@ class MachineGiving(Giving):
         self.peer.call("prepare", frame=json.dumps(frame), memory=memory, progress=self.progress)
 
     def _mirrored(self) -> tuple[str, ...]:
+        if self.shared:
+            return ()
         return tuple(each.name for each in self.offer.disks if each.form == MIRROR)
 
     def _bridged(self, name: str, bridges: ExitStack) -> socket.socket:

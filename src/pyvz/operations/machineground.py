@@ -88,7 +88,8 @@ def raise_up(
         undo.callback(node.machines.kill, env.uuid, timeout=KILL_TIMEOUT)
     monitor = node.machines.monitor(env.uuid)
     type_ = launch.spec.type or _machine_type(monitor)
-    _remember_type(node, env, type_)
+    if state is None:  # else it is known, and may be another node's to write
+        _remember_type(node, env, type_)
     if launch.spec.remote is not None and launch.spec.remote.password:
         vncpassword.put_in_force(env, monitor)
     if state is not None:

@@ -24,6 +24,7 @@ def release(node: Node, env: Environment) -> None:
     frozen = record.step("frozen") if record is not None else None
     # First the memory: the disks of a machine that waits at its switch-over cannot be let go of.
     livememory.call_off(monitor, run=frozen is not None and not frozen.data.get("paused"))
+    (env.home / ".running").touch()  # the other node may have taken it away, on shared storage
     for name in mirror.names_of(monitor):
         mirror.drop(monitor, name)
 

@@ -1,17 +1,20 @@
-"""Move a container to another directory of the node."""
+"""Move a container or virtual machine to another directory of the node.
+
+QEMU has its files open and knows no path: on one file system a machine may run while its home is
+renamed.  To another file system it goes stopped or suspended.
+"""
 
 from __future__ import annotations
 
 import os
 
-from pyvz.errors import PrivateExists
-from pyvz.model.environment import Environment
+from pyvz.errors import AlreadyMounted, AlreadyRunning, PrivateExists
+from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import home, lifecycle, onlinemove, provision, storagepool
+from pyvz.operations import home, lifecycle, machineclone, onlinemove, provision, storagepool
 from pyvz.operations.node import Node
-from pyvz.operations.transfer import transfer
-from pyvz.operations.transition import containers_only
+from pyvz.operations.transfer import same_file_system, transfer
 from pyvz.storage import base as storage
 
 
@@ -32,7 +35,6 @@ def move(
     """
     progress = progress or NoProgress()
     old = node.registry.resolve(ref)
-    containers_only(old, "its home cannot be moved by this version")
     parent = destination.rstrip("/")
     if "/" not in destination:
         parent = os.fspath(storagepool.chosen(node, destination).path)
@@ -41,16 +43,34 @@ def move(
     with node.lease(old, "move"):
         provision.repair(node, old)
         running = node.status(old) in {Status.RUNNING, Status.PAUSED}
-        if not running:
+        if not running and old.kind == Kind.CT:
             lifecycle.require(node, old, "move")
         if place == old.home:
             raise PrivateExists(f"{old.name} is in {destination} already")
         home.check_place(node, place)
         progress.stage(f"Moving {old.name}")
-        if running:
+        if old.kind == Kind.VM:
+            _move_machine(node, old, new, progress)
+        elif running:
             onlinemove.move(node, old, new, restart=restart, progress=progress)
         else:
             storage.check_unmounted(old.home)
             transfer(node, old, new, progress)
     node.publish("ve-config", new, fields="identity.private")
     return new
+
+
+def _move_machine(node: Node, old: Environment, new: Environment, progress: Progress) -> None:
+    """Move a virtual machine; raises AlreadyRunning where that cannot be done while it runs."""
+    status = node.status(old)
+    machineclone.check_unused(node, old)
+    if status == Status.MOUNTED:
+        raise AlreadyMounted(f"{old.name} is mounted", hint=f"prlctl umount {old.name}")
+    new.home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    beside = same_file_system(old.home, new.home.parent)
+    if status not in {Status.STOPPED, Status.SUSPENDED} and not beside:
+        raise AlreadyRunning(
+            f"{old.name} is {status}, and {new.home.parent} is another file system",
+            hint=f"prlctl suspend {old.name}, move it, and resume it.",
+        )
+    transfer(node, old, new, progress)

@@ -21,7 +21,7 @@ from pathlib import Path
 from pyvz.errors import ConfigError, StorageError
 from pyvz.linux import archive, file, mount, run, syscall
 from pyvz.model.conffile import ConfFile
-from pyvz.model.environment import Environment
+from pyvz.model.environment import Environment, Kind
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import dump, home
 from pyvz.operations.follow import SCRATCH
@@ -32,7 +32,6 @@ from pyvz.store.journal import Journal, Record
 log = logging.getLogger(__name__)
 
 VERB = "move"
-_CONF = "ve.conf"
 _NOTHING: Mapping[str, object] = {}
 
 
@@ -92,7 +91,7 @@ def _commit(
 def _is_as_before(node: Node, old: Environment, new: Environment) -> bool:
     """Whether nothing is left of a transfer that failed (else its record is still needed)."""
     link = node.registry.config_path(old)
-    there = os.path.realpath(link) == os.path.realpath(old.home / _CONF)
+    there = os.path.realpath(link) == os.path.realpath(old.conf)
     return there and old.home.exists() and not home.staging_of(new).exists()
 
 
@@ -205,9 +204,10 @@ def _place(old: Environment, new: Environment, undo: ExitStack) -> None:
 def _enrol(node: Node, env: Environment, conf: ConfFile) -> None:
     """Have the registration lead to `env.home`; there already: nothing happens."""
     conf = conf.copy()
-    conf.set("VE_PRIVATE", home.private_of(node, env))
+    machine = env.kind == Kind.VM
+    conf.set("VE_PRIVATE", os.fspath(env.home) if machine else home.private_of(node, env))
     link = node.registry.config_path(env)
-    if os.path.realpath(link) == os.path.realpath(env.home / _CONF):
+    if os.path.realpath(link) == os.path.realpath(env.conf):
         node.registry.save(env, conf)
         return
     node.registry.remove(env, keep_files=True)
@@ -222,9 +222,9 @@ def _give_up(old: Environment) -> None:
 
 
 def _conf_of(env: Environment) -> ConfFile | None:
-    """Return the ve.conf in `env.home` when it is that of `env`."""
+    """Return the configuration in `env.home` when it is that of `env`."""
     try:
-        conf = ConfFile.parse(file.read_text_limited(env.home / _CONF))
+        conf = ConfFile.parse(file.read_text_limited(env.conf))
     except (OSError, ConfigError):
         return None
     return conf if conf.get("UUID") == env.uuid else None
