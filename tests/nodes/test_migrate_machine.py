@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from networld import run
 from tinyguest import tiny_iso
 from twonodes import Side, TwoNodes, busybox_root, busybox_tar, two_nodes, wait_for
 
@@ -97,11 +99,14 @@ class Machine:
         self.at.cli("prlctl", "exec", self.name, f"cat >/run/read <<'END'\n{READ}\nEND")
         assert self.inside("sh /run/read") == f"right {SLOTS}\n"
 
-    def move(self, *options: str) -> str:
-        """Migrate it to the other node."""
+    def move(self, *options: str, fetched: bool = False) -> str:
+        """Migrate it to the other node, or have that one fetch it."""
         here, there = self.at, self.other
-        ssh = f"-F {self.nodes.ssh_config}"
-        out = here.prlctl("migrate", *options, "--ssh", ssh, self.name, there.name)
+        words = ("migrate", *options, "--ssh", f"-F {self.nodes.ssh_config}")
+        if fetched:
+            out = there.prlctl(*words, f"{here.name}/{self.name}", "localhost")
+        else:
+            out = here.prlctl(*words, self.name, there.name)
         assert here.state(self.name) == ""
         self.at = there
         return out
@@ -119,7 +124,8 @@ def test_live(two_nodes: TwoNodes, tiny_iso: Path) -> None:
         assert machine.at.state("vm1") == "running"
         talk.exchange()
         before = machine.count()
-        machine.move()
+        machine.move(fetched=True)
+        assert machine.at.state("vm1") == "running"
         talk.exchange()
         assert machine.count() >= before
     machine.whole()
@@ -137,6 +143,61 @@ def test_live_twenty_times(two_nodes: TwoNodes, tiny_iso: Path) -> None:
             print(machine.move().splitlines()[-1], flush=True)
             talk.exchange()
             assert machine.count() >= before
+    machine.whole()
+
+
+@pytest.fixture
+def shared(two_nodes: TwoNodes) -> Iterator[TwoNodes]:
+    """Both nodes with one /vz/vmprivate, as on NFS."""
+    places = [side.root / "vz/vmprivate" for side in (two_nodes.a, two_nodes.b)]
+    for place in places:
+        place.mkdir(mode=0o700)
+    run("mount", "--bind", str(places[0]), str(places[1]))
+    try:
+        yield two_nodes
+    finally:
+        run("umount", str(places[1]))
+
+
+@pytest.mark.long
+def test_shared_storage(shared: TwoNodes, tiny_iso: Path) -> None:
+    """Only the memory goes; the image stays where it is, and whole."""
+    machine = Machine(shared, tiny_iso)
+    machine.boot()
+    machine.load()
+    image = next((shared.a.root / "vz/vmprivate").glob("*/harddisk.hdd"))
+    inode = image.stat().st_ino
+    with shared.talk(ADDRESS, 7777) as talk:
+        for _ in range(2):
+            machine.move()
+            talk.exchange()
+            assert image.stat().st_ino == inode
+    machine.whole()
+
+
+@pytest.fixture
+def userfaults() -> Iterator[None]:
+    """Let programs without rights have userfaultfd, as post-copy needs it."""
+    switch = Path("/proc/sys/vm/unprivileged_userfaultfd")
+    before = switch.read_text()
+    try:
+        switch.write_text("1")
+    except OSError:
+        pytest.skip("vm.unprivileged_userfaultfd cannot be set")
+    yield
+    switch.write_text(before)
+
+
+@pytest.mark.long
+def test_post_copy(two_nodes: TwoNodes, tiny_iso: Path, userfaults: None) -> None:
+    """It goes on before its memory has followed, and all of it follows."""
+    machine = Machine(two_nodes, tiny_iso)
+    machine.boot()
+    machine.load()
+    with two_nodes.talk(ADDRESS, 7777) as talk:
+        out = machine.move("--post-copy")
+        assert "stood still" in out, out
+        talk.exchange()
     machine.whole()
 
 
