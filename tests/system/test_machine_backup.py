@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_machine import Guest
+from test_cli_session import Guest
 from test_machine_mount import disk
 
 from images import busybox_root, busybox_tar

@@ -127,6 +127,11 @@ def disks_of(
                 f"{drive.name} of {env.name} is a disk of the node ({drive.device})",
                 hint="It is not backed up. Take it away or disable it for the backup.",
             )
+        if drive.keyid:
+            raise Unsupported(
+                f"{drive.name} of {env.name} is encrypted: a backup would hold it in the clear",
+                hint="It is not backed up by this version. Disable it for the backup.",
+            )
     mark = moment.bitmap(draft.reference)
     since = moment.bitmap(parent.reference) if parent is not None else ""
     data = home.to_data(env) | {"mark": mark}

@@ -107,6 +107,8 @@ def blocks_of(env: Environment, drive: Drive, *, readonly: bool) -> list[Block]:
     path = machinedrives.source_of(env, drive)
     if drive.device:
         raise Unsupported(f"{drive.name} is a device of this node ({path}): mount it yourself")
+    if drive.keyid:
+        raise Unsupported(f"{drive.name} is encrypted, and is not mounted by this version")
     image.check(image.look(path), path, drive.format, base=bool(drive.base))
     made: list[Block] = []
     if drive.base:

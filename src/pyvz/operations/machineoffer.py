@@ -18,7 +18,14 @@ from pyvz.model.conffile import ConfFile
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
-from pyvz.operations import machinedrives, machineground, machinenet, machinestate, vncpassword
+from pyvz.operations import (
+    machinedrives,
+    machineground,
+    machinekeys,
+    machinenet,
+    machinestate,
+    vncpassword,
+)
 from pyvz.operations.node import Node
 from pyvz.store import savedstates
 from pyvz.vm import accelerator, commandline, firmware, image
@@ -63,7 +70,8 @@ def _disk(env: Environment, drive: Drive, *, live: bool) -> DiskOffer:
             hint="Migrate it while it runs: its disks become whole ones on the way.",
         )
     found = image.look(path)
-    image.check(found, path, drive.format, base=bool(drive.base))
+    keyed = bool(drive.keyid)
+    image.check(found, path, drive.format, base=bool(drive.base), keyed=keyed)
     used = _taken(path) + (_taken(Path(drive.base)) if drive.base else 0)
     if live and drive.enabled:
         return DiskOffer(drive.name, MIRROR, "", found.size, used)
@@ -130,7 +138,7 @@ def version() -> tuple[int, ...]:
 
 
 def check(node: Node, offer: Offer) -> None:
-    """Raise the reason why QEMU of this node cannot have it: NodesDiffer, AddressInUse."""
+    """Raise why QEMU of this node cannot have it: NodesDiffer, NotFound (key), AddressInUse."""
     asked = offer.checkpoint
     here, there = version(), tuple(int(part) for part in asked.get("qemu") or ())
     if asked.get("memory") and here < there:
@@ -146,6 +154,8 @@ def check(node: Node, offer: Offer) -> None:
         _accelerator(node, str(asked.get("accelerator") or ""))
     config = Config.parse(ConfFile.parse(offer.conf).values(), lenient=True)
     _discs(config)
+    for drive in disks_of(config):
+        machinekeys.of(node, drive)  # a key does not travel: it has to be there
     _cards(node, offer, config)
 
 
