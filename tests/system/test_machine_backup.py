@@ -9,10 +9,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_cli_session import Guest
 from test_machine_mount import disk
 
 from images import busybox_root, busybox_tar
+from machineguest import Guest
 from realnode import World, world
 from tinyguest import tiny_iso
 
