@@ -46,6 +46,7 @@ class Bridge:
     def close(self) -> None:
         """End it, whatever is under way; idempotent."""
         self._channel.abandon()
+        self._channel.refused()  # whoever waits for room waits no more
         self._hang_up()
         for thread in self._threads:
             if thread.ident is not None:
