@@ -435,7 +435,7 @@ def _offer(node: Node, env: Environment, request: Request, *, running: bool) -> 
     live = request.online and running
     if request.clone:
         uuid = str(uuid4())
-        _give_new_cards(node, env, conf)
+        _give_new_cards(node, env._replace(uuid=uuid), conf)
     if request.uuid is not None:
         uuid = canonical_uuid(request.uuid) or ""
         if not uuid:
