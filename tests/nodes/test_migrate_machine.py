@@ -201,6 +201,7 @@ def test_post_copy(two_nodes: TwoNodes, tiny_iso: Path, userfaults: None) -> Non
     machine.whole()
 
 
+@pytest.mark.long
 def test_stopped_suspended_and_refused(two_nodes: TwoNodes, tiny_iso: Path) -> None:
     """What stands still moves as it is, with its snapshots; a copy; what cannot go is told."""
     machine = Machine(two_nodes, tiny_iso)

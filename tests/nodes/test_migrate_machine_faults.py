@@ -50,6 +50,8 @@ STAGES = ("Reserving", "Preparing", "Copying disks", "Sending memory", "Switchin
 DECIDED = "Committing"  # whoever kills QEMU from here on kills the only copy
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_short_sweep(two_nodes: TwoNodes, tiny_iso: Path) -> None:
     sweep(two_nodes, tiny_iso, SHORT)
 
