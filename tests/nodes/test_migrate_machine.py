@@ -75,7 +75,7 @@ class Machine:
 
     def wait(self) -> None:
         argv = self.at.argv("prlctl", "exec", self.name, "true")
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 400
 
         def answers() -> bool:
             return not subprocess.run(
