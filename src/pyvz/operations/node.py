@@ -146,7 +146,7 @@ class StatusReader:
         if env.uuid not in self._machines:
             if self._node.registry.problem(env):
                 return Status.INVALID
-            if is_mount_point(self._node.root(env)):
+            if self._is_mounted(env):
                 return Status.MOUNTED
             suspended = (env.home / "dump" / "Dump").exists()
             return Status.SUSPENDED if suspended else Status.STOPPED
