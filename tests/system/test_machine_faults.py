@@ -51,16 +51,17 @@ def test_a_disk_that_is_full(guest: Guest, small_place: Path) -> None:
     disk = small_place / "disk.hdd"
     guest.prlctl("set", "vm1", "--device-add", "hdd", "--image", os.fspath(disk), "--size", "1G")
     guest.start()
-    write = "(i=0; while [ $i -lt 60 ]; do head -c 1048576 /dev/urandom; i=$((i+1)); done"
-    write += " | tee /dev/sdb | md5sum >/tmp/sum; sync; echo done >/tmp/done) >/dev/null 2>&1 &"
-    guest.inside(write)
+    guest.inside("dd if=/dev/urandom of=/tmp/data bs=1M count=60 2>/dev/null")
+    wanted = guest.inside("md5sum </tmp/data")
+    write = "dd if=/tmp/data of=/dev/sdb bs=1M conv=fsync && rm /tmp/data && echo done >/tmp/done"
+    guest.inside(f"({write}) >/dev/null 2>&1 &")
     heard(guest, '"reason":"no-space"')
     assert guest.status == "paused"
     subprocess.run(["mount", "-o", "remount,size=500m", small_place], check=True)
     guest.await_status("running")
     guest.until("cat /tmp/done 2>/dev/null; true", "done")
-    wanted = guest.inside("cat /tmp/sum").split()[0]
-    assert guest.inside("head -c 62914560 /dev/sdb | md5sum").split()[0] == wanted
+    guest.inside("echo 3 >/proc/sys/vm/drop_caches")
+    assert guest.inside("dd if=/dev/sdb bs=1M count=60 2>/dev/null | md5sum") == wanted
     guest.prlctl("delete", "vm1", "--force")
 
 
