@@ -71,6 +71,7 @@ class Monitor:
     def __init__(self, loop: Loop, name: str, on_event: Callable[[Event], None]) -> None:
         self.name = name
         self.state = ""  # as query-status tells it: running, paused, suspended, ...
+        self._stopped = "paused"  # what the next STOP means
         self.ended = threading.Event()
         self.shutdown: Event = {}  # why it ends, once QEMU has said so
         self._loop = loop
@@ -113,7 +114,11 @@ class Monitor:
 
     def _note(self, event: Event) -> None:
         name = event.get("event")
-        states = {"STOP": "paused", "RESUME": "running", "SHUTDOWN": "shutdown"}
+        if name == "BLOCK_IO_ERROR" and event.get("data", {}).get("action") == "stop":
+            self._stopped = "io-error"  # QEMU's word for the stop that follows
+        if name == "RESUME":
+            self._stopped = "paused"
+        states = {"STOP": self._stopped, "RESUME": "running", "SHUTDOWN": "shutdown"}
         if name in states:
             self.state = states[name]
         if name == "GUEST_PANICKED":
