@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from bench.vm import connected
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path[:0] = [os.fspath(TESTS), os.fspath(TESTS / "nodes")]
@@ -56,7 +57,7 @@ class Plain:
         argv += ["-blockdev", f"driver=file,filename={iso},node-name=iso,read-only=on"]
         argv += ["-device", "ide-cd,drive=iso"] + (["-incoming", "defer"] if incoming else [])
         self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
-        self._sock = _connected(self.path)
+        self._sock = connected(self.path)
         self._file = self._sock.makefile("rw")
         self._file.readline()
         self.execute("qmp_capabilities")
@@ -75,21 +76,6 @@ class Plain:
         self._sock.close()
         self.process.kill()
         self.process.wait()
-
-
-def _connected(path: Path) -> socket.socket:
-    began = time.monotonic()
-    while True:
-        sock = socket.socket(socket.AF_UNIX)
-        try:
-            sock.connect(os.fspath(path))
-        except OSError:
-            sock.close()
-            if time.monotonic() - began > DEADLINE:
-                raise
-            time.sleep(0.01)
-        else:
-            return sock
 
 
 def until(wanted: Any) -> None:  # noqa: ANN401

@@ -53,6 +53,7 @@ def _fetch(
         options=request.ssh,
         silence=request.silence,
         compress=request.compress,
+        check=progress.check,
     ) as peer:
         if peer.node == home.owner_id(node):
             raise BadValue(f"{where} is this node")
