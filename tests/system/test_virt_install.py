@@ -81,4 +81,6 @@ def test_machines(world: World, install: VirtInstall, tiny_iso: Path, tmp_path: 
     if disk.exists():
         install.virsh("vol-delete", os.fspath(disk))
     assert not disk.exists()
+    assert "still active" in install.virsh("pool-undefine", tmp_path.name, code=1)
+    install.virsh("pool-destroy", tmp_path.name)
     install.virsh("pool-undefine", tmp_path.name)
