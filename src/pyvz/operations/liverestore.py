@@ -31,6 +31,7 @@ from pyvz.migration.offer import Offer
 from pyvz.migration.wire import Channel
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
+from pyvz.model.status import Status
 from pyvz.operations import dump, ground, home, innernet, livedump, memory, network
 from pyvz.operations.fetching import Fetching, end_fetcher
 from pyvz.operations.node import Node
@@ -226,9 +227,11 @@ class Arrival:
             innernet.restore(env, frame.network, access)
 
         def adopted(init: Init) -> None:
-            ground.running_state(init, kind).save(node.paths, env.uuid)
+            state = ground.running_state(init, kind)
+            state._replace(status=Status.RESUMING).save(node.paths, env.uuid)
             undo.callback(RunState.clear, node.paths, env.uuid)
             self._hold()
+            state.save(node.paths, env.uuid)
 
         hooks = RestoreHooks(
             namespaces=namespaces,
@@ -286,6 +289,9 @@ def after_death(node: Node, env: Environment, *, went: bool) -> None:
     """
     node.checkpoint.settle(env.uuid, 120.0)
     if env.uuid in node.runtime.running():
+        state = RunState.load(node.paths, env.uuid)
+        if state is not None:
+            state._replace(status=Status.RUNNING).save(node.paths, env.uuid)
         network.plug(node, env.uuid)
         memory.activate(node, env)
         (env.home / ".running").touch()

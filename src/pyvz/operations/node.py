@@ -34,7 +34,7 @@ from pyvz.vm.runtime import Machines, Process
 CONTAINERS_UNIT = "machine.slice/pyvz-containers.service"
 
 
-_PASSING = frozenset({Status.STARTING, Status.STOPPING, Status.SUSPENDING})
+_PASSING = frozenset({Status.STARTING, Status.STOPPING, Status.SUSPENDING, Status.RESUMING})
 # States of a machine that is held by a verb, and QEMU's words for one that goes on by itself.
 _UNDER_WAY = frozenset({Status.STOPPING, Status.SUSPENDING, Status.RESUMING})
 _GOING = frozenset({"", "running", "shutdown", "save-vm", "restore-vm", "finish-migrate"})
