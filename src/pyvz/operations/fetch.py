@@ -7,14 +7,14 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
-from pyvz.errors import BadValue, VZError
-from pyvz.migration import address as addresses
+from pyvz.errors import VZError
 from pyvz.migration import decision, messages
-from pyvz.migration.dial import Peer, dial
+from pyvz.migration.dial import Peer
 from pyvz.migration.messages import Message
 from pyvz.migration.request import Report, Request
 from pyvz.model.task import Progress
-from pyvz.operations import home, pulled
+from pyvz.operations import pulled
+from pyvz.operations.connect import connected
 from pyvz.operations.immigrate import SESSION_TIMEOUT, Arriving, answer, answers_of
 from pyvz.operations.node import Node
 from pyvz.operations.pulled import Pulled
@@ -45,18 +45,7 @@ def _fetch(
 ) -> Report:
     """Fetch; `fetched` gets what the other node has to be told when it fails."""
     source, ref, request = what
-    where = addresses.parse(source)
-    progress.stage(f"Connecting to {where}")
-    with dial(
-        where,
-        home.owner_id(node),
-        options=request.ssh,
-        silence=request.silence,
-        compress=request.compress,
-        check=progress.check,
-    ) as peer:
-        if peer.node == home.owner_id(node):
-            raise BadValue(f"{where} is this node")
+    with connected(node, source, request, progress) as peer:
         peer.wire.send(messages.make("pull", ref=ref, options=request.to_json()))
         with Arriving(node, peer.wire) as arriving:
 

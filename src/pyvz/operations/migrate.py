@@ -8,15 +8,16 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 
-from pyvz.errors import BadValue, InvalidState, VZError
+from pyvz.errors import InvalidState, VZError
 from pyvz.migration import address as addresses
 from pyvz.migration import decision
-from pyvz.migration.dial import Peer, dial
+from pyvz.migration.dial import Peer
 from pyvz.migration.request import Report, Request
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import departure, home, lifecycle, machineclone, provision, pulled
+from pyvz.operations.connect import connected
 from pyvz.operations.giving import Giving
 from pyvz.operations.machinegiving import MachineGiving
 from pyvz.operations.node import Node
@@ -33,21 +34,12 @@ def migrate(node: Node, ref: str, request: Request, progress: Progress | None = 
     """
     progress = progress or NoProgress()
     env = node.registry.resolve(ref)
-    address = addresses.parse(request.target)
+    addresses.parse(request.target)  # a wrong one is said before anything else
     with node.lease(env, "migrate"):
         provision.repair(node, env)
         _require(node, env, request)
-        progress.stage(f"Connecting to {address}")
-        with dial(
-            address,
-            home.owner_id(node),
-            options=request.ssh,
-            silence=request.silence,
-            compress=request.compress,
-            check=progress.check,
-        ) as peer:
-            if peer.node == home.owner_id(node):
-                raise BadValue(f"{address} is this node", hint="To copy it here use: prlctl clone")
+        hint = "To copy it here use: prlctl clone"
+        with connected(node, request.target, request, progress, hint=hint) as peer:
             return give(node, env, peer, request, progress)
 
 
