@@ -486,10 +486,10 @@ def _facts(
 
 def _give_new_cards(node: Node, env: Environment, conf: ConfFile) -> None:
     """Give a copy network cards of its own; the IP addresses stay, for people to change."""
-    old = Config.parse(conf.values(), lenient=True)
     if env.kind == Kind.VM:
         machineoffer.give_new_cards(node, env, conf)
         return
+    old = Config.parse(conf.values(), lenient=True)
     fresh = tuple(clone.fresh_interface(each) for each in old.network.interfaces)
     for key, value in old.changed({params.NETIF.field: fresh}).differences(old).items():
         conf.set(key, value)

@@ -4,7 +4,7 @@
     freeze       CRIU halts the processes; the node's ends of the interfaces lead nowhere
     dump         memory and state into images; beside it, what standstill.py does
     hold         the cgroup is frozen, too: whatever dies from here on, nothing of it runs
-    ...          restore and decision: what `deliver` waits for
+    ...          restore and decision: what `decide` waits for
     end          the other node has it: the processes are killed; else they go on
 
 The caller holds the lease and keeps the journal.
