@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import guestmigrate
 import gueststorage
 from guesttools import (
     MIB,
@@ -212,6 +213,10 @@ def pause_and_resume() -> None:
     need(frozen, "no cgroup is frozen")
     run("prlctl", "resume", NAME)
     ct("true")
+
+
+step(guestmigrate.suspend_and_resume)
+step(guestmigrate.precopy)
 
 
 @step

@@ -26,7 +26,7 @@ PACKAGES = [
     "linux-image-cloud-amd64", "initramfs-tools", "systemd", "systemd-sysv", "udev", "dbus",
     "kmod", "iproute2", "procps", "python3", "python3-venv", "ca-certificates", "mmdebstrap",
     "zstd", "xz-utils", "lz4", "tar", "gzip", "acl", "attr", "e2fsprogs", "busybox-static",
-    "libseccomp2", "util-linux", "apt", "quota", "criu", "iptables",
+    "libseccomp2", "util-linux", "apt", "quota", "criu", "iptables", "openssh-server",
 ]
 # fmt: on
 

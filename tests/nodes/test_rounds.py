@@ -28,6 +28,7 @@ pytestmark = [
 SUSPENDS = 3
 ROUNDS = int(os.environ.get("PYVZ_ROUNDS", "20"))
 ADDRESS = "10.99.0.60"
+MEMORY = ("--memsize", "512M")  # of PostgreSQL, nginx and systemd: a fifth of it is used
 
 
 @pytest.mark.parametrize(("release", "layout"), [(12, "simfs"), (13, "ploop")])
@@ -37,7 +38,7 @@ def test_to_and_fro_under_load(
     two_nodes.lan_networks()
     here, there = two_nodes.a, two_nodes.b
     guest = Serving(here, release, ADDRESS)
-    guest.create(layout)
+    guest.create(layout, *MEMORY)
     with Load(guest, tmp_path) as load:
         load.flows()
         for number in range(2 * ROUNDS):
@@ -66,7 +67,7 @@ def test_suspended_over_restarts_under_load(
     two_nodes.lan_networks()
     side = two_nodes.a
     guest = Serving(side, release, ADDRESS)
-    guest.create(layout)
+    guest.create(layout, *MEMORY)
     with Load(guest, tmp_path) as load:
         load.flows()
         for _ in range(SUSPENDS):
@@ -96,7 +97,7 @@ def test_snapshot_with_memory_of_a_database(two_nodes: TwoNodes, release: int) -
     two_nodes.lan_networks()
     side = two_nodes.a
     guest = Serving(side, release, ADDRESS)
-    guest.create("ploop")
+    guest.create("ploop", *MEMORY)
     guest.inside("systemd-run --unit=bench su postgres -c 'cd /; pgbench -n -c 2 -T 86400 bench'")
     wait_for(lambda: guest.whole() > 100, 60)
     before = guest.whole()

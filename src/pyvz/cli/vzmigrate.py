@@ -147,6 +147,8 @@ def _one(
         _say(f"Migrating {ref} to {target}...")
         result = server.run("Migration.Migrate", **parameters)
         _tell(ref, result, dry=args.has("dry-run"))
+        if args.has("verbose"):
+            _tell_more(result)
         return
     result = server.run_telling("Migration.Migrate", _print, **parameters)
     _print({"result": result})
@@ -182,6 +184,16 @@ def _tell(ref: str, result: dict[str, Any], *, dry: bool) -> None:
         return
     _say(f"{ref} has been migrated to {result['host']} {summary(result)}")
     warn(result)
+
+
+def _tell_more(result: dict[str, Any]) -> None:
+    """Print what is of interest with --verbose: every part, and the rounds of memory."""
+    for phase in result["phases"]:
+        _say(f"  {phase['seconds']:8.2f} s  {phase['stage']}")
+    if result["memory_rounds"]:
+        _say(f"  pages in rounds while it ran: {', '.join(map(str, result['memory_rounds']))}")
+    if result["precopy"]:
+        _say(f"  no rounds of memory while it ran: {result['precopy']}")
 
 
 def summary(result: dict[str, Any]) -> str:

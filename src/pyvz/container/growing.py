@@ -19,12 +19,23 @@ _TICK = 0.005  # seconds between two looks
 
 
 class Growing:
-    """Reads the files in a thread of its own; put: see fifos.Fifos."""
+    """Reads the files in a thread of its own; put: see fifos.Fifos.
 
-    def __init__(self, images: Path, put: Callable[[str, int, bytes], None], *, piece: int) -> None:
+    keep: they stay, empty, since the next round of pre-copy opens those of its parent.
+    """
+
+    def __init__(
+        self,
+        images: Path,
+        put: Callable[[str, int, bytes], None],
+        *,
+        piece: int,
+        keep: bool = False,
+    ) -> None:
         self._images = images
         self._put = put
         self._piece = piece
+        self._keep = keep
         self._fds: dict[str, int] = {}
         self._sizes: dict[str, int] = {}
         self._closing = threading.Event()
@@ -37,7 +48,8 @@ class Growing:
         self._thread.start()
 
     def drain(self) -> dict[str, int]:
-        """Read what CRIU has written to the end; returns the sizes of the files, which are gone.
+        """Read what CRIU has written to the end; returns the sizes of the files, which are gone
+        then (with `keep` empty).
 
         Raises what has failed.
         """
@@ -46,7 +58,10 @@ class Growing:
         if self.failure is not None:
             raise self.failure
         for name in self._sizes:
-            (self._images / name).unlink(missing_ok=True)
+            if self._keep:
+                os.truncate(self._images / name, 0)
+            else:
+                (self._images / name).unlink(missing_ok=True)
         return dict(self._sizes)
 
     def close(self) -> None:

@@ -37,6 +37,7 @@ class Migrated(TypedDict):
 
     rounds: bytes of the rounds of its disks; memory: of its memory; sent: on the wire.
     started: it runs there; problem: why not, though it should.  phases: in their order.
+    memory_rounds: pages of the rounds of its memory while it ran; precopy: why there were none.
     """
 
     uuid: str
@@ -50,6 +51,8 @@ class Migrated(TypedDict):
     started: bool
     problem: str
     phases: list[Phase]
+    memory_rounds: list[int]
+    precopy: str
 
 
 def _work(node: Node, ref: str, source: str | None, request: Request) -> Work:
@@ -68,7 +71,11 @@ def _work(node: Node, ref: str, source: str | None, request: Request) -> Work:
 
 def _migrated(report: Report) -> Migrated:
     phases = [{"stage": stage, "seconds": seconds} for stage, seconds in report.phases]
-    lists = {"rounds": list(report.rounds), "phases": phases}
+    lists = {
+        "rounds": list(report.rounds),
+        "phases": phases,
+        "memory_rounds": list(report.memory_rounds),
+    }
     return {**report._asdict(), **lists}  # type: ignore[typeddict-item]
 
 

@@ -32,6 +32,7 @@ _SCHEMAS: Final[dict[str, dict[str, str]]] = {
     "disk": {"name": "str", "form": "str", "driver": "str", "size": "int?", "channel": "int"},
     "disks-done": {},
     "why": {},
+    "memory": {"round": "int", "size": "int", "channel": "int"},
     "ready": {"frame": "str", "memory": "int", "channel": "int", "pages": "int?"},
     "pages": {},
     "prepare": {"frame": "str", "memory": "int"},

@@ -55,6 +55,8 @@ class Report(NamedTuple):
 
     uuid, name, host: of the environment over there.  seconds: all of it.  still: how long it stood.
     rounds: bytes of each round of the disks.  memory: bytes of the images of its memory.
+    memory_rounds: pages of each round of its memory before it stood still (pre-copy).
+    precopy: why there was none; "" where there was, or where none is wanted.
     sent: bytes on the wire.
     started: whether it runs there; problem: why not, though it should.
     phases: every stage with its seconds, in their order.
@@ -71,6 +73,8 @@ class Report(NamedTuple):
     started: bool
     problem: str
     phases: tuple[tuple[str, float], ...] = ()
+    memory_rounds: tuple[int, ...] = ()
+    precopy: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return it for a message."""

@@ -11,8 +11,6 @@ is healed by asking.
 from __future__ import annotations
 
 import logging
-import os
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,33 +18,31 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from pyvz.errors import BadValue, Cancelled, InDoubt, VZError
+from pyvz.container.frame import Frame
+from pyvz.errors import Cancelled, InDoubt, VZError
 from pyvz.linux import file
 from pyvz.migration import decision, iterate
 from pyvz.migration.dial import Peer
-from pyvz.migration.offer import HOME, MIRROR, TOKEN, DiskOffer, Offer
+from pyvz.migration.offer import HOME, MIRROR, TOKEN, DiskOffer
 from pyvz.migration.pageline import PageLine
 from pyvz.migration.request import Report, Request
 from pyvz.migration.timeline import Timeline
 from pyvz.migration.wire import Channel, Refused
-from pyvz.model import params_net as params
-from pyvz.model.conffile import ConfFile
-from pyvz.model.config import Config
-from pyvz.model.environment import Environment, Kind, canonical_uuid, check_name
+from pyvz.model.environment import Environment
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import (
-    clone,
     departure,
-    home,
     lifecycle,
     livedump,
-    machineoffer,
+    offering,
+    precopy,
     suitable,
 )
 from pyvz.operations.lifecycle import StartOptions, StopOptions
 from pyvz.operations.node import Node
-from pyvz.operations.outgoing import Outgoing, layout, offers
+from pyvz.operations.outgoing import Outgoing
+from pyvz.operations.precopy import Precopy
 from pyvz.operations.standstill import Standstill
 from pyvz.store.journal import Journal
 
@@ -71,6 +67,8 @@ class Giving:
         self.resumed_at = 0.0
         self.memory = 0
         self.paged = 0  # bytes that were fetched when it ran there already
+        self._precopy: Precopy | None = None
+        self._no_precopy = ""  # why not
         self._journal: Journal | None = None
         self._stack = ExitStack()
         self._disks: list[Outgoing] = []
@@ -101,7 +99,7 @@ class Giving:
 
     def _check(self) -> None:
         self.progress.stage("Checking")
-        self.offer = _offer(self.node, self.env, self.request, running=self.running)
+        self.offer = offering.offer(self.node, self.env, self.request, running=self.running)
         token = self.env.home / TOKEN
         try:
             file.write_atomic(token, self.offer.token, 0o600)
@@ -110,6 +108,7 @@ class Giving:
             )
         finally:
             token.unlink(missing_ok=True)
+        self._there = answer
         self.shared = bool(answer.get("shared"))
         if self.shared:
             suitable.check_shared(self.offer, clone=self.request.clone)
@@ -285,7 +284,23 @@ class Giving:
                     f"ended there and started anew from its disks ({error.message})"
                 )
 
-        return livedump.Hooks(ready, lock, send, decide, follow)
+        return livedump.Hooks(self._memory_rounds, ready, lock, send, decide, follow)
+
+    def _memory_rounds(self, images: Path, frame: Frame) -> str:
+        """Send memory while it runs, where that can be; returns the name of the last round."""
+        assert self._journal is not None  # noqa: S101  begun by _reserve
+        self._no_precopy = precopy.reason_against(self.node, self._there)
+        if self._no_precopy:
+            log.info("%s: memory goes in one piece: %s", self.env.name, self._no_precopy)
+            return ""
+        self._journal.note(departure.FROZEN)  # CRIU halts it for each round
+        self._precopy = Precopy(self.node, self.env, self.peer, self.progress)
+        return self._precopy.run(images, frame, self.offer.memory, self._round_between)
+
+    def _round_between(self) -> None:
+        """The first round of memory takes its time: what the disks have become meanwhile."""
+        if self._disks:
+            self._round(self._disks, still=False)
 
     def _pages(self) -> tuple[PageLine, Channel]:
         """Make the line by which pages are fetched (post-copy)."""
@@ -422,74 +437,10 @@ class Giving:
             still=still if self.running else 0.0,
             rounds=tuple(self._rounds),
             sent=self.peer.wire.sent,
-            memory=self.memory + self.paged,
+            memory=self.memory + self.paged + (self._precopy.bytes if self._precopy else 0),
             started=bool(answer.get("started")),
             problem=str(answer.get("problem") or ""),
             phases=self.progress.phases(),
+            memory_rounds=tuple(self._precopy.pages) if self._precopy else (),
+            precopy=self._no_precopy,
         )
-
-
-def _offer(node: Node, env: Environment, request: Request, *, running: bool) -> Offer:
-    conf = node.registry.conf_file(env)
-    uuid, name = env.uuid, env.name
-    live = request.online and running
-    if request.clone:
-        uuid = str(uuid4())
-        _give_new_cards(node, env._replace(uuid=uuid), conf)
-    if request.uuid is not None:
-        uuid = canonical_uuid(request.uuid) or ""
-        if not uuid:
-            raise BadValue(f"'{request.uuid}' is not a UUID")
-    if request.name is not None:
-        name = check_name(request.name)
-    envid = env.envid if uuid == env.uuid and env.envid != env.uuid else uuid
-    return Offer(
-        uuid=uuid,
-        envid=envid,
-        name=name,
-        memory=node.cgroups.usage(env.uuid).memory or 0 if running else 0,
-        running=running,
-        live=live,
-        machine=platform.machine(),
-        kernel=os.uname().release,
-        cpu=suitable.cpu_flags(),
-        place=home.spelled(node, env.home),
-        token=str(uuid4()),
-        private=request.private,
-        shared=request.shared,
-        ignore=request.ignore,
-        copy=request.clone,
-        kind=env.kind,
-        **_facts(node, env, conf, request, running=running),
-    )
-
-
-def _facts(
-    node: Node, env: Environment, conf: ConfFile, request: Request, *, running: bool
-) -> dict[str, Any]:
-    """Return what is said of disks and memory, which differs between the kinds."""
-    live = request.online and running
-    if env.kind == Kind.VM:
-        return {
-            "conf": machineoffer.configuration(conf, live=live).render(),
-            "driver": "",
-            "disks": machineoffer.offers(node, env, live=live),
-            "checkpoint": machineoffer.needs(node, env, live=live),
-        }
-    return {
-        "conf": conf.render(),
-        "driver": layout(env),
-        "disks": offers(node, env, running=running),
-        "checkpoint": livedump.check(node, env, lazy=request.post_copy) if live else {},
-    }
-
-
-def _give_new_cards(node: Node, env: Environment, conf: ConfFile) -> None:
-    """Give a copy network cards of its own; the IP addresses stay, for people to change."""
-    if env.kind == Kind.VM:
-        machineoffer.give_new_cards(node, env, conf)
-        return
-    old = Config.parse(conf.values(), lenient=True)
-    fresh = tuple(clone.fresh_interface(each) for each in old.network.interfaces)
-    for key, value in old.changed({params.NETIF.field: fresh}).differences(old).items():
-        conf.set(key, value)

@@ -4,6 +4,7 @@
     reserve      its id, name and addresses; a journal record; an empty home
     disk         one for each disk: rounds arrive on a channel, each in a thread of its own
     disks-done   all rounds are here and on the disk
+    memory       with its memory: a round of it while it still runs there (pre-copy)
     ready        with its memory: the memory begins to arrive, the root and CRIU are waiting
     restore      all is here: it is restored; nothing of it runs yet
     pages        it runs; all of its memory has come (post-copy)
@@ -53,6 +54,7 @@ from pyvz.operations import (
     suitable,
 )
 from pyvz.operations.incoming import Incoming
+from pyvz.operations.memoryrounds import Rounds
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 
@@ -76,6 +78,7 @@ class Arriving:
         self._shared = False
         self._live: liverestore.Arrival | machinearrival.Arrival | None = None
         self._machine: machinearrival.Arrival | None = None
+        self._rounds: Rounds | None = None
 
     def __enter__(self) -> Arriving:
         return self
@@ -100,7 +103,7 @@ class Arriving:
                 raise home.taken_error(ref)
         self._ident, self._offer = message["id"], made
         self._env = offer.environment(made, place)
-        return {"shared": self._shared, "home": home.spelled(node, place)}
+        return {"shared": self._shared, "home": home.spelled(node, place), "memory_rounds": True}
 
     def reserve(self, _: Message) -> dict[str, Any]:
         """Keep id, name, addresses; make the home."""
@@ -173,6 +176,16 @@ class Arriving:
         self._machine.stream(message["name"], channel)
         return {}
 
+    def memory(self, message: Message) -> dict[str, Any]:
+        """Begin to receive a round of its memory, while it still runs there."""
+        made, env = self._begun()
+        if self._live is not None or not made.live or env.kind != Kind.CT:
+            raise ProtocolError("No rounds of memory are due")
+        if self._rounds is None:
+            self._rounds = Rounds(self._node, env, message["size"])
+        self._rounds.begin(message["round"], self._wire.channel(message["channel"]))
+        return {}
+
     def ready(self, message: Message) -> dict[str, Any]:
         """Take the memory as it comes; have all else ready: root, network, CRIU."""
         _made, env = self._begun()
@@ -181,7 +194,8 @@ class Arriving:
             raise ProtocolError("The memory is arriving already")
         if not self._shared:
             provision.furnish_missing(env.home)
-        self._live = liverestore.Arrival(node, env, node.registry.config(env), self._journal)
+        what = (node, env, node.registry.config(env), self._journal, self._rounds)
+        self._live = liverestore.Arrival(*what)
         channel = self._wire.channel(message["channel"])
         number = message["pages"]
         pages = None if number is None else self._wire.channel(number)
@@ -205,6 +219,8 @@ class Arriving:
         """Raise what has failed, so that data was refused."""
         for each in self._disks:
             each.failed()
+        if self._rounds is not None:
+            self._rounds.failed()
         if isinstance(self._live, liverestore.Arrival):
             self._live.failed()
         return {}
@@ -301,6 +317,8 @@ class Arriving:
             return {}
         for each in self._disks:
             each.stop()
+        if self._rounds is not None:
+            self._rounds.cancel()
         if self._live is not None:
             self._live.cancel()
         try:
@@ -322,7 +340,7 @@ class Arriving:
 
     def _forget(self) -> None:
         self._journal = None
-        self._live = self._machine = None
+        self._live = self._machine = self._rounds = None
         self._disks = []
         self._offer = None
         self._env = None
@@ -369,6 +387,7 @@ def answers_of(node: Node, arriving: Arriving) -> dict[str, Callable[[Message], 
         "reserve": arriving.reserve,
         "disk": arriving.disk,
         "disks-done": arriving.disks_done,
+        "memory": arriving.memory,
         "ready": arriving.ready,
         "prepare": arriving.prepare,
         "stream": arriving.stream,

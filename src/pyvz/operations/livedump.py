@@ -1,5 +1,6 @@
 """A running container's memory on its way to another node: the giving side.
 
+    rounds       memory while everything runs, where the kernel tracks it (precopy.py)
     frame        what a restore has to know, sent before anything stands still
     freeze       CRIU halts the processes; the node's ends of the interfaces lead nowhere
     dump         memory and state into images; beside it, what standstill.py does
@@ -16,7 +17,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -66,12 +67,14 @@ def require_lazy(node: Node) -> None:
 class Hooks(NamedTuple):
     """What is done in the course of a live migration, besides the dump.
 
+    rounds: sends memory while it runs, and returns the name of the last round below the images.
     ready: gets the directory that holds the frame; nothing stands still yet.  lock: everything
     stands still from now on.  send: the dump is complete: send the rest of it.  decide: have it
     restored and taken; what it raises lets the container go on, except InDoubt: then it stands
     still until that is settled.  follow: it runs there; returns when its pages are there, too.
     """
 
+    rounds: Callable[[Path, Frame], str]
     ready: Callable[[Path], None]
     lock: Callable[[], None]
     send: Callable[[Path], None]
@@ -96,10 +99,15 @@ class Live:
         spec = dump.specification(node, env, node.registry.config(env))
         engine = node.checkpoint
         fds = () if pages is None else (pages.theirs.fileno(),)
-        with images_of(node, env) as images, engine.worker(env.uuid, images, fds=fds) as worker:
-            frame = engine.frame(spec)._replace(network=innernet.save(node, env))
+        with ExitStack() as stack:
+            images = stack.enter_context(images_of(node, env))
+            frame = engine.frame(spec)
+            parent = "" if pages is not None else mine.rounds(images, frame)
+            worker = stack.enter_context(engine.worker(env.uuid, images, fds=fds))
+            frame = frame._replace(network=innernet.save(node, env))
             frame.save(images)
             mine.ready(images)
+            request = DumpRequest(frame, track_mem=bool(parent), parent=parent)
 
             def frozen() -> bool:
                 node.cgroups.freeze(env.uuid)
@@ -115,7 +123,7 @@ class Live:
             hooks = DumpHooks(network_lock=locked, frozen=frozen, network_unlock=self._unlocked)
             try:
                 if pages is None:
-                    engine.dump(worker, DumpRequest(frame), hooks)
+                    engine.dump(worker, request, hooks)
                 else:
                     self._lazily(worker, frame, hooks, mine, pages)
             except BaseException as error:

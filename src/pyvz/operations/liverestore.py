@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pyvz.container import guestinit
 from pyvz.container.checkpoint import RestoreHooks
@@ -37,6 +37,9 @@ from pyvz.operations.fetching import Fetching, end_fetcher
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal
 from pyvz.store.state import RunState
+
+if TYPE_CHECKING:
+    from pyvz.operations.memoryrounds import Rounds
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +70,16 @@ def _text(version: tuple[int, ...]) -> str:
 class Arrival:
     """One container on its way into life."""
 
-    def __init__(self, node: Node, env: Environment, config: Config, journal: Journal) -> None:
+    def __init__(
+        self,
+        node: Node,
+        env: Environment,
+        config: Config,
+        journal: Journal,
+        rounds: Rounds | None = None,
+    ) -> None:
         self._node, self._env, self._config, self._journal = node, env, config, journal
+        self._rounds = rounds
         self.images = node.paths.run / "images" / env.uuid
         self._frame: Frame | None = None
         self._changed = threading.Condition()
@@ -90,10 +101,13 @@ class Arrival:
 
         pages: where memory is fetched when it runs already (post-copy).
         """
-        self.images = livedump.place_of(
-            self._node, self._env, memory=memory_used, name=livedump.ARRIVING
-        )
-        livedump.make(self.images)
+        if self._rounds is None:
+            self.images = livedump.place_of(
+                self._node, self._env, memory=memory_used, name=livedump.ARRIVING
+            )
+            livedump.make(self.images)
+        else:
+            self.images = self._rounds.end()
         file.write_atomic(self.images / "pyvz.json", frame, 0o600)
         self._frame = Frame.load(self.images)
         if self._frame.uuid != self._env.uuid:
