@@ -20,15 +20,18 @@ SIZE = "512M"
 
 
 @contextlib.contextmanager
-def ploop_node(directory: Path) -> Iterator[Node]:
-    """A node below `directory` with a container `ct1` on a ploop image; nothing runs."""
+def ploop_node(directory: Path, layout: str = "ploop") -> Iterator[Node]:
+    """A node below `directory` with a container `ct1` on a ploop image; nothing runs.
+
+    layout: of its disk, when it is to be another one.
+    """
     with file_system("xfs", directory / "n", 3 << 30) as place:
         node = make_node(place)
         cache = node.paths.template / "cache"
         cache.mkdir(parents=True)
         archive = make_archive(directory)
         (cache / archive.name).write_bytes(archive.read_bytes())
-        provision.create(node, ploop_request())
+        provision.create(node, ploop_request(layout=layout))
         try:
             yield node
         finally:

@@ -36,6 +36,12 @@ def node(tmp_path: Path) -> Iterator[Node]:
         yield made
 
 
+@pytest.fixture(params=["ploop", "qcow2"])
+def any_node(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Node]:
+    with ploop_node(tmp_path, request.param) as made:
+        yield made
+
+
 def set_(node: Node, *options: tuple[str, str | None], dialect: str = "prlctl") -> SetResult:
     return configure.set_options(node, "ct1", SetRequest(dialect, options))
 
@@ -52,7 +58,8 @@ def stored(node: Node) -> str:
     return node.registry.conf_file(node.registry.resolve("ct1")).get("DISK") or ""
 
 
-def test_added_used_removed(node: Node) -> None:
+def test_added_used_removed(any_node: Node) -> None:
+    node = any_node
     done = add(node)
     assert done.echo[0] == (
         f"Creating hdd1 (+) scsi:1 image='{home_of(node)}/hdd1.hdd' type='expanded' 64Mb mnt=/data"
@@ -100,7 +107,8 @@ def test_root_disk_grows(node: Node) -> None:
     assert base.find(env.home).usage(env.home).total > before * 2
 
 
-def test_while_it_is_mounted(node: Node) -> None:
+def test_while_it_is_mounted(any_node: Node) -> None:
+    node = any_node
     lifecycle.mount(node, "ct1")
     root = node.root(node.registry.resolve("ct1"))
     add(node)
@@ -161,7 +169,8 @@ def test_a_hostile_mount_point_stays_inside(node: Node, tmp_path: Path) -> None:
         assert mount.is_mount_point(root / str(outside).lstrip("/"))
 
 
-def test_part_of_snapshots_and_clones(node: Node) -> None:
+def test_part_of_snapshots_and_clones(any_node: Node) -> None:
+    node = any_node
     add(node)
     write(node, "one", "data/file")
     guid = snapshot.create(node, "ct1").guid
@@ -173,8 +182,13 @@ def test_part_of_snapshots_and_clones(node: Node) -> None:
     snapshot.switch(node, "ct1", guid)
     assert (read(node, "data/file"), read(node, "later/file")) == ("one", "new")
     clone.clone(node, "ct1", "ct2")
-    with mounted(node, "ct2") as root:
-        assert (root / "data/file").read_text() == "one"
+    clone.clone(node, "ct1", "ct3", options=clone.CloneOptions(linked=True))
+    for copy in ("ct2", "ct3"):
+        with mounted(node, copy) as root:
+            assert (root / "data/file").read_text() == "one"
+            (root / "data/file").write_text(copy)
+    provision.delete(node, "ct3")
+    assert read(node, "data/file") == "one"
     set_(node, ("device-del", "hdd1"), ("destroy-image-force", None))
     snapshot.switch(node, "ct1", guid)
     snapshot.delete(node, "ct1", guid)

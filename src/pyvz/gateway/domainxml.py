@@ -109,7 +109,8 @@ def _devices(node: Node, top: Element, domain: Domain, *, live: bool) -> None:
 def _root_disk(devices: Element, domain: Domain) -> None:
     driver = storage.find(domain.env.home)
     if driver.capabilities(domain.env.home).disks:
-        _file_system(devices, os.fspath(domain.env.home / storage.ROOT_DISK), "/")
+        many = storage.many_disks(driver, domain.env.home)
+        _file_system(devices, os.fspath(many.place(domain.env.home)), "/")
         return
     tree = SubElement(devices, "filesystem", type="mount", accessmode="passthrough")
     SubElement(tree, "source", dir=os.fspath(domain.env.home))

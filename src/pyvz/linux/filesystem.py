@@ -220,14 +220,16 @@ def mount_detached(
         ) from error
 
 
-def mount_mortal(device: Path, kind: str, *, readonly: bool = False) -> int:
+def mount_mortal(
+    device: Path, kind: str, *, readonly: bool = False, options: tuple[str, ...] = ()
+) -> int:
     """As `mount_detached`, of a device that may die while it is used.
 
     xfs tries for ever to write metadata (Documentation/admin-guide/xfs.rst, "Error handling"): a
     freeze of it then never ends, and every sync(2) of the machine waits for that.  Here it gives
     up after a while.
     """
-    mounted = mount_detached(device, kind, readonly=readonly)
+    mounted = mount_detached(device, kind, readonly=readonly, options=options)
     if kind == "xfs" and not readonly:
         policy = Path("/sys/fs/xfs") / device.name / "error/metadata"
         try:

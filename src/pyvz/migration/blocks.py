@@ -53,14 +53,20 @@ class Sender:
 
     def send(self, image: Image, before: Image | None, progress: Progress) -> None:
         """Send a round: all of IMAGE, or what is not as in the copy BEFORE."""
-        self._poll = progress.check
         ranges = list(_all(image) if before is None else _since(before, image))
+        self.send_ranges(image, ranges, progress, fresh=before is None)
+
+    def send_ranges(
+        self, image: Image, ranges: list[Range], progress: Progress, *, fresh: bool
+    ) -> None:
+        """Send a round of these parts of IMAGE.  fresh: elsewhere it is zeros over there."""
+        self._poll = progress.check
         amount = sum(each.length for each in ranges)
         done = 0
         for each in ranges:
             for start in range(each.start, each.end, PIECE):
                 length = min(PIECE, each.end - start)
-                self._piece(image, start, length, fresh=before is None)
+                self._piece(image, start, length, fresh=fresh)
                 done += length
                 progress.advance(done, amount)
         self._channel.write(_ROUND.pack(ROUND, self.rounds))
@@ -117,6 +123,11 @@ def receive(channel: Channel, fd: int, offset: int, size: int, timeout: float) -
 def _inside(start: int, length: int, size: int, limit: int) -> None:
     if length > limit or start + length > size:
         raise ProtocolError("The other node sent a block outside of the disk")
+
+
+def everything(image: Image) -> list[Range]:
+    """Return the parts of the disk that are no holes."""
+    return list(_all(image))
 
 
 def _all(image: Image) -> Iterator[Range]:

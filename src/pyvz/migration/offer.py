@@ -10,8 +10,9 @@ from pyvz.migration import messages
 from pyvz.model.environment import Environment, Kind, canonical_uuid, check_name
 
 IMAGE, TREE, HOME = "image", "tree", "home"  # forms in which a disk travels
+STREAM: Final = "stream"  # as its file system writes it down
 MIRROR: Final = "mirror"  # by QEMU, while the machine runs
-FORMS: Final = (IMAGE, TREE, HOME, MIRROR)
+FORMS: Final = (IMAGE, TREE, HOME, STREAM, MIRROR)
 TOKEN: Final = ".migrate-token"  # noqa: S105  no secret; the file that proves a shared home
 _MAX_DISKS: Final = 64
 _SCHEMA: Final = {

@@ -20,14 +20,14 @@ import os
 from pathlib import Path
 from typing import Final
 
-from pyvz.errors import InDoubt, MigrationError, VZError
+from pyvz.errors import InDoubt, MigrationError, PrivateMissing, VZError
 from pyvz.linux import file, mount
 from pyvz.migration import address, decision
 from pyvz.migration.dial import Peer, dial
 from pyvz.migration.offer import TOKEN
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.task import NoProgress
-from pyvz.operations import home, livedump, machineleaving
+from pyvz.operations import home, livedump, machineleaving, outgoingdisk
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store.journal import Journal, Record
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 VERB: Final = "migrate"  # of the journal records that `repair` understands
 HALTED, DECIDING, GIVEN, KEPT = "halted", "deciding", "given", "kept"
 FROZEN: Final = "frozen"
-COPIES: Final = ".migrate"
 SUFFIX: Final = ".migrated"
 _ASK_TIMEOUT: Final = 60.0
 
@@ -45,11 +44,6 @@ _ASK_TIMEOUT: Final = 60.0
 def begin(node: Node, env: Environment, data: dict[str, object]) -> Journal:
     """Announce the departure.  data: id, to, ssh, silence, clone, remove, shared."""
     return Journal.begin(node.paths, env.uuid, VERB, home.to_data(env) | data)
-
-
-def copies_of(env: Environment) -> Path:
-    """Return the directory of copies of images."""
-    return env.home / COPIES
 
 
 def shown_at(node: Node, env: Environment) -> Path:
@@ -64,7 +58,10 @@ def tidy(node: Node, env: Environment) -> None:
         storage.find(env.home).umount(env.home, place)
     with contextlib.suppress(OSError):
         place.rmdir()
-    file.remove_tree(copies_of(env))
+    file.remove_tree(env.home / outgoingdisk.COPIES)
+    with contextlib.suppress(PrivateMissing):
+        storage.find(env.home).forget_streams(env.home)
+        outgoingdisk.forget_shots(env.home)
     (env.home / TOKEN).unlink(missing_ok=True)
 
 

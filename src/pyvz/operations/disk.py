@@ -26,7 +26,6 @@ from pyvz.errors import (
     Unsupported,
     UsageError,
 )
-from pyvz.image import descriptor
 from pyvz.linux import mount
 from pyvz.model import params
 from pyvz.model.config import Config
@@ -194,7 +193,7 @@ def _adding(
                 driver.create(disk.home, size=size, source=None, progress=progress, disk=disk.disk)
             elif disk.entry.size:
                 driver.resize(disk.home, disk.entry.size * 1024, disk=disk.disk)
-            disk = _sized(disk)
+            disk = _sized(env, disk)
             _bring_in(node, env, disk, undo)
         echo = f"Creating {disk.name} {_told(disk)}"
         yield Changed(_with(config, (*config.disk.disks, disk.entry)), (echo,))
@@ -251,9 +250,10 @@ def _check(entry: DiskEntry) -> None:
             raise BadValue(f"--mnt: '{entry.mnt}' is not an absolute path below /")
 
 
-def _sized(disk: DataDisk) -> DataDisk:
+def _sized(env: Environment, disk: DataDisk) -> DataDisk:
     """Return the disk with the size that it really has."""
-    size = descriptor.load(disk.path / descriptor.NAME).disk_size
+    driver = storage.many_disks(storage.find(env.home), env.home)
+    size = driver.size(disk.home, disk=disk.disk)
     return disk._replace(entry=disk.entry._replace(size=size // 1024))
 
 
@@ -295,7 +295,7 @@ def _setting(node: Node, env: Environment, config: Config, change: DiskChange) -
     with ExitStack() as undo:
         if entry.size != disk.entry.size:
             _resize(env, new, entry.size)
-            new = _sized(new)
+            new = _sized(env, new)
         if mounted and (moved or not entry.enabled):
             diskmount.detach(node, env, disk)
             undo.callback(diskmount.attach, node, env, disk)
@@ -325,7 +325,7 @@ def _deleting(
     disk = find(env, config, change.name)
     destroy = _destroys(change)
     if destroy and disk.path.exists():
-        _check_expendable(disk, force="destroy-image-force" in change.flags)
+        _check_expendable(env, disk, force="destroy-image-force" in change.flags)
     data = _data(env, disk) | {"remove": destroy}
     with Journal.begin(node.paths, env.uuid, DELETE, data) as journal, ExitStack() as undo:
         undo.callback(journal.done)
@@ -349,9 +349,11 @@ def _destroys(change: DiskChange) -> bool:
     return asked or (change.dialect == "vzctl" and "detach-only" not in change.flags)
 
 
-def _check_expendable(disk: DataDisk, *, force: bool) -> None:
+def _check_expendable(env: Environment, disk: DataDisk, *, force: bool) -> None:
     """Raise InvalidState when snapshots would lose a part."""
-    if not force and len(descriptor.load(disk.path / descriptor.NAME).snapshots) > 1:
+    driver = storage.many_disks(storage.find(env.home), env.home)
+    there = disk.disk in driver.disks(disk.home)
+    if there and not force and driver.snapshots(disk.home, disk=disk.disk):
         raise InvalidState(
             f"The disk {disk.name} is part of snapshots",
             hint="Delete the snapshots, or use --destroy-image-force, or --detach-only.",

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 from pyvz.errors import VZError
-from pyvz.image import descriptor
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.operations import diskmount
@@ -22,9 +21,10 @@ def hardware(env: Environment, config: Config) -> dict[str, object]:
     with contextlib.suppress(VZError, OSError):
         found[diskmount.ROOT] = _root(env, config)
     with contextlib.suppress(VZError, OSError):
+        driver = storage.many_disks(storage.find(env.home), env.home)
         for disk in diskmount.disks_of(env, config):
             entry = disk.entry
-            size = _size_of(disk.path) or f"{entry.size // 1024}Mb"
+            size = _size_of(driver, disk.home, disk.disk) or f"{entry.size // 1024}Mb"
             shown = {"device": entry.device} if entry.device else {"image": os.fspath(disk.path)}
             found[disk.name] = _line(
                 disk.name, shown, size, entry.mnt, enabled=entry.enabled
@@ -35,11 +35,12 @@ def hardware(env: Environment, config: Config) -> dict[str, object]:
 def _root(env: Environment, config: Config) -> dict[str, object]:
     """Return the root disk: its image, or the directory where it is a tree."""
     driver = storage.find(env.home)
-    image = env.home / storage.ROOT_DISK
     space = config.disk.space
     if driver.capabilities(env.home).disks:
+        many = storage.many_disks(driver, env.home)
+        size = _size_of(many, env.home, storage.ROOT_DISK)
         return _line(
-            diskmount.ROOT, {"image": os.fspath(image)}, _size_of(image), "/", enabled=True
+            diskmount.ROOT, {"image": os.fspath(many.place(env.home))}, size, "/", enabled=True
         ) | _compacts(config.disk.autocompact)
     quota = driver.capabilities(env.home).quota and space is not None
     size = f"{space.limit // 1024}Mb" if quota and space is not None else ""
@@ -64,8 +65,8 @@ def _compacts(value: bool | None) -> dict[str, object]:  # noqa: FBT001  a value
     return {} if value is not False else {"autocompact": "off"}
 
 
-def _size_of(path: Path) -> str:
-    """Return the size of an image as its descriptor has it; empty when there is none."""
+def _size_of(driver: storage.ManyDisks, home: Path, disk: str) -> str:
+    """Return the size of a disk as its image has it; empty when there is none."""
     with contextlib.suppress(VZError, OSError):
-        return f"{descriptor.load(path / descriptor.NAME).disk_size // _MIB}Mb"
+        return f"{driver.size(home, disk=disk) // _MIB}Mb"
     return ""

@@ -18,8 +18,8 @@ from typing import Final
 
 from pyvz.errors import MigrationError, ProtocolError
 from pyvz.linux import mount, syscall
-from pyvz.migration import blocks, tree
-from pyvz.migration.offer import HOME, IMAGE, DiskOffer
+from pyvz.migration import blocks, stream, tree
+from pyvz.migration.offer import HOME, IMAGE, STREAM, DiskOffer
 from pyvz.migration.wire import Channel
 from pyvz.model.environment import Environment
 from pyvz.model.task import NoProgress
@@ -51,7 +51,7 @@ class Incoming:
     @property
     def early(self) -> bool:
         """Whether the root can be mounted while data still comes."""
-        return self.disk.form != IMAGE
+        return self.disk.form not in {IMAGE, STREAM}
 
     def start(self) -> None:
         """Begin."""
@@ -100,6 +100,8 @@ class Incoming:
             elif self.disk.form == HOME:
                 for _ in tree.receive(self._channel, self._home, DATA_TIMEOUT):
                     pass
+            elif self.disk.form == STREAM:
+                self._streams()
             else:
                 self._tree()
 
@@ -114,6 +116,18 @@ class Incoming:
 
         driver = storage.load(self.disk.driver)
         driver.restore_image(self._home, size, fill, disk=self.disk.name)
+        self._whole.set()
+
+    def _streams(self) -> None:
+        driver = storage.load(self.disk.driver)
+        with ExitStack() as opened, driver.receive_streams(self._home, self.disk.size) as sink:
+            fd = os.open(self._home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            opened.callback(os.close, fd)
+            coming = stream.Receiver(self._channel, DATA_TIMEOUT)
+            for _ in coming.rounds():
+                sink.take(coming.feed)
+                self._flusher.flush(fd, syscall.syncfs)
+            self._flusher.wait()
         self._whole.set()
 
     def _tree(self) -> None:

@@ -1,27 +1,25 @@
-"""The disks of an environment that goes to another node: how each travels, round by round.
+"""The disks of an environment that goes to another node: which there are, and how each travels.
 
-An image is copied by reflink at one moment (for which its file system is frozen), and read from the
-copy; a later round sends what differs between two copies.  A tree is read where it is mounted.  A
-disk with snapshots goes with all its files, as they are, which only works while nothing runs.
-What a home has beside its disks goes as one more.
+How a form is sent is in outgoingdisk.py.  A disk with snapshots goes with all its files, as they
+are, which only works while nothing runs.  What a home has beside its disks goes as one more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
-from pyvz.errors import InvalidState, MigrationError, PrivateMissing, Unsupported
+from pyvz.errors import InvalidState, PrivateMissing, Unsupported
 from pyvz.linux import file, mount
-from pyvz.migration import blocks, tree
 from pyvz.migration.dial import Peer
-from pyvz.migration.offer import HOME, IMAGE, TREE, DiskOffer
+from pyvz.migration.offer import HOME, IMAGE, STREAM, TREE, DiskOffer
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.task import Progress
-from pyvz.operations import departure, diskmount, home, machineoffer
+from pyvz.operations import departure, diskmount, machineoffer
 from pyvz.operations.node import Node
+from pyvz.operations.outgoingdisk import Copies, Files, Sender, Shots, Streams
 from pyvz.storage import base as storage
 from pyvz.store import savedstates
 
@@ -33,17 +31,26 @@ class Outgoing:
     """One disk on its way out; a context manager."""
 
     def __init__(self, node: Node, env: Environment, disk: DiskOffer, peer: Peer) -> None:
-        self._node, self._env = node, env
         self.disk = disk
         self.channel = peer.new_channel()
         self._stack = ExitStack()
-        self._before: blocks.Image | None = None
-        self._next: blocks.Image | None = None
-        self._number = 0
-        if disk.form == IMAGE:
-            self._blocks = blocks.Sender(self.channel)
-        else:
-            self._files = self._stack.enter_context(tree.Sender(self.channel))
+        try:
+            self._sender = self._made(node, env)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _made(self, node: Node, env: Environment) -> Sender:
+        disk, channel, stack = self.disk, self.channel, self._stack
+        if disk.form == HOME:
+            names = _names(env, disk)
+            return Files(disk.size, channel, stack, lambda: nullcontext(env.home), names)
+        if disk.form == STREAM:
+            return Streams(env, disk.size, channel, stack)
+        if disk.form != IMAGE:
+            return Files(disk.size, channel, stack, lambda: _shown(node, env))
+        whole = storage.find(env.home).capabilities(env.home).image
+        return (Copies if whole else Shots)(env, disk.name, channel, stack)
 
     def __enter__(self) -> Outgoing:
         return self
@@ -52,61 +59,21 @@ class Outgoing:
         self._stack.close()
 
     def size(self) -> int | None:
-        """Return the size that the other side is to make; of an image, from its first copy."""
-        if self.disk.form != IMAGE:
-            return self.disk.size
-        self._next = self._copy()
-        return self._next.size
+        """Return the size that the other side is to make."""
+        return self._sender.size()
 
     def arm(self) -> None:
         """Have the next round, of one that runs, begin at once when it is sent."""
-        if self.disk.form == TREE:
-            self._files.arm(self._node.root(self._env))
+        if self.disk.form != HOME:
+            self._sender.arm()
 
     def send(self, *, still: bool, progress: Progress) -> int:
         """Send one round; returns its bytes."""
-        if self.disk.form == IMAGE:
-            return self._image(progress)
-        if self.disk.form == HOME:
-            names = _names(self._env, self.disk)
-            self._files.send(self._env.home, progress, still=True, names=names)
-        else:
-            with _shown(self._node, self._env) as root:
-                self._files.send(root, progress, still=still)
-        return self._files.last
-
-    def _image(self, progress: Progress) -> int:
-        image = self._next or self._copy()
-        self._next = None
-        if self._before is not None and image.size != self._before.size:
-            raise MigrationError(f"The disk {self.disk.name} was resized meanwhile")
-        self._blocks.send(image, self._before, progress)
-        self._before = image
-        return self._blocks.last
-
-    def _copy(self) -> blocks.Image:
-        """Copy the image as it is at this moment.
-
-        Open, the copy needs no name any more: whoever is killed leaves nothing.
-        """
-        directory = departure.copies_of(self._env)
-        directory.mkdir(mode=0o700, exist_ok=True)
-        self._number += 1
-        path = directory / f"{self.disk.name}.{self._number}"
-        driver = storage.find(self._env.home)
-        with home.storage_errors(f"The disk {self.disk.name} could not be copied"):
-            offset, size = driver.copy_image(self._env.home, path, disk=self.disk.name)
-        try:
-            return self._stack.enter_context(blocks.opened(path, offset, size))
-        finally:
-            path.unlink()
+        return self._sender.send(still=still or self.disk.form == HOME, progress=progress)
 
     def finish(self) -> None:
         """Say that all was sent."""
-        if self.disk.form == IMAGE:
-            self._blocks.finish(self._before.size if self._before else 0)
-        else:
-            self._files.finish()
+        self._sender.finish()
 
 
 def _names(env: Environment, disk: DiskOffer) -> tuple[str, ...]:
@@ -115,10 +82,13 @@ def _names(env: Environment, disk: DiskOffer) -> tuple[str, ...]:
         return machineoffer.names(env, disk)
     if disk.name == _REST:
         names = [name for name in _BESIDE if (env.home / name).exists()]
-        if (env.home / "dump" / "Dump").exists():
+        if (env.home / "dump" / "Dump").exists() or savedstates.load(env.home).items:
             names.append("dump")
         return tuple(names) or ("scripts",)
-    return (disk.name, storage.LAYOUT_LINK)
+    many = storage.many_disks(storage.find(env.home), env.home)
+    own = many.place(env.home, disk=disk.name).name
+    below = {disk.name} if (env.home / disk.name).is_dir() else set()  # of a qcow2 disk
+    return (*sorted({own} | below), storage.LAYOUT_LINK)
 
 
 @contextmanager
@@ -165,16 +135,20 @@ def offers(node: Node, env: Environment, *, running: bool) -> tuple[DiskOffer, .
         )
     if savedstates.load(env.home).items:
         return (*_whole(env, driver, names, running=running), rest)
-    if able.image:
+    if able.restore and (able.image or able.changed_blocks):
         disks = tuple(_image_offer(env, driver, name) for name in names)
         return (*disks, rest)
     limit = storage.limit(driver, env.home)
     used = driver.usage(env.home).used if able.df_exact else file.tree_size(env.home)
-    return (DiskOffer(storage.ROOT_DISK, TREE, driver.name, limit, used), rest)
+    form = STREAM if able.streams else TREE
+    return (DiskOffer(storage.ROOT_DISK, form, driver.name, limit, used), rest)
 
 
 def _image_offer(env: Environment, driver: storage.StorageDriver, name: str) -> DiskOffer:
-    used = file.tree_size(env.home / name)
+    place = env.home / name
+    if driver.capabilities(env.home).disks:
+        place = storage.many_disks(driver, env.home).place(env.home, disk=name)
+    used = file.tree_size(place)
     return DiskOffer(name, IMAGE, driver.name, None, used)
 
 
@@ -189,8 +163,10 @@ def _whole(
             f"{env.name} has snapshots and runs: it cannot be migrated so",
             hint="Stop it, or delete the snapshots first (prlctl snapshot-list).",
         )
+    many = storage.many_disks(driver, env.home)
     return tuple(
-        DiskOffer(name, HOME, driver.name, None, file.tree_size(env.home / name)) for name in names
+        DiskOffer(name, HOME, driver.name, None, file.tree_size(many.place(env.home, disk=name)))
+        for name in names
     )
 
 

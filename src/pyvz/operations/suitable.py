@@ -21,7 +21,7 @@ from pyvz.errors import (
     Unsupported,
     VZError,
 )
-from pyvz.migration.offer import IMAGE, TOKEN, Offer
+from pyvz.migration.offer import IMAGE, STREAM, TOKEN, Offer
 from pyvz.model.conffile import ConfFile
 from pyvz.model.config import Config
 from pyvz.model.environment import Kind
@@ -126,7 +126,8 @@ def _storage(offer: Offer, place: Path) -> None:
             continue
         driver = storage.load(disk.driver)
         able = driver.capabilities(parent)
-        if disk.form == IMAGE and not able.image:
+        known = {IMAGE: able.restore, STREAM: able.streams}
+        if not known.get(disk.form, True):
             raise NodesDiffer(f"Disks of layout {disk.driver} cannot be received by this node")
         if disk.form == IMAGE and (why := storage.why_no_images()):
             raise NodesDiffer(f"This node cannot have disk images: {why}")

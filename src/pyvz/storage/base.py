@@ -69,7 +69,9 @@ class Capabilities(NamedTuple):
     disks: bool = False  # several disks in one home: see `many_disks`
     served: bool = False  # a mounted disk lives by a program of the node: failed()
     moves_mounted: bool = False  # the home may be renamed while its disk is mounted
-    image: bool = False  # a disk is one raw image: copy_image, restore_image
+    image: bool = False  # a disk is one raw image: copy_image, image_file
+    restore: bool = False  # restore_image(): a disk of content that the caller has
+    streams: bool = False  # send_streams(), receive_streams()
 
 
 class MountOptions(NamedTuple):
@@ -105,6 +107,26 @@ class DiskUsage(NamedTuple):
     inodes: int
     inodes_used: int
     limited: bool = True
+
+
+class StreamSource(Protocol):
+    """A disk that is written down."""
+
+    def next(self) -> AbstractContextManager[int]:
+        """Yield a pipe that says what the disk has now and had not at the call before.
+
+        It has to be read to its end; what went wrong with it is raised by the end of the block.
+        """
+
+
+class StreamSink(Protocol):
+    """A disk that is made of what one like it is written down as."""
+
+    def take(self, feed: Callable[[int], None]) -> None:
+        """Have `feed(fd)` write one stream to a pipe, and apply it.
+
+        Raises CommandFailed, NoSpace.
+        """
 
 
 class Extras(Protocol):
@@ -249,9 +271,27 @@ class Extras(Protocol):
         """Make a disk of `size` bytes with content of the caller's: absent -> created.
 
         fill(fd, offset): writes the disk into the open sparse file, from `offset` on; what it
-        raises undoes everything.  Flag: image.
+        raises undoes everything.  Flag: restore.
         """
         raise self._cannot("be restored from an image", home, size, fill, disk)
+
+    def send_streams(self, home: Path) -> AbstractContextManager[StreamSource]:
+        """Yield what writes the disk down, again and again, for `receive_streams` of another node.
+
+        It may be mounted; nobody waits.  Flag: streams.
+        """
+        raise self._cannot("be written down as streams", home)
+
+    def receive_streams(self, home: Path, size: int | None) -> AbstractContextManager[StreamSink]:
+        """Yield what takes streams; when the block ends well: absent -> created.
+
+        size: as `create`.  Flag: streams.
+        """
+        raise self._cannot("be made from streams", home, size)
+
+    def forget_streams(self, home: Path) -> None:
+        """Remove what a killed `send_streams` has left.  Idempotent."""
+        del home
 
     def linked_clone(self, home: Path, new_home: Path, progress: Progress) -> None:
         """Clone the created disk without copying: both share what they have, or it is refused.
@@ -324,6 +364,15 @@ class ManyDisks(Protocol):
 
     def disks(self, home: Path) -> list[str]:
         """Return the names of the disks in the home, the root disk first."""
+
+    def place(self, home: Path, *, disk: str = ROOT_DISK) -> Path:
+        """Return the directory of a disk, which may not be there."""
+
+    def size(self, home: Path, *, disk: str = ROOT_DISK) -> int:
+        """Return the size of the disk itself in bytes: what `resize` was asked for."""
+
+    def snapshots(self, home: Path, *, disk: str = ROOT_DISK) -> Sequence[str]:
+        """Return the guids of the snapshots that the disk has a part of."""
 
     def create(
         self,

@@ -15,9 +15,10 @@ on another file system all is sent (storage/btrfssend.py), or copied where that 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pyvz.errors import (
@@ -45,6 +46,7 @@ class Driver(base.Extras):
         if not btrfs.is_btrfs(place):
             return base.Capabilities()
         quota = btrfs.has_quota(place)
+        here = place / "subvol"  # of a home
         return base.Capabilities(
             snapshot=True,
             reflink=True,
@@ -54,6 +56,7 @@ class Driver(base.Extras):
             quota=quota,
             linked_clone=True,
             moves_mounted=True,
+            streams=btrfssend.possible([here] if btrfs.is_subvolume(here) else []),
         )
 
     def prepare(self, place: Path, options: Mapping[str, str]) -> None:
@@ -211,6 +214,45 @@ class Driver(base.Extras):
         """Take the bind away."""
         del home, guid, disk
         mount.umount(target)
+
+    @contextlib.contextmanager
+    def send_streams(self, home: Path) -> Iterator[btrfssend.Source]:
+        """Snapshot by snapshot; subvolumes inside a stream would leave out are refused."""
+        self._check_present(home)
+        subvolume = home / "subvol"
+        if inside := btrfs.nested(subvolume):
+            raise Unsupported(
+                f"{subvolume} has subvolumes of its own, which a stream leaves out: {inside[0]}"
+            )
+        btrfssend.forget(home)
+        try:
+            yield btrfssend.Source(home, subvolume)
+        finally:
+            btrfssend.forget(home)
+
+    @contextlib.contextmanager
+    def receive_streams(self, home: Path, size: int | None) -> Iterator[btrfssend.Sink]:
+        """Make the disk a snapshot of what was received last, and give it its name."""
+        _check_place(home)
+        new = home / "subvol.new"
+        btrfs.destroy(new)
+        btrfssend.forget(home)
+        sink = btrfssend.Sink(home)
+        try:
+            yield sink
+            btrfs.snapshot(sink.newest, new)
+            if size is not None:
+                btrfs.set_limit(new, size)
+            self._name(home, new)
+        except BaseException:
+            btrfs.destroy(new)
+            raise
+        finally:
+            btrfssend.forget(home)
+
+    def forget_streams(self, home: Path) -> None:
+        """Remove the snapshots that were there to be sent."""
+        btrfssend.forget(home)
 
     def _check_present(self, home: Path) -> None:
         if not self.present(home):

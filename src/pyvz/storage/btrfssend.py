@@ -6,21 +6,27 @@ they share over there what they share here.
 
     <home>/subvol.sending/<name>     here: read-only, named as it is to be called over there
     <new home>/...                   there: <name>, made by `btrfs receive`
+    <new home>/subvol.receiving/<n>  of another node: the rounds of a disk that is still written to
 
 What is sent has to be read-only and without subvolumes of its own, which a stream leaves out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from pyvz.errors import StorageError
 from pyvz.linux import btrfs, run
 from pyvz.model.task import Progress
 
 FOLDER: Final = "subvol.sending"
+RECEIVING: Final = "subvol.receiving"
+_END_TIMEOUT: Final = 600.0  # for what it has said, or read, to be on the disk
 
 
 class Sending:
@@ -58,19 +64,105 @@ class Sending:
         self._last = held
 
 
+class Source:
+    """Writes a disk down for another node, round by round: `base.StreamSource`."""
+
+    def __init__(self, home: Path, subvolume: Path) -> None:
+        self._folder = home / FOLDER
+        self._subvolume = subvolume
+        self._last: Path | None = None
+        self._number = 0
+
+    @contextlib.contextmanager
+    def next(self) -> Iterator[int]:
+        """Snapshot the disk, and let `btrfs send` say what it has and the one before has not."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        held = self._folder / str(self._number)
+        btrfs.snapshot(self._subvolume, held, readonly=True)
+        parent: list[str | Path] = [] if self._last is None else ["-p", self._last]
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            argv = ["btrfs", "send", "-q", *parent, held]
+            with run.spawn(argv, stdout_fd=writer) as sender:
+                os.close(writer)
+                writer = -1
+                yield reader
+                _ended(sender, "send")
+        finally:
+            _close(reader, writer)
+        if self._last is not None:
+            btrfs.destroy(self._last)
+        self._last = held
+        self._number += 1
+
+
+class Sink:
+    """Makes subvolumes of what a Source says: `base.StreamSink`."""
+
+    def __init__(self, home: Path) -> None:
+        self._folder = home / RECEIVING
+        self._number = 0
+
+    def take(self, feed: Callable[[int], None]) -> None:
+        """Let `btrfs receive` apply a stream; raises CommandFailed, NoSpace, ProtocolError."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            # It sees nothing beside the directory (-C), and ends with the stream (-e).
+            argv: list[str | Path] = ["btrfs", "receive", "-q", "-e", "-C", self._folder]
+            with run.spawn(argv, stdin_fd=reader) as receiver:
+                os.close(reader)
+                reader = -1
+                with contextlib.suppress(BrokenPipeError):  # its own words say why
+                    feed(writer)
+                os.close(writer)
+                writer = -1
+                _ended(receiver, "receive")
+        finally:
+            _close(reader, writer)
+        if self._number:
+            btrfs.destroy(self._folder / str(self._number - 1))
+        self._number += 1
+
+    @property
+    def newest(self) -> Path:
+        """Return the subvolume of the last round; raises StorageError (there was none)."""
+        found = self._folder / str(self._number - 1)
+        if not btrfs.is_subvolume(found):
+            raise StorageError("The streams of the disk had no subvolume in them")
+        return found
+
+
+def _ended(process: run.Process, verb: str) -> None:
+    if code := process.wait(_END_TIMEOUT):
+        words = process.stderr.read() if process.stderr else b""
+        told = run.Result(code, "", words.decode(errors="replace"))
+        raise run.failure(["btrfs", verb], told)
+
+
+def _close(*fds: int) -> None:
+    for fd in fds:
+        if fd >= 0:
+            os.close(fd)
+
+
+def installed() -> bool:
+    """Whether the program is there."""
+    return shutil.which("btrfs", path=run.ENVIRONMENT["PATH"]) is not None
+
+
 def possible(subvolumes: list[Path]) -> bool:
     """Whether all of them can be sent: by the program, and with all that is in them."""
-    program = shutil.which("btrfs", path=run.ENVIRONMENT["PATH"])
-    return program is not None and not any(btrfs.nested(each) for each in subvolumes)
+    return installed() and not any(btrfs.nested(each) for each in subvolumes)
 
 
 def forget(home: Path) -> None:
-    """Remove what a send left in a home.  Idempotent."""
-    folder = home / FOLDER
-    if folder.is_dir() and not folder.is_symlink():
-        for entry in list(folder.iterdir()):
-            btrfs.destroy(entry)
-        folder.rmdir()
+    """Remove what a send left in a home, or a receive.  Idempotent."""
+    for folder in (home / FOLDER, home / RECEIVING):
+        if folder.is_dir() and not folder.is_symlink():
+            for entry in list(folder.iterdir()):
+                btrfs.destroy(entry)
+            folder.rmdir()
 
 
 def _pipe(send: run.Argv, target: Path, progress: Progress) -> None:
@@ -85,11 +177,6 @@ def _pipe(send: run.Argv, target: Path, progress: Progress) -> None:
             run.run(receive, stdin_fd=reader, timeout=None, poll=progress.check)
             os.close(reader)
             reader = -1
-            if code := sender.wait(run.GRACE):
-                words = sender.stderr.read() if sender.stderr else b""
-                told = run.Result(code, "", words.decode(errors="replace"))
-                raise run.failure(["btrfs", "send"], told)
+            _ended(sender, "send")
     finally:
-        for fd in (reader, writer):
-            if fd >= 0:
-                os.close(fd)
+        _close(reader, writer)

@@ -8,8 +8,9 @@
 `.golden/` beside the homes: blocks are shared within one file system only.  A golden image is good
 as long as its key names the archive as it is now (size, times and inode: any change is noticed).
 
-Its size is the largest of SIZES that is not more than what is asked for: a clone only has to
-grow, and by so little that the file system's layout still suits it.
+An archive is unpacked into an image of one of SIZES.  Those of other whole GiB are clones of the
+largest of these that is not larger, grown once, so that a disk of a size that was asked for before
+is a bare reflink; and by so little that the file system's layout still suits it.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from pyvz.errors import Locked
+from pyvz.errors import Locked, StorageError
 from pyvz.image import descriptor, disk, identity
 from pyvz.image.disk import Descriptor
 from pyvz.linux import archive, features, file, filesystem, loopdevice
 from pyvz.model.task import Progress
-from pyvz.storage import ploopdisk
+from pyvz.storage import ploopdisk, ploopsize
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +86,8 @@ def can_share(directory: Path) -> bool:
     return bool(features.reflink_at(directory))
 
 
-def size_for(size: int) -> int:
-    """Return the size of the golden image for a disk of `size` bytes."""
+def _unpacked_size(size: int) -> int:
+    """Return the size of the image into which the archive is unpacked, for one of `size` bytes."""
     return max((each for each in SIZES if each <= size), default=size)
 
 
@@ -104,14 +105,14 @@ def image(home: Path, source: Path, size: int, fstype: str, progress: Progress) 
     Several who ask at once wait for one who makes it.  It stays as it is during the block.
     Raises TemplateError, NoSpace, Cancelled, Locked (another one has been making it for ever).
     """
-    size = size_for(size)
+    size = size // _GIB * _GIB or size
     directory = directory_for(home, source)
     directory.mkdir(mode=0o700, exist_ok=True)
     final = directory / f"{source.name}.{fstype}.{size >> 20}M.ploop"
     key = f"{_FORMAT} {stamp(source)}\n"
     with _locked(directory / f".{final.name}.lock", progress):
         if _key_of(final) != key:
-            _make(final, key, (size, fstype, source), progress)
+            _make(final, key, (home, size, fstype, source), progress)
         yield final / disk.BASE_FILE
 
 
@@ -132,15 +133,20 @@ def _locked(path: Path, progress: Progress) -> Iterator[None]:
     raise Locked(f"The image of the template is being made by somebody else: {path.name}")
 
 
-def _make(final: Path, key: str, what: tuple[int, str, Path], progress: Progress) -> None:
-    size, fstype, source = what
+def _make(final: Path, key: str, what: tuple[Path, int, str, Path], progress: Progress) -> None:
+    home, size, fstype, source = what
     new = final.with_name(f"{final.name}.new")
     file.remove_tree(new)
     file.remove_tree(final)
     new.mkdir(mode=0o700)
     try:
-        progress.stage(f"Making an image of {source.name}")
-        build(new / disk.BASE_FILE, size, (fstype, None), source, progress)
+        unpacked = _unpacked_size(size)
+        if unpacked < size:
+            with image(home, source, unpacked, fstype, progress) as smaller:
+                clone(smaller, new / disk.BASE_FILE, size)
+        else:
+            progress.stage(f"Making an image of {source.name}")
+            build(new / disk.BASE_FILE, size, (fstype, None), source, progress)
         size = identity.size(new / disk.BASE_FILE)
         descriptor.save(new / descriptor.NAME, Descriptor(size))
         file.write_atomic(new / _KEY, key)
@@ -149,6 +155,13 @@ def _make(final: Path, key: str, what: tuple[int, str, Path], progress: Progress
         shutil.rmtree(new, ignore_errors=True)
         raise
     file.fsync_directory(final.parent)
+
+
+def clone(original: Path, image: Path, size: int) -> None:
+    """Make the new `image` share the blocks of a golden one, and grow to `size` bytes."""
+    if not file.reflink(original, image):
+        raise StorageError(f"{original} and {image} cannot share blocks")
+    ploopsize.grow_image(image, size)
 
 
 def _key_of(final: Path) -> str:

@@ -43,14 +43,24 @@ from pyvz.image.disk import Descriptor
 from pyvz.image.report import Report
 from pyvz.linux import file, filesystem, loopdevice, mount
 from pyvz.model.task import NoProgress, Progress
-from pyvz.storage import base, golden, newfilesystem, ploopcopy, ploopdisk, ploopsize, qcow2stack
+from pyvz.storage import (
+    base,
+    diskname,
+    golden,
+    newfilesystem,
+    ploopcopy,
+    ploopdisk,
+    ploopsize,
+    qcow2stack,
+    tree,
+)
 from pyvz.storage.base import ROOT_DISK
+from pyvz.storage.ploopcopy import TEMPLATES
 from pyvz.storage.ploopdisk import Disk
 
 log = logging.getLogger(__name__)
 
 DEFAULT_SIZE: Final = 10 << 30  # DISKSPACE of the original's samples
-_TEMPLATES: Final = "templates"
 
 
 class Driver(base.Extras):
@@ -80,6 +90,7 @@ class Driver(base.Extras):
             disks=True,
             moves_mounted=True,
             image=True,
+            restore=True,
         )
 
     def release(self, place: Path) -> None:
@@ -93,9 +104,12 @@ class Driver(base.Extras):
 
     def disks(self, home: Path) -> list[str]:
         """Return the directories in the home that are disks, the root disk first."""
-        names = (entry.name for entry in os.scandir(home)) if home.is_dir() else iter(())
-        found = [name for name in names if not _is_leftover(name) and Disk(home / name).exists]
+        found = [name for name in diskname.candidates(home) if Disk(home / name).exists]
         return sorted(found, key=lambda name: (name != ROOT_DISK, name))
+
+    def place(self, home: Path, *, disk: str = ROOT_DISK) -> Path:
+        """Return the directory of a disk."""
+        return home / diskname.checked(disk)
 
     def create(
         self,
@@ -108,7 +122,7 @@ class Driver(base.Extras):
         made: base.NewFileSystem = base.NewFileSystem(),  # noqa: B008  a value
     ) -> None:
         """Clone the golden image of `source`, or make a new image, and give it its name."""
-        if Disk(home / _checked(disk)).exists:
+        if Disk(home / diskname.checked(disk)).exists:
             return
         wanted = size or DEFAULT_SIZE
         kind = newfilesystem.kind(made.kind, wanted)
@@ -148,7 +162,7 @@ class Driver(base.Extras):
 
     def umount(self, home: Path, target: Path, *, disk: str = ROOT_DISK) -> None:
         """Unmount and wait until the device is gone."""
-        found = Disk(home / _checked(disk))
+        found = Disk(home / diskname.checked(disk))
         if not found.exists:
             mount.umount(target)
             return
@@ -163,6 +177,10 @@ class Driver(base.Extras):
                 return _usage(filesystem.space_of(entry.target))
         part = ploopdisk.part_of(found.top())
         return _usage(filesystem.space_at(found.top(), part.offset))
+
+    def size(self, home: Path, *, disk: str = ROOT_DISK) -> int:
+        """Return what the descriptor says."""
+        return self._disk(home, disk).descriptor().disk_size
 
     def resize(self, home: Path, size: int, *, disk: str = ROOT_DISK) -> None:
         """Grow (also while mounted) or shrink the image and the file system in it."""
@@ -193,7 +211,7 @@ class Driver(base.Extras):
                     found.check_idle()
                     progress.stage(f"Copying {found.path}")
                     progress.check()
-                    _copy_disk(found, new, progress)
+                    ploopcopy.copy_disk(found, new, progress)
                 self._name(new_home, new, name)
             except BaseException:
                 _discard(new)
@@ -215,10 +233,10 @@ class Driver(base.Extras):
         for name in self.disks(home):
             self._remove(home, name)
         for entry in list(os.scandir(home)):
-            if _is_leftover(entry.name):
+            if diskname.is_leftover(entry.name):
                 file.remove_tree(entry.path)
-        link = home / _TEMPLATES
-        if link.is_symlink() and os.fspath(link.readlink()) == f"{ROOT_DISK}/{_TEMPLATES}":
+        link = home / TEMPLATES
+        if link.is_symlink() and os.fspath(link.readlink()) == f"{ROOT_DISK}/{TEMPLATES}":
             link.unlink()
         if base.layout(home) == self.layout:
             (home / base.LAYOUT_LINK).unlink()
@@ -234,11 +252,16 @@ class Driver(base.Extras):
 
     def devices(self, home: Path, *, disk: str | None = None) -> Sequence[tuple[int, int]]:
         """Return the loop devices of the disks that are mounted."""
-        names = self.disks(home) if disk is None else [_checked(disk)]
+        names = self.disks(home) if disk is None else [diskname.checked(disk)]
         loops = [loop for name in names for loop in Disk(home / name).loops()]
         return tuple((loop.major, loop.minor) for loop in loops)
 
     # -- Extras
+
+    def snapshots(self, home: Path, *, disk: str = ROOT_DISK) -> list[str]:
+        """Return those that the descriptor names."""
+        d = self._disk(home, disk).descriptor()
+        return [shot.guid for shot in d.snapshots if shot.guid != d.top]
 
     def snapshot(self, home: Path, guid: str, *, disk: str = ROOT_DISK) -> None:
         """Reflink the top image (a copy where there is no reflink), frozen if it is mounted."""
@@ -388,7 +411,7 @@ class Driver(base.Extras):
         self, home: Path, size: int, fill: ploopcopy.Fill, *, disk: str = ROOT_DISK
     ) -> None:
         """Fill a new image beside, then give it its name."""
-        new = _empty(home / f"{_checked(disk)}.new")
+        new = _empty(home / f"{diskname.checked(disk)}.new")
         try:
             ploopcopy.fill_new(new, size, fill)
             self._name(home, new, disk)
@@ -399,7 +422,7 @@ class Driver(base.Extras):
     # -- steps
 
     def _disk(self, home: Path, disk: str) -> Disk:
-        found = Disk(home / _checked(disk))
+        found = Disk(home / diskname.checked(disk))
         if not found.exists:
             raise PrivateMissing(f"There is no container disk in {home}")
         return found
@@ -409,17 +432,15 @@ class Driver(base.Extras):
     ) -> None:
         home, source, progress = what
         with golden.image(home, source, size, kind, progress) as original:
-            if not file.reflink(original, image):
-                raise StorageError(f"{original} and {image} cannot share blocks")
-        ploopsize.grow_image(image, size)
+            golden.clone(original, image, size)
 
     def _name(self, home: Path, new: Path, disk: str) -> None:
         """Make `new` the disk: the last act of create and clone."""
         if disk == ROOT_DISK:
-            (new / _TEMPLATES).mkdir(mode=0o755, exist_ok=True)
+            (new / TEMPLATES).mkdir(mode=0o755, exist_ok=True)
             for link, text in (
                 (home / base.LAYOUT_LINK, str(self.layout)),
-                (home / _TEMPLATES, f"{ROOT_DISK}/{_TEMPLATES}"),
+                (home / TEMPLATES, f"{ROOT_DISK}/{TEMPLATES}"),
             ):
                 if link.is_symlink() or not link.exists():
                     link.unlink(missing_ok=True)
@@ -432,17 +453,6 @@ class Driver(base.Extras):
         file.remove_tree(gone)
         (home / disk).rename(gone)
         file.remove_tree(gone)
-
-
-def _checked(disk: str) -> str:
-    """Return `disk` when it can be the name of a disk's directory; raises BadValue."""
-    if not disk or "/" in disk or disk.startswith(".") or _is_leftover(disk):
-        raise BadValue(f"'{disk}' cannot be the name of a disk")
-    return disk
-
-
-def _is_leftover(name: str) -> bool:
-    return name.endswith((".new", ".gone"))
 
 
 def _empty(directory: Path) -> Path:
@@ -465,9 +475,7 @@ def _is_there(found: Disk, target: Path, *, readonly: bool) -> bool:
         return False
     if entry.device not in {(loop.major, loop.minor) for loop in found.loops()}:
         raise MountError(f"Something else is mounted on {target}")
-    if bool(os.statvfs(target).f_flag & os.ST_RDONLY) != readonly:
-        is_ = "read-write" if readonly else "read-only"
-        raise AlreadyMounted(f"{target} is mounted {is_} already")
+    tree.check_mode(target, readonly=readonly)
     return True
 
 
@@ -477,17 +485,6 @@ def _usage(space: filesystem.Space) -> base.DiskUsage:
 
 def _with_size(old: Descriptor, size: int) -> Descriptor:
     return dataclasses.replace(old, disk_size=size)
-
-
-def _copy_disk(found: Disk, new: Path, progress: Progress) -> None:
-    """Copy what the descriptor names, and the records of templates."""
-    value = found.descriptor()
-    for image in value.images:
-        progress.check()
-        ploopdisk.copy(found.path / image.file, new / image.file, progress)
-    if (found.path / _TEMPLATES).is_dir():
-        file.copy_tree(found.path / _TEMPLATES, new / _TEMPLATES, progress)
-    descriptor.save(new / descriptor.NAME, value)
 
 
 def _check_filesystem(image: Path, *, repair: bool) -> bool:

@@ -10,13 +10,15 @@ from pyvz.errors import Unsupported
 from pyvz.image import descriptor, identity
 from pyvz.image import disk as format_
 from pyvz.image.disk import Descriptor
-from pyvz.model.task import NoProgress
+from pyvz.linux import file
+from pyvz.model.task import NoProgress, Progress
 from pyvz.storage import changes, ploopdisk
 from pyvz.storage.changes import Ranges
 from pyvz.storage.ploopdisk import Disk
 
-__all__ = ["Fill", "Ranges", "changed", "copy_out", "fill_new", "image_changes"]
+__all__ = ["Fill", "Ranges", "changed", "copy_disk", "copy_out", "fill_new", "image_changes"]
 
+TEMPLATES = "templates"
 Fill = Callable[[int, int], None]  # (descriptor of the image file, where the disk begins in it)
 
 
@@ -61,3 +63,14 @@ def fill_new(new: Path, size: int, fill: Fill) -> None:
         os.close(fd)
     identity.set_in_use(image)
     descriptor.save(new / descriptor.NAME, Descriptor(identity.size(image)))
+
+
+def copy_disk(found: Disk, new: Path, progress: Progress) -> None:
+    """Copy what the descriptor names, and the records of templates."""
+    value = found.descriptor()
+    for image in value.images:
+        progress.check()
+        ploopdisk.copy(found.path / image.file, new / image.file, progress)
+    if (found.path / TEMPLATES).is_dir():
+        file.copy_tree(found.path / TEMPLATES, new / TEMPLATES, progress)
+    descriptor.save(new / descriptor.NAME, value)

@@ -17,6 +17,7 @@ left, and goes with the next one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -24,14 +25,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from pyvz.errors import AlreadyMounted, Busy, CommandFailed, MountError, StorageError, VZError
+from pyvz.errors import AlreadyMounted, Busy, MountError, StorageError, VZError
 from pyvz.image import descriptor, disk, gpt, identity
 from pyvz.image.disk import Descriptor
 from pyvz.image.file import opened as opened_file
-from pyvz.linux import file, filesystem, loopdevice, mount, run, userquota
+from pyvz.linux import file, filesystem, loopdevice, mount, run
 from pyvz.linux.loopdevice import Loop
 from pyvz.model.task import Progress
-from pyvz.storage import base
+from pyvz.storage import base, quotamount
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +187,9 @@ def mount_image(
     identity.set_in_use(image)
     try:
         with attached(image) as (loop, kind):
-            place(_with_quota(image, loop.device, kind, options), target)
+            device = (loop.device, kind)
+            mounter = functools.partial(_mounted, image, *device)
+            place(quotamount.mounted(image, device, options, mounter), target)
     except BaseException:
         with contextlib.suppress(VZError):
             wait_detached(image)
@@ -208,20 +211,6 @@ def place(mounted: int, target: Path) -> None:
         filesystem.place(mounted, target)
     finally:
         os.close(mounted)
-
-
-def _with_quota(image: Path, device: Path, kind: str, options: base.MountOptions) -> int:
-    """Mount with or without the quota of users; where there is none in the kernel, without."""
-    if options.quota:
-        try:
-            userquota.prepare(device, kind, on=True)
-            words = (*options.words, *userquota.mount_options(kind))
-            return filesystem.mount_detached(device, kind, options=words)
-        except (MountError, CommandFailed) as error:
-            log.warning("%s: no quota of users: %s", image, error)
-    if options.quota is not None:
-        userquota.prepare(device, kind, on=False)
-    return _mounted(image, device, kind, options.words)
 
 
 def _mounted(image: Path, device: Path, kind: str, words: tuple[str, ...] = ()) -> int:

@@ -1,7 +1,8 @@
-"""qcow2: the disk is a qcow2 image, shown by a QEMU storage daemon of its own (our layout 104).
+"""qcow2: a disk is a qcow2 image, shown by a QEMU storage daemon of its own (our layout 104).
 
     <home>/.ve.layout -> 104
-    <home>/qcow2/                  the disk (storage/qcow2disk.py)
+    <home>/qcow2/                  the root disk (storage/qcow2disk.py)
+    <home>/hdd1.hdd/               other disks, the same inside
     <home>/qcow2.new/  qcow2.gone/ being created or cloned; being removed
 
 For pools that share no blocks: snapshots are inside the image and take a moment also on ext4.  It
@@ -12,52 +13,49 @@ The file system inside is chosen as for ploop.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
 from pyvz.errors import (
-    AlreadyExists,
-    AlreadyMounted,
     BadValue,
-    Busy,
     InvalidState,
     MountError,
-    NotFound,
     PrivateMissing,
     StorageError,
-    Timeout,
     Unsupported,
-    VZError,
 )
 from pyvz.image import qcow2
 from pyvz.image.disk import normal_guid
 from pyvz.image.report import Report
-from pyvz.linux import file, filesystem, mount, syscall
+from pyvz.linux import file, filesystem, mount
 from pyvz.model.task import Progress
 from pyvz.storage import (
     attach,
     base,
     daemontest,
+    diskname,
     golden,
     ploopdisk,
     ploopsize,
     qcow2adopt,
+    qcow2shot,
     qcow2size,
     qcow2stack,
+    quotamount,
     tree,
 )
 from pyvz.storage.base import ROOT_DISK
-from pyvz.storage.daemon import NODE, why_not
-from pyvz.storage.qcow2disk import Disk, spaceless
+from pyvz.storage.daemon import why_not
+from pyvz.storage.qcow2disk import FOLDER, Disk, clear, discard, empty, spaceless
 
 DEFAULT_SIZE: Final = 10 << 30
 
 
 class Driver(base.Extras):
-    """See `pyvz.storage.base.StorageDriver` and `Extras`."""
+    """See `pyvz.storage.base.StorageDriver`, `Extras` and `ManyDisks`."""
 
     name = "qcow2"
     layout = 104
@@ -78,7 +76,10 @@ class Driver(base.Extras):
             block_device=True,
             compact=True,
             check=True,
+            mount_options=True,
+            disks=True,
             served=True,
+            restore=True,
         )
 
     def prepare(self, place: Path, options: Mapping[str, str]) -> None:
@@ -94,94 +95,124 @@ class Driver(base.Extras):
         """Whether the image is there."""
         return _disk(home).exists
 
+    def disks(self, home: Path) -> list[str]:
+        """Return the disks in the home, the root disk first."""
+        names = set(diskname.candidates(home)) - {FOLDER, ROOT_DISK}
+        data = [name for name in names if Disk(home / name).exists]
+        return ([ROOT_DISK] if self.present(home) else []) + sorted(data)
+
+    def place(self, home: Path, *, disk: str = ROOT_DISK) -> Path:
+        """Return the directory of a disk."""
+        return _disk(home, disk).path
+
     def create(
-        self, home: Path, *, size: int | None, source: Path | None, progress: Progress
+        self,
+        home: Path,
+        *,
+        size: int | None,
+        source: Path | None,
+        progress: Progress,
+        disk: str = ROOT_DISK,
+        made: base.NewFileSystem = base.NewFileSystem(),  # noqa: B008  a value
     ) -> None:
         """Make the image, unpack `source` into it, and give it its name."""
-        if self.present(home):
+        if _disk(home, disk).exists:
             return
         if why := why_not():
             raise Unsupported(f"A container cannot have the layout qcow2 on this node: {why}")
         wanted = (size or DEFAULT_SIZE) // qcow2size.GRAIN * qcow2size.GRAIN
-        new = _empty(home / "qcow2.new")
+        new = empty(_new(home, disk))
         try:
             with spaceless(home), new.locked():
-                qcow2size.build(new, wanted, source, progress)
+                qcow2size.build(new, wanted, source, progress, made)
             progress.check()
-            self._name(home, new)
+            self._name(home, new, disk)
         except BaseException:
-            _discard(new)
+            discard(new)
             raise
 
-    def mount(self, home: Path, target: Path, *, readonly: bool = False) -> None:
+    def mount(
+        self,
+        home: Path,
+        target: Path,
+        *,
+        readonly: bool = False,
+        disk: str = ROOT_DISK,
+        options: base.MountOptions = base.MountOptions(),  # noqa: B008  a value
+    ) -> None:
         """Start the daemon, attach its disk and mount it, without device files."""
-        disk = self._existing(home)
+        found = self._existing(home, disk)
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with disk.locked():
-            if _is_there(disk, target, readonly=readonly):
+        with found.locked():
+            if _is_there(found, target, readonly=readonly):
                 return
-            disk.check_idle()
-            with disk.device(readonly=readonly) as (loop, kind):
-                ploopdisk.place(
-                    filesystem.mount_mortal(loop.device, kind, readonly=readonly), target
-                )
+            found.check_idle()
+            with found.device(readonly=readonly) as (loop, kind):
+                device = (loop.device, kind)
+                ploopdisk.place(_mounted(found, device, options, readonly=readonly), target)
 
-    def umount(self, home: Path, target: Path) -> None:
+    def umount(self, home: Path, target: Path, *, disk: str = ROOT_DISK) -> None:
         """Unmount, wait until the device is gone, and end the daemon."""
-        disk = _disk(home)
-        if not disk.exists:
+        found = _disk(home, disk)
+        if not found.exists:
             mount.umount(target)
             return
-        with disk.locked():
+        with found.locked():
             mount.umount(target)
-            if not disk.mounted():
-                disk.finish()
+            if not found.mounted():
+                found.finish()
 
-    def usage(self, home: Path) -> base.DiskUsage:
+    def usage(self, home: Path, *, disk: str = ROOT_DISK) -> base.DiskUsage:
         """Return what df shows inside; of a disk that is not mounted, what its superblock says."""
-        disk = self._existing(home)
-        places = disk.mounted()
+        found = self._existing(home, disk)
+        places = found.mounted()
         if places:
             space = filesystem.space_of(places[0].target)
         else:
-            with disk.locked():
-                space = disk.space()
+            with found.locked():
+                space = found.space()
         return base.DiskUsage(space.total, space.used, space.free, space.inodes, space.inodes_used)
 
-    def resize(self, home: Path, size: int) -> None:
+    def size(self, home: Path, *, disk: str = ROOT_DISK) -> int:
+        """Return what the header of the image says."""
+        return qcow2.require(self._existing(home, disk).image).now.size
+
+    def fstype(self, home: Path, *, disk: str = ROOT_DISK) -> str:
+        """Return the kind of the file system on the disk; raises StorageError."""
+        found = self._existing(home, disk)
+        if places := found.mounted():
+            return places[0].fstype
+        with found.locked():
+            found.check_idle()
+            with found.device(readonly=True) as (_, kind):
+                return kind
+
+    def resize(self, home: Path, size: int, *, disk: str = ROOT_DISK) -> None:
         """Grow (also while mounted), or shrink an ext4 that is not mounted and has no snapshots."""
-        disk = self._existing(home)
+        found = self._existing(home, disk)
         size = size // qcow2size.GRAIN * qcow2size.GRAIN
         if size <= 0:
             raise BadValue(f"A disk cannot have {size} bytes")
-        with spaceless(home), disk.locked():
-            if size >= qcow2.require(disk.image).now.size:
-                qcow2size.grow(disk, size)
+        with spaceless(home), found.locked():
+            if size >= qcow2.require(found.image).now.size:
+                qcow2size.grow(found, size)
             else:
-                qcow2size.shrink(disk, size)
+                qcow2size.shrink(found, size)
 
     def clone(self, home: Path, new_home: Path, progress: Progress) -> None:
-        """Copy the image with its snapshots; blocks are shared where the file system can."""
+        """Copy the images with their snapshots; blocks are shared where the file system can."""
         if self.present(new_home):
             return
-        disk = self._existing(home)
-        new = _empty(new_home / "qcow2.new")
-        try:
-            with disk.locked():
-                disk.check_idle()
-                base.check_unmounted(home)
-                disk.make_whole()
-                progress.stage(f"Copying {home}")
-                progress.check()
-                ploopdisk.copy(disk.image, new.image, progress)
-                if stack := disk.stack:
-                    stack.write(new.path)
-                    qcow2adopt.clone_below(stack, new_home, progress)
-            progress.check()
-            self._name(new_home, new)
-        except BaseException:
-            _discard(new)
-            raise
+        self._existing(home)
+        base.check_unmounted(home)
+        # The root disk last: with its name the home has a whole disk.
+        for name in reversed(self.disks(home)):
+            try:
+                self._clone(home, new_home, name, progress)
+            except BaseException:
+                for made in self.disks(new_home):
+                    self._remove(new_home, made)
+                raise
 
     def linked_clone(self, home: Path, new_home: Path, progress: Progress) -> None:
         """Reflink the images: neither needs the other on."""
@@ -191,29 +222,38 @@ class Driver(base.Extras):
         self.clone(home, new_home, progress)
 
     def remove(self, home: Path, progress: Progress) -> None:
-        """Rename the disk away, then remove it; leftovers of interrupted steps go too."""
-        disk = _disk(home)
-        if disk.exists:
-            if not disk.mounted():
-                disk.finish()
-            for view in disk.views():
-                if not view.mounted():
-                    view.finish()
-            base.check_unmounted(home)
-            progress.check()
-            if stack := disk.stack:  # first, so that what is left is no ploop disk of old
-                stack.directory.rename(home / f"{ROOT_DISK}.gone")
-                (home / "templates").unlink(missing_ok=True)
-            self._put_away(home, disk)
-        for name in ("qcow2.gone", "qcow2.new"):
-            _clear(Disk(home / name))
-        for name in (f"{ROOT_DISK}.gone", f"{ROOT_DISK}.new"):
-            file.remove_tree(home / name)
+        """Rename each disk away, then remove it; leftovers of interrupted steps go too."""
+        names = self.disks(home)
+        for name in names:
+            _release(_disk(home, name))
+        base.check_unmounted(home)
+        progress.check()
+        root = _disk(home)
+        if root.exists and (stack := root.stack):  # first, so that what is left is no ploop disk
+            stack.directory.rename(home / f"{ROOT_DISK}.gone")
+            (home / "templates").unlink(missing_ok=True)
+        for name in names:
+            self._remove(home, name)
+        for entry in list(os.scandir(home)):
+            if diskname.is_leftover(entry.name):
+                clear(Disk(home / entry.name))
         tree.unmark(home, self.layout)
 
-    def devices(self, home: Path) -> tuple[tuple[int, int], ...]:
-        """Return the loop device, while it is mounted."""
-        return tuple((loop.major, loop.minor) for loop in attach.loops(_disk(home).daemon))
+    def remove_disk(self, home: Path, disk: str) -> None:
+        """Remove one disk beside the root disk; raises Busy."""
+        if disk == ROOT_DISK:
+            raise InvalidState("The root disk goes with its container only")
+        found = self._existing(home, disk)
+        with found.locked():
+            found.check_idle()
+            _release(found)
+        self._remove(home, disk)
+
+    def devices(self, home: Path, *, disk: str | None = None) -> Sequence[tuple[int, int]]:
+        """Return the loop devices of the disks that are mounted."""
+        names = self.disks(home) if disk is None else [disk]
+        loops = [loop for name in names for loop in attach.loops(_disk(home, name).daemon)]
+        return tuple((loop.major, loop.minor) for loop in loops)
 
     # -- Extras
 
@@ -224,13 +264,13 @@ class Driver(base.Extras):
             return False
         if why := why_not():
             raise Unsupported(f"A disk cannot be run where it lies on this node: {why}")
-        new = _empty(home / "qcow2.new")
+        new = empty(_new(home, ROOT_DISK))
         try:
             with new.locked():
                 qcow2adopt.put_above(new, stack)
-            self._name(home, new)
+            self._name(home, new, ROOT_DISK)
         except BaseException:
-            _discard(new)
+            discard(new)
             raise
         return True
 
@@ -240,145 +280,102 @@ class Driver(base.Extras):
         stack = disk.stack
         if stack is None or driver != "ploop":
             return False
+        if len(names := self.disks(home)) > 1:
+            raise InvalidState(
+                f"There are more disks than the one to bring back: {', '.join(names[1:])}",
+                hint="Take them away first: prlctl set CT --device-del hddN.",
+            )
         with disk.locked():
             disk.check_idle()
             disk.make_whole()
             qcow2adopt.write_down(disk, stack, progress)
-        self._put_away(home, disk)
+        self._put_away(home, ROOT_DISK)
         tree.unmark(home, self.layout)
         tree.mark(home, 5)
-        _clear(Disk(home / "qcow2.gone"))
+        clear(Disk(home / f"{FOLDER}.gone"))
         return True
 
     def failed(self, home: Path) -> str:
         """Say when the daemon below a mounted disk is dead."""
-        return _disk(home).failed()
+        why = (_disk(home, name).failed() for name in self.disks(home))
+        return next((text for text in why if text), "")
+
+    def snapshots(self, home: Path, *, disk: str = ROOT_DISK) -> list[str]:
+        """Return those in the image."""
+        return [each.name for each in self._existing(home, disk).snapshots()]
 
     def snapshot(self, home: Path, guid: str, *, disk: str = ROOT_DISK) -> None:
         """Keep the state inside the image; a mounted disk is frozen for that."""
-        found = self._existing(home, disk)
-        guid = normal_guid(guid)
-        with spaceless(home), found.locked():
-            if any(each.name == guid for each in found.snapshots()) or found.shot(guid):
-                raise AlreadyExists(f"there is a snapshot {guid} already")
-            places = found.mounted()
-            if not places:
-                found.check_idle()
-                found.make_whole()
-                found.change("snapshot", "-q", "-c", guid, found.image)
-                return
-            what = {"device": NODE, "name": guid}
-            try:
-                with _still(places[0].target):
-                    found.daemon.flush()
-                    found.daemon.execute("blockdev-snapshot-internal-sync", what)
-            except Timeout:  # it has seen writes, or may come yet
-                with contextlib.suppress(VZError):
-                    found.daemon.execute("blockdev-snapshot-delete-internal-sync", what)
-                raise
+        qcow2shot.take(self._existing(home, disk), normal_guid(guid))
 
     def switch(self, home: Path, guid: str, *, disk: str = ROOT_DISK) -> None:
         """Make the disk refer to what the snapshot refers to; it keeps its size."""
-        found = self._existing(home, disk)
-        guid = normal_guid(guid)
-        with spaceless(home), found.locked():
-            found.check_idle()
-            if shot := found.shot(guid):
-                self._stand_on(home, found, shot)
-                return
-            size = qcow2.require(found.image).now.size
-            _known(found, guid)
-            found.make_whole()
-            found.change("snapshot", "-q", "-a", guid, found.image)
-            if qcow2.require(found.image).now.size < size:
-                qcow2size.grow(found, size)
+        qcow2shot.switch(self._existing(home, disk), normal_guid(guid))
 
     def delete_snapshot(self, home: Path, guid: str, *, disk: str = ROOT_DISK) -> None:
         """Take it out of the image; what only it had becomes free."""
-        found = self._existing(home, disk)
-        guid = normal_guid(guid)
-        with found.locked():
-            if found.shot(guid):
-                raise InvalidState(
-                    f"The snapshot {guid} is in the ploop disk below and cannot be deleted there",
-                    hint="Bring it back first: prlctl convert CT --layout ploop.",
-                )
-            _known(found, guid)
-            view = found.view(guid)
-            if view.mounted():
-                raise Busy(f"The snapshot {guid} is mounted", hint="Unmount it first.")
-            view.finish()
-            if found.mounted():
-                what = {"device": NODE, "name": guid}
-                found.daemon.execute("blockdev-snapshot-delete-internal-sync", what)
-                return
-            found.check_idle()
-            found.make_whole()
-            found.change("snapshot", "-q", "-d", guid, found.image)
+        qcow2shot.delete(self._existing(home, disk), normal_guid(guid))
 
     def mount_snapshot(self, home: Path, guid: str, target: Path, *, disk: str = ROOT_DISK) -> None:
         """Show the snapshot by a daemon of its own and mount it read-only."""
-        found = self._existing(home, disk)
-        guid = normal_guid(guid)
-        target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with found.locked():
-            if mount.is_mount_point(target):
-                raise AlreadyMounted(f"Something is mounted on {target} already")
-            _known(found, guid)
-            if (view := found.view(guid)).mounted():
-                raise AlreadyMounted(f"The snapshot {guid} is mounted already")
-            with view.shown() as (loop, kind):
-                options = ("norecovery",) if kind == "xfs" else ("noload",)
-                mounted = filesystem.mount_detached(
-                    loop.device, kind, readonly=True, options=options
-                )
-                ploopdisk.place(mounted, target)
+        qcow2shot.mount_at(self._existing(home, disk), normal_guid(guid), target)
 
     def umount_snapshot(
         self, home: Path, guid: str, target: Path, *, disk: str = ROOT_DISK
     ) -> None:
         """Unmount and end its daemon."""
-        found = self._existing(home, disk)
-        guid = normal_guid(guid)
-        with found.locked():
-            _known(found, guid)
-            mount.umount(target)
-            found.view(guid).finish()
+        qcow2shot.umount(self._existing(home, disk), normal_guid(guid), target)
 
     def changed(
         self, home: Path, since: str, until: str | None = None, *, disk: str = ROOT_DISK
     ) -> list[tuple[int, int]]:
         """Compare to which clusters both refer."""
-        found = self._existing(home, disk)
-        names = [normal_guid(since), None if until is None else normal_guid(until)]
-        with found.locked(), contextlib.ExitStack() as still:
-            places = found.mounted()
-            if until is None and places:
-                still.enter_context(_still(places[0].target))
-                found.daemon.flush()
-            with qcow2.image(found.image) as image:
-                return image.changed(*(image.state(name) for name in names))
+        until = None if until is None else normal_guid(until)
+        return qcow2shot.changed(self._existing(home, disk), normal_guid(since), until)
 
-    @contextlib.contextmanager
     def read_snapshot(
         self, home: Path, guid: str, *, disk: str = ROOT_DISK
-    ) -> Iterator[tuple[Path, int, int]]:
+    ) -> AbstractContextManager[tuple[Path, int, int]]:
         """Show the snapshot by a daemon of its own."""
+        return qcow2shot.reading(self._existing(home, disk), normal_guid(guid))
+
+    def restore_image(
+        self,
+        home: Path,
+        size: int,
+        fill: Callable[[int, int], None],
+        *,
+        disk: str = ROOT_DISK,
+    ) -> None:
+        """Have a new image beside filled through its daemon, then give it its name."""
+        if why := why_not():
+            raise Unsupported(f"A container cannot have the layout qcow2 on this node: {why}")
+        new = empty(_new(home, disk))
+        try:
+            with spaceless(home), new.locked():
+                qcow2size.fill(new, size, fill)
+            self._name(home, new, disk)
+        except BaseException:
+            discard(new)
+            raise
+
+    def limit_inodes(self, home: Path, count: int, *, disk: str = ROOT_DISK) -> None:
+        """Limit those of an xfs; an ext4 has what it was made with."""
         found = self._existing(home, disk)
-        guid = normal_guid(guid)
-        with found.locked():
-            _known(found, guid)
-            serving = contextlib.ExitStack()
-            file_ = serving.enter_context(found.view(guid).served())
-        with serving:
-            yield file_, 0, file_.stat().st_size
+        if (kind := self.fstype(home, disk=disk)) != "xfs":
+            raise Unsupported(
+                f"The number of inodes of an {kind} cannot be changed",
+                hint="It can be given when a disk is created, and grows with the disk.",
+            )
+        with found.locked(), qcow2shot.opened(found) as mounted:
+            filesystem.limit_inodes(mounted, count)
 
     def compact(self, home: Path, *, disk: str = ROOT_DISK) -> int:
         """Trim the file system; what counts is by how much the image became smaller."""
         found = self._existing(home, disk)
         with found.locked():
             before = found.image.stat().st_blocks
-            with _opened(found) as mounted:
+            with qcow2shot.opened(found) as mounted:
                 filesystem.sync(mounted)
                 filesystem.trim(mounted)
                 filesystem.sync(mounted)
@@ -397,75 +394,82 @@ class Driver(base.Extras):
             damaged = () if whole else (f"{found.image}: the file system is damaged",)
             return report._replace(errors=damaged)
 
+    # -- steps
+
     def _existing(self, home: Path, disk: str = ROOT_DISK) -> Disk:
-        found = _disk(home)
-        if not found.exists or disk != ROOT_DISK:
+        found = _disk(home, disk)
+        if not found.exists:
             raise PrivateMissing(f"There is no container disk in {home}")
         return found
 
-    def _stand_on(self, home: Path, disk: Disk, stack: qcow2stack.Stack) -> None:
-        """Begin anew above a snapshot of the ploop disk below; what was written since is lost."""
-        if disk.snapshots():
-            raise InvalidState(
-                f"{disk.path} has snapshots that were made later, which would be lost",
-                hint="Delete them, or bring the disk back: prlctl convert CT --layout ploop.",
-            )
-        size = qcow2.require(disk.image).now.size
-        new = _empty(home / "qcow2.new")
+    def _clone(self, home: Path, new_home: Path, name: str, progress: Progress) -> None:
+        disk = self._existing(home, name)
+        new = empty(_new(new_home, name))
         try:
-            with new.locked():
-                qcow2adopt.put_above(new, stack)
-                qcow2size.grow(new, size)
-            syscall.exchange(new.path, disk.path)
-            file.fsync_directory(home)
-        finally:
-            _discard(new)
+            with disk.locked():
+                disk.check_idle()
+                disk.make_whole()
+                progress.stage(f"Copying {disk.path}")
+                progress.check()
+                ploopdisk.copy(disk.image, new.image, progress)
+                if stack := disk.stack:
+                    stack.write(new.path)
+                    qcow2adopt.clone_below(stack, new_home, progress)
+            progress.check()
+            self._name(new_home, new, name)
+        except BaseException:
+            discard(new)
+            raise
 
-    def _put_away(self, home: Path, disk: Disk) -> None:
-        _clear(Disk(home / "qcow2.gone"))
-        disk.path.rename(home / "qcow2.gone")
+    def _put_away(self, home: Path, name: str) -> Disk:
+        """Rename a disk, and return what it is now."""
+        path = _disk(home, name).path
+        gone = Disk(path.with_name(f"{path.name}.gone"))
+        clear(gone)
+        path.rename(gone.path)
+        return gone
 
-    def _name(self, home: Path, new: Disk) -> None:
+    def _remove(self, home: Path, name: str) -> None:
+        clear(self._put_away(home, name))
+
+    def _name(self, home: Path, new: Disk, disk: str) -> None:
         """Make `new` the disk: the last act of create and clone."""
-        tree.mark(home, self.layout)
-        new.path.rename(home / "qcow2")
+        if disk == ROOT_DISK:
+            tree.mark(home, self.layout)
+        new.path.rename(_disk(home, disk).path)
         file.fsync_directory(home)
 
 
-def _disk(home: Path) -> Disk:
-    return Disk(home / "qcow2")
+def _disk(home: Path, name: str = ROOT_DISK) -> Disk:
+    return Disk(home / (FOLDER if name == ROOT_DISK else diskname.checked(name)))
 
 
-def _known(disk: Disk, guid: str) -> None:
-    if not (disk.shot(guid) or any(each.name == guid for each in disk.snapshots())):
-        raise NotFound(f"there is no snapshot {guid}")
+def _new(home: Path, name: str) -> Path:
+    """Return where a disk is made."""
+    path = _disk(home, name).path
+    return path.with_name(f"{path.name}.new")
 
 
-@contextlib.contextmanager
-def _still(target: str) -> Iterator[None]:
-    """Keep a mounted disk from being written to for the block; all before is on it."""
-    with (
-        ploopdisk.directory(target) as mounted,
-        filesystem.frozen(mounted, ploopdisk.SNAPSHOT_TIMEOUT),
-    ):
-        yield
+def _release(disk: Disk) -> None:
+    """End the daemons of a disk and of its snapshots that nothing is mounted on."""
+    if not disk.mounted():
+        disk.finish()
+    for view in disk.views():
+        if not view.mounted():
+            view.finish()
 
 
-@contextlib.contextmanager
-def _opened(disk: Disk) -> Iterator[int]:
-    """Yield the root of the disk's file system; not mounted: it is, nowhere in the tree."""
-    places = disk.mounted()
-    if places:
-        with ploopdisk.directory(places[0].target) as mounted:
-            yield mounted
-        return
-    disk.check_idle()
-    with disk.device() as (loop, kind):
-        mounted = filesystem.mount_mortal(loop.device, kind)
-        try:
-            yield mounted
-        finally:
-            os.close(mounted)
+def _mounted(
+    disk: Disk, device: tuple[Path, str], options: base.MountOptions, *, readonly: bool
+) -> int:
+    """Mount a device of the disk nowhere in the tree; returns the descriptor of the mount."""
+    if readonly:
+        return filesystem.mount_mortal(*device, readonly=True, options=options.words)
+
+    def mounter(words: tuple[str, ...]) -> int:
+        return filesystem.mount_mortal(*device, options=words)
+
+    return quotamount.mounted(disk.image, device, options, mounter)
 
 
 def _is_there(disk: Disk, target: Path, *, readonly: bool) -> bool:
@@ -478,23 +482,3 @@ def _is_there(disk: Disk, target: Path, *, readonly: bool) -> bool:
         raise StorageError(f"{target} is mounted, but {why}", hint="Unmount it (stop with --kill).")
     tree.check_mode(target, readonly=readonly)
     return True
-
-
-def _empty(directory: Path) -> Disk:
-    """Return the disk of `directory` made anew; what an interrupted step left there is removed."""
-    disk = Disk(directory)
-    _clear(disk)
-    directory.mkdir(mode=0o700)
-    return disk
-
-
-def _clear(disk: Disk) -> None:
-    """End the daemon of a disk that is nobody's, and remove it."""
-    attach.finish(disk.daemon)
-    file.remove_tree(disk.path)
-
-
-def _discard(new: Disk) -> None:
-    """Remove what a failed step made; its error is what matters."""
-    with contextlib.suppress(VZError, OSError):
-        _clear(new)

@@ -6,6 +6,8 @@
     <home>/qcow2/daemon/        of the storage daemon (storage/daemon.py)
     <home>/qcow2/view.{guid}/   of the daemon that shows a snapshot, read-only
 
+Disks beside the root disk are the same in a directory hddN.hdd of the home.
+
 A death leaves at most space that nothing refers to and flags that do not fit the counts of
 references; `qemu-img check -r leaks` puts both right, and must do so before anything is written.
 Then the file system is checked as after a crash.
@@ -21,7 +23,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from pyvz.errors import AlreadyMounted, Busy, CommandFailed, NoSpace, NotFound, StorageError
+from pyvz.errors import (
+    AlreadyMounted,
+    Busy,
+    CommandFailed,
+    NoSpace,
+    NotFound,
+    StorageError,
+    VZError,
+)
 from pyvz.image import qcow2
 from pyvz.image.report import Report
 from pyvz.linux import file, filesystem, mount, run
@@ -32,6 +42,7 @@ from pyvz.storage.daemontest import file_node
 
 log = logging.getLogger(__name__)
 
+FOLDER: Final = "qcow2"  # of the root disk, in the home
 IMAGE: Final = "disk.qcow2"
 _PROGRAM_TIMEOUT: Final = 3600.0
 _LITTLE: Final = 8 << 20  # bytes; with less a failure is one of space
@@ -334,9 +345,36 @@ def format_node(*, readonly: bool = False) -> Node:
 
 
 def pool_of(directory: Path) -> Path:
-    """Return the pool of a disk's directory, which is in a home, in staging beside or in one."""
-    place = directory.parent.parent
+    """Return the pool of a disk's directory, which is in a home, in staging beside or in one.
+
+    A data disk may lie outside of every home: then it is the directory where that one lies.
+    """
+    above = directory.parent
+    staging = above.name.startswith(".")
+    if not staging and FOLDER not in directory.name and not (above / FOLDER).is_dir():
+        return above
+    place = above.parent
     return place.parent if (place / "ve.conf").exists() else place
+
+
+def empty(directory: Path) -> Disk:
+    """Return the disk of `directory` made anew; what an interrupted step left there is removed."""
+    disk = Disk(directory)
+    clear(disk)
+    directory.mkdir(mode=0o700)
+    return disk
+
+
+def clear(disk: Disk) -> None:
+    """End the daemon of a disk that is nobody's, and remove it."""
+    attach.finish(disk.daemon)
+    file.remove_tree(disk.path)
+
+
+def discard(new: Disk) -> None:
+    """Remove what a failed step made; its error is what matters."""
+    with contextlib.suppress(VZError, OSError):
+        clear(new)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ A disk that stands on a thin one of OpenVZ has a partition table as a rule, whos
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -16,18 +17,26 @@ from pyvz.image import gpt, qcow2
 from pyvz.image.file import opened
 from pyvz.linux import archive, filesystem, loopdevice
 from pyvz.model.task import Progress
-from pyvz.storage import attach, ploopdisk
+from pyvz.storage import attach, newfilesystem, ploopdisk
+from pyvz.storage.base import NewFileSystem
 from pyvz.storage.qcow2disk import OPTIONS, Disk
 
 GRAIN: Final = 1 << 20  # sizes are whole MiB
 
 
-def build(disk: Disk, size: int, source: Path | None, progress: Progress) -> None:
-    small = size < filesystem.MINIMUM["xfs"]
-    kind = "ext4" if small or filesystem.can_grow_ext4_online() else "xfs"
+def build(
+    disk: Disk,
+    size: int,
+    source: Path | None,
+    progress: Progress,
+    made: NewFileSystem = NewFileSystem(),  # noqa: B008  a value
+) -> None:
+    """Make the image and a file system in it, and unpack `source` there; raises NoSpace."""
+    kind = newfilesystem.kind(made.kind, size)
+    inodes = made.inodes if kind == "ext4" else None  # xfs makes them as they are needed
     disk.tool("create", "-q", "-f", "qcow2", "-o", OPTIONS, disk.image, str(size))
     with disk.shown() as (loop, _):
-        filesystem.make(loop.device, kind)
+        filesystem.make(loop.device, kind, inodes=inodes)
         mounted = filesystem.mount_mortal(loop.device, kind)
         try:
             root = Path(f"/proc/{os.getpid()}/fd/{mounted}")
@@ -37,6 +46,18 @@ def build(disk: Disk, size: int, source: Path | None, progress: Progress) -> Non
             filesystem.sync(mounted)
         finally:
             os.close(mounted)
+
+
+def fill(disk: Disk, size: int, work: Callable[[int, int], None]) -> None:
+    """Make the image and let `work(fd, 0)` write its content, which may be a mounted one's.
+
+    So it counts as not closed: the first mount checks the file system.
+    """
+    disk.tool("create", "-q", "-f", "qcow2", "-o", OPTIONS, disk.image, str(size))
+    with disk.served(readonly=False) as raw, opened(raw, write=True) as fd:
+        work(fd, 0)
+        os.fsync(fd)
+    disk.begin_unclean()
 
 
 def grow(disk: Disk, size: int) -> None:

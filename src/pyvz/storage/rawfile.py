@@ -56,6 +56,7 @@ class Driver(base.Extras):
             compact=True,
             moves_mounted=True,
             image=True,
+            restore=True,
         )
 
     def present(self, home: Path) -> bool:

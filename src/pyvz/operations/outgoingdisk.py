@@ -1,0 +1,233 @@
+"""How one disk is sent to another node, round by round: by its image, snapshots, streams or files.
+
+Copies     an image is copied by reflink at one moment (its file system is frozen for that) and
+           read from the copy; a later round sends what differs between two copies
+Shots      a disk that keeps snapshots inside itself is read at one of its own, which nobody is
+           told of; a later round sends the blocks that changed between two
+Streams    the file system writes down what there is, then what has changed (btrfs send)
+Files      a tree is read where it is mounted, or parts of a home as they are
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, suppress
+from pathlib import Path
+from typing import Final, Protocol
+
+from pyvz.errors import MigrationError, NotFound
+from pyvz.linux.extents import Range
+from pyvz.migration import blocks, stream, tree
+from pyvz.migration.wire import Channel
+from pyvz.model.environment import Environment
+from pyvz.model.task import Progress
+from pyvz.operations import home
+from pyvz.storage import base as storage
+
+COPIES: Final = ".migrate"  # in the home; a copy that is open has no name any more
+SHOTS: Final = (  # a round's, the next one's, and so on in turn
+    "{70797a76-0000-4d69-8000-000000000000}",
+    "{70797a76-0000-4d69-8000-000000000001}",
+)
+
+
+class Sender(Protocol):
+    """One disk on its way out."""
+
+    def size(self) -> int | None:
+        """Return the size that the other side is to make, None without one."""
+
+    def arm(self) -> None:
+        """Have the next round, of one that runs, begin at once when it is sent."""
+
+    def send(self, *, still: bool, progress: Progress) -> int:
+        """Send one round; returns its bytes.  still: nothing changes any more."""
+
+    def finish(self) -> None:
+        """Say that all was sent."""
+
+
+class Images:
+    """What Copies and Shots have in common: a disk as blocks."""
+
+    def __init__(self, env: Environment, disk: str, channel: Channel, stack: ExitStack) -> None:
+        self._env, self._disk, self._stack = env, disk, stack
+        self._driver = storage.find(env.home)
+        self._sender = blocks.Sender(channel)
+        self._before: blocks.Image | None = None
+
+    def arm(self) -> None:
+        """Nothing can be begun before the moment comes."""
+
+    def finish(self) -> None:
+        """Say how long the disk is."""
+        self._sender.finish(self._before.size if self._before else 0)
+
+    def _check(self, image: blocks.Image) -> None:
+        if self._before is not None and image.size != self._before.size:
+            raise MigrationError(f"The disk {self._disk} was resized meanwhile")
+
+
+class Copies(Images):
+    """A disk that is one image."""
+
+    def __init__(self, env: Environment, disk: str, channel: Channel, stack: ExitStack) -> None:
+        super().__init__(env, disk, channel, stack)
+        self._next: blocks.Image | None = None
+        self._number = 0
+
+    def size(self) -> int:
+        """Return that of the first copy."""
+        self._next = self._copy()
+        return self._next.size
+
+    def send(self, *, still: bool, progress: Progress) -> int:
+        """Send what differs from the copy before."""
+        del still
+        image = self._next or self._copy()
+        self._next = None
+        self._check(image)
+        self._sender.send(image, self._before, progress)
+        self._before = image
+        return self._sender.last
+
+    def _copy(self) -> blocks.Image:
+        """Copy the image as it is at this moment.
+
+        Open, the copy needs no name any more: whoever is killed leaves nothing.
+        """
+        directory = self._env.home / COPIES
+        directory.mkdir(mode=0o700, exist_ok=True)
+        self._number += 1
+        path = directory / f"{self._disk}.{self._number}"
+        with home.storage_errors(f"The disk {self._disk} could not be copied"):
+            offset, size = self._driver.copy_image(self._env.home, path, disk=self._disk)
+        try:
+            return self._stack.enter_context(blocks.opened(path, offset, size))
+        finally:
+            path.unlink()
+
+
+class Shots(Images):
+    """A disk with snapshots inside; `forget_shots` removes ours after a death."""
+
+    def __init__(self, env: Environment, disk: str, channel: Channel, stack: ExitStack) -> None:
+        super().__init__(env, disk, channel, stack)
+        self._number = 0
+        _delete(self._driver, env.home, disk, SHOTS)  # of one that was killed
+        stack.callback(_delete, self._driver, env.home, disk, SHOTS)
+
+    def size(self) -> int:
+        """Return that of the disk."""
+        return storage.many_disks(self._driver, self._env.home).size(
+            self._env.home, disk=self._disk
+        )
+
+    def send(self, *, still: bool, progress: Progress) -> int:
+        """Send what was written since the snapshot before, which goes then."""
+        del still
+        where, name = self._env.home, self._disk
+        now, before = SHOTS[self._number % 2], SHOTS[(self._number + 1) % 2]
+        with home.storage_errors(f"The disk {name} could not be read"):
+            self._driver.snapshot(where, now, disk=name)
+            with (
+                self._driver.read_snapshot(where, now, disk=name) as place,
+                blocks.opened(*place) as image,
+            ):
+                self._check(image)
+                ranges = self._ranges(image, before, now)
+                self._sender.send_ranges(image, ranges, progress, fresh=self._before is None)
+                self._before = image
+            _delete(self._driver, where, name, (before,))
+        self._number += 1
+        return self._sender.last
+
+    def _ranges(self, image: blocks.Image, before: str, now: str) -> list[Range]:
+        if self._before is None:
+            return blocks.everything(image)
+        told = self._driver.changed(self._env.home, before, now, disk=self._disk)
+        return [Range(*each) for each in told]
+
+
+def forget_shots(directory: Path) -> None:
+    """Remove the snapshots that a killed migration has made of the disks of a home."""
+    driver = storage.find(directory)
+    able = driver.capabilities(directory)
+    if able.disks and not able.image:
+        for name in storage.many_disks(driver, directory).disks(directory):
+            _delete(driver, directory, name, SHOTS)
+
+
+def _delete(
+    driver: storage.StorageDriver, directory: Path, disk: str, guids: tuple[str, ...]
+) -> None:
+    known = storage.many_disks(driver, directory).snapshots(directory, disk=disk)
+    for guid in set(guids) & set(known):
+        with suppress(NotFound):
+            driver.delete_snapshot(directory, guid, disk=disk)
+
+
+class Streams:
+    """A disk that its file system writes down itself."""
+
+    def __init__(
+        self, env: Environment, limit: int | None, channel: Channel, stack: ExitStack
+    ) -> None:
+        self._name, self._limit = env.name, limit
+        driver = storage.find(env.home)
+        self._source = stack.enter_context(driver.send_streams(env.home))
+        self._sender = stream.Sender(channel)
+
+    def size(self) -> int | None:
+        """Return the limit of the disk."""
+        return self._limit
+
+    def arm(self) -> None:
+        """Nothing can be begun before the moment comes."""
+
+    def send(self, *, still: bool, progress: Progress) -> int:
+        """Send what has changed since the round before."""
+        del still
+        with home.storage_errors(f"The disk of {self._name} could not be written down"):
+            with self._source.next() as pipe:
+                self._sender.send(pipe, progress)
+            self._sender.complete()
+        return self._sender.last
+
+    def finish(self) -> None:
+        """Say that all was sent."""
+        self._sender.finish()
+
+
+class Files:
+    """A tree that `shown` yields, or names in a directory."""
+
+    def __init__(
+        self,
+        limit: int | None,
+        channel: Channel,
+        stack: ExitStack,
+        shown: Callable[[], AbstractContextManager[Path]],
+        names: tuple[str, ...] = (".",),
+    ) -> None:
+        self._limit, self._shown, self._names = limit, shown, names
+        self._sender = stack.enter_context(tree.Sender(channel))
+
+    def size(self) -> int | None:
+        """Return the limit of the disk."""
+        return self._limit
+
+    def arm(self) -> None:
+        """Have the program of the next round wait."""
+        with self._shown() as root:
+            self._sender.arm(root)
+
+    def send(self, *, still: bool, progress: Progress) -> int:
+        """Send the files that changed since the round before."""
+        with self._shown() as root:
+            self._sender.send(root, progress, still=still, names=self._names)
+        return self._sender.last
+
+    def finish(self) -> None:
+        """Say that all was sent."""
+        self._sender.finish()
