@@ -22,9 +22,20 @@ from pyvz.errors import (
     VZError,
 )
 from pyvz.linux import loopdevice, mount
-from pyvz.operations import clone, configure, convert, lifecycle, provision, snapshot
+from pyvz.operations import (
+    backup,
+    clone,
+    configure,
+    convert,
+    lifecycle,
+    provision,
+    restore,
+    snapshot,
+)
+from pyvz.operations.backup import Request
 from pyvz.operations.configure import SetRequest, SetResult
 from pyvz.operations.node import Node
+from pyvz.operations.restore import Wanted
 from pyvz.storage import base
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
@@ -263,3 +274,27 @@ def test_conversion_killed(node: Node) -> None:
         if not died:
             return
     pytest.fail("the verb has no end")
+
+
+def test_backed_up_with_all_disks(any_node: Node) -> None:
+    node = any_node
+    add(node)
+    write(node, "one", "data/file")
+    write(node, "root")
+    full = backup.create(node, "ct1", Request())
+    write(node, "two", "data/file")
+    again = backup.create(node, "ct1", Request())
+    assert again.stored < full.stored
+    assert [each.name for each in again.disks] == ["root.hdd", "hdd1.hdd"]
+    env = node.registry.resolve("ct1")
+    shots = base.many_disks(base.find(env.home), env.home)
+    assert [list(shots.snapshots(env.home, disk=name)) for name in shots.disks(env.home)] == [
+        [],
+        [],
+    ]
+    for tag, text in ((full.tag, "one"), (again.tag, "two")):
+        name = restore.restore(node, Wanted(tag=tag, name=f"from-{text}")).name
+        with mounted(node, name) as root:
+            assert (root / "data/file").read_text() == text
+            assert (root / "file").read_text() == "root"
+    assert backup.verify(node) == []

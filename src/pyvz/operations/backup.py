@@ -120,7 +120,10 @@ def _store(
             able = _capabilities(env)
             if able is not None and able.image:
                 place = (backupstorage.name_of(node, where), known)
-                copies = stack.enter_context(capture.images_of(node, env, draft, place))
+                copies = stack.enter_context(capture.images_of(node, env, plan, place))
+            elif able is not None and _has_several(env, able):
+                with capture.shots_of(node, env) as shots:
+                    disks = shots.back_up(writer, repository.chunks, parent, progress)
             elif able is not None:
                 both = (writer, repository.chunks)
                 disks = (capture.tree_of(node, env, both, parent, progress),)
@@ -155,6 +158,12 @@ def _store_machine(
             repository.commit(manifest)
             copies.keep()
     return manifest
+
+
+def _has_several(env: Environment, able: storage.Capabilities) -> bool:
+    return (
+        able.disks and len(storage.many_disks(storage.find(env.home), env.home).disks(env.home)) > 1
+    )
 
 
 def _capabilities(env: Environment) -> storage.Capabilities | None:

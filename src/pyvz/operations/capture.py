@@ -10,6 +10,8 @@ between the two copies:
 Each repository has a reference of its own, so that backups may go to several places in turn; of
 those where none was made for the longest time, they are given up.
 
+Disks that keep their snapshots inside (qcow2) are read at one of them when there are several.
+
 A disk that is a tree is read twice: first while the container runs, then, with its processes
 halted, only what changed since.  The lease is held for all that time.
 """
@@ -22,20 +24,19 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from pyvz.backup import catalog, content
-from pyvz.backup import image as images
 from pyvz.backup.chunk import Chunks, Writer
-from pyvz.backup.image import Index, Source
-from pyvz.backup.manifest import IMAGE, TREE, Disk, Manifest
+from pyvz.backup.manifest import TREE, Disk, Manifest
 from pyvz.backup.tree import Known, Walk
-from pyvz.errors import BackupDamaged, FileMissing, Unsupported
+from pyvz.errors import BackupDamaged, PrivateMissing, Unsupported
 from pyvz.linux import file, mount, syscall
 from pyvz.linux.extents import Range
 from pyvz.model.environment import Environment
 from pyvz.model.task import Progress
-from pyvz.operations import home
+from pyvz.operations import capturedisk, home
+from pyvz.operations.capturedisk import Copy
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store.journal import Journal, Record
@@ -45,23 +46,14 @@ log = logging.getLogger(__name__)
 VERB: Final = "backup"  # of the journal records that `repair` understands
 _KEPT: Final = ".backup"
 _HALTED: Final = "halted"
+_SHOT: Final = "{70797a76-0000-4261-8000-000000000000}"  # of a disk that is read at a snapshot
 _MOST: Final = 3  # repositories with a reference: each may hold on to what changed since
 
 
-class Copy(NamedTuple):
-    """The copy of one disk's image, open."""
-
-    name: str
-    driver: str
-    path: Path
-    source: Source
-
-
 class Images:
-    """The copies of an environment's images, all of one moment."""
+    """The images of an environment, open, all of one moment.  kept: where copies of them are."""
 
-    def __init__(self, env: Environment, kept: Path, copies: list[Copy]) -> None:
-        self._env = env
+    def __init__(self, copies: list[Copy], kept: Path | None = None) -> None:
         self._kept = kept
         self._copies = copies
 
@@ -69,39 +61,12 @@ class Images:
         self, writer: Writer, chunks: Chunks, parent: Manifest | None, progress: Progress
     ) -> tuple[Disk, ...]:
         """Store every disk; of those that PARENT has, only what changed since.  No lease needed."""
-        found = []
-        for copy in self._copies:
-            progress.stage(f"Backing up {copy.name}")
-            old, changed = self._since(copy, parent, chunks)
-            pages = images.back_up(copy.source, writer, progress, old=old, changed=changed)
-            found.append(Disk(copy.name, IMAGE, copy.driver, copy.source.size, None, pages))
-        return tuple(found)
-
-    def _since(
-        self, copy: Copy, parent: Manifest | None, chunks: Chunks
-    ) -> tuple[Index | None, list[Range] | None]:
-        """Return the index of the disk in PARENT and what changed; None: all has to be read."""
-        if parent is None:
-            return None, None
-        disk = next((d for d in parent.disks if d.name == copy.name and d.form == IMAGE), None)
-        reference = self._kept.parent / parent.reference / copy.name
-        usable = reference.is_file() and not reference.is_symlink()
-        if disk is None or disk.driver != copy.driver or not usable:
-            log.info("%s: no reference of %s: all is read", self._env.name, copy.name)
-            return None, None
-        try:
-            found = storage.load(copy.driver).image_changes(reference, copy.path)
-        except (Unsupported, FileMissing, FileNotFoundError) as error:
-            # The environment may be moved or deleted meanwhile; our copy stays open.
-            log.info("%s: %s: all is read", self._env.name, error)
-            return None, None
-        ranges = [Range(start + copy.source.offset, length) for start, length in found]
-        return content.index_of(disk, chunks), ranges
+        return capturedisk.back_up(self._copies, (writer, chunks), parent, progress)
 
     def keep(self, *, reference: bool) -> None:
         """After the commit: our copies become the reference (or go); the older ones go."""
-        directory = self._kept.parent
-        if not directory.is_dir():  # the environment was deleted or moved away meanwhile
+        directory = self._kept.parent if self._kept is not None else None
+        if directory is None or not directory.is_dir():  # deleted or moved away meanwhile
             return
         for entry in list(directory.iterdir()):
             if not (reference and entry == self._kept):
@@ -110,13 +75,18 @@ class Images:
 
 @contextlib.contextmanager
 def images_of(
-    node: Node, env: Environment, draft: Manifest, place: tuple[str, Sequence[Manifest]]
+    node: Node,
+    env: Environment,
+    plan: tuple[Manifest, Manifest | None],
+    place: tuple[str, Sequence[Manifest]],
 ) -> Iterator[Images]:
     """Copy the images of all disks and yield them open; the caller holds the lease until then.
 
-    place: a name of the repository, and the backups that it has.  When the block raises, the
+    plan: the backup to make, and the one before.  place: a name of the repository, and the backups
+    that it has.  When the block raises, the
     copies go; those of a backup that was killed, of which the repository has none, go now.
     """
+    draft, parent = plan
     repository, known = place
     directory = env.home / _KEPT / repository / draft.reference
     with contextlib.ExitStack() as stack:
@@ -126,8 +96,8 @@ def images_of(
             directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _sweep(directory.parent, {each.reference for each in known})
             directory.mkdir(mode=0o700)
-            copies = _copies(node, env, directory, stack)
-        yield Images(env, directory, copies)
+            copies = _copies(node, env, directory, (parent, stack))
+        yield Images(copies, directory)
         undo.pop_all()
 
 
@@ -151,26 +121,95 @@ def _discard(directory: Path) -> None:
 
 
 def _copies(
-    node: Node, env: Environment, directory: Path, stack: contextlib.ExitStack
+    node: Node,
+    env: Environment,
+    directory: Path,
+    context: tuple[Manifest | None, contextlib.ExitStack],
 ) -> list[Copy]:
+    parent, stack = context
     driver = storage.find(env.home)
-    several = driver.capabilities(env.home).disks
-    names = storage.many_disks(driver, env.home).disks(env.home) if several else ["root.hdd"]
     parts = {}
-    with contextlib.ExitStack() as halt:
-        if len(names) > 1:  # one freezes by itself; several must be of one moment
-            journal = halt.enter_context(_journal(node, env))
-            halt.enter_context(_halted(node, env, journal))
+    with _of_one_moment(node, env, driver) as names:
         for name in names:
             parts[name] = driver.copy_image(env.home, directory / name, disk=name)
     copies = []
     for name, (offset, size) in parts.items():
         path = directory / name
         path.chmod(0o400)
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        stack.callback(os.close, fd)
-        copies.append(Copy(name, driver.name, path, Source(fd, offset, size)))
+        source = capturedisk.source_of(path, offset, size, stack)
+        told = _changed(env, driver, path, parent)
+        changed = None if told is None else [Range(start + offset, size) for start, size in told]
+        copies.append(Copy(name, driver.name, source, changed))
     return copies
+
+
+def _changed(
+    env: Environment, driver: storage.StorageDriver, path: Path, parent: Manifest | None
+) -> Sequence[tuple[int, int]] | None:
+    """Return what differs from the copy that PARENT was made of; None: nothing tells."""
+    if capturedisk.disk_of(parent, path.name, driver.name) is None:
+        return None
+    assert parent is not None  # noqa: S101  it has the disk
+    reference = path.parent.parent / parent.reference / path.name
+    if not reference.is_file() or reference.is_symlink():
+        log.info("%s: no reference of %s: all is read", env.name, path.name)
+        return None
+    try:
+        return driver.image_changes(reference, path)
+    except Unsupported as error:
+        log.info("%s: %s: all is read", env.name, error)
+        return None
+
+
+@contextlib.contextmanager
+def _of_one_moment(
+    node: Node, env: Environment, driver: storage.StorageDriver
+) -> Iterator[list[str]]:
+    """Yield the disks of a home, while nothing writes to any of them if there are several."""
+    several = driver.capabilities(env.home).disks
+    names = [storage.ROOT_DISK]
+    if several:
+        names = storage.many_disks(driver, env.home).disks(env.home)
+    with contextlib.ExitStack() as halt:
+        if len(names) > 1:  # one freezes by itself; several must be of one moment
+            journal = halt.enter_context(_journal(node, env))
+            halt.enter_context(_halted(node, env, journal))
+        yield names
+
+
+@contextlib.contextmanager
+def shots_of(node: Node, env: Environment) -> Iterator[Images]:
+    """Open all disks of a home as they are at one moment, by snapshots that go with the block.
+
+    All of them is read each time; only what the repository does not have is stored.  The caller
+    holds the lease for all of the block.
+    """
+    driver = storage.find(env.home)
+    forget_shots(env.home)  # of a backup that was killed
+    with contextlib.ExitStack() as stack:
+        stack.callback(forget_shots, env.home)
+        with home.storage_errors(f"The disks of {env.name} could not be read"):
+            with _of_one_moment(node, env, driver) as names:
+                for name in names:
+                    driver.snapshot(env.home, _SHOT, disk=name)
+            copies = []
+            for name in names:
+                reading = driver.read_snapshot(env.home, _SHOT, disk=name)
+                path, offset, size = stack.enter_context(reading)
+                source = capturedisk.source_of(path, offset, size, stack)
+                copies.append(Copy(name, driver.name, source, None))
+        yield Images(copies)
+
+
+def forget_shots(directory: Path) -> None:
+    """Remove the snapshots that a backup made of the disks of a home.  Idempotent."""
+    driver = storage.find(directory)
+    if not driver.capabilities(directory).disks:
+        return
+    many = storage.many_disks(driver, directory)
+    for name in many.disks(directory):
+        if _SHOT in many.snapshots(directory, disk=name):
+            driver.delete_snapshot(directory, _SHOT, disk=name)
 
 
 def tree_of(
@@ -292,4 +331,6 @@ def repair(node: Node, record: Record) -> None:
         log.warning("%s was halted by a backup that was killed: it goes on", record.uuid)
         node.runtime.unpause(record.uuid)
     _take_away(_place(node, record.uuid))
+    with contextlib.suppress(PrivateMissing):
+        forget_shots(home.from_data(record.uuid, record.data).home)
     Journal.forget(node.paths, record.uuid)

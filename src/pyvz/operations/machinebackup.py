@@ -18,9 +18,8 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-from pyvz.backup import content
 from pyvz.backup import image as images
 from pyvz.backup.chunk import Chunks, Writer
 from pyvz.backup.image import Index, Source
@@ -31,7 +30,8 @@ from pyvz.linux.extents import Range
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
 from pyvz.model.task import Progress
-from pyvz.operations import home, machinedrives, machineguest, machinemount
+from pyvz.operations import capturedisk, home, machinedrives, machineguest, machinemount
+from pyvz.operations.capturedisk import Copy
 from pyvz.operations.node import Node
 from pyvz.storage.daemon import NODE, Daemon
 from pyvz.store.journal import Journal, Record
@@ -46,53 +46,32 @@ _KEPT: Final = ".backup"
 _SOCKET: Final = "nbd.sock"
 
 
-class Copy(NamedTuple):
-    """A disk, open as it was at the moment; changed: None: all has to be read."""
-
-    drive: Drive
-    source: Source
-    changed: tuple[Range, ...] | None
-
-
 class Disks:
     """The disks of a machine at one moment, open."""
 
-    def __init__(self, node: Node, env: Environment, draft: Manifest, copies: list[Copy]) -> None:
+    def __init__(
+        self, node: Node, env: Environment, mark: str, drives: tuple[Drive, ...], copies: list[Copy]
+    ) -> None:
         self._node, self._env = node, env
-        self._mark = moment.bitmap(draft.reference)
+        self._mark, self._drives = mark, drives
         self._copies = copies
 
     def back_up(
         self, writer: Writer, chunks: Chunks, parent: Manifest | None, progress: Progress
     ) -> tuple[Disk, ...]:
         """Store every disk; of those that PARENT has, only what changed since."""
-        found = []
-        for copy in self._copies:
-            progress.stage(f"Backing up {copy.drive.name}")
-            before = _disk_of(parent, copy.drive.name)
-            old: Index | None = None
-            if copy.changed is not None and before is not None:
-                old = content.index_of(before, chunks)
-            changed = copy.changed if old is not None else None
-            pages = images.back_up(copy.source, writer, progress, old=old, changed=changed)
-            size = copy.source.size
-            found.append(Disk(copy.drive.name, IMAGE, copy.drive.format, size, None, pages))
+        found = capturedisk.back_up(self._copies, (writer, chunks), parent, progress)
         variables = self._env.home / VARIABLES
         if variables.exists():
-            found.append(_file(variables, writer, progress))
-        return tuple(found)
+            found = (*found, _file(variables, writer, progress))
+        return found
 
     def keep(self) -> None:
         """After the commit: bitmaps of earlier backups go."""
-        for copy in self._copies:
-            if copy.drive.format == "qcow2":
-                with _asked(self._node, self._env, copy.drive) as (execute, name):
+        for drive in self._drives:
+            if drive.format == "qcow2":
+                with _asked(self._node, self._env, drive) as (execute, name):
                     moment.drop_bitmaps(execute, name, keep=self._mark)
-
-
-def _disk_of(parent: Manifest | None, name: str) -> Disk | None:
-    disks = parent.disks if parent is not None else ()
-    return next((each for each in disks if each.name == name and each.form == IMAGE), None)
 
 
 def _file(path: Path, writer: Writer, progress: Progress) -> Disk:
@@ -143,7 +122,8 @@ def disks_of(
         work = _Work(node, env, mark, since, stack)
         directory(node, env.uuid).mkdir(mode=0o700, parents=True, exist_ok=True)
         running = env.uuid in node.machines.running()
-        yield Disks(node, env, draft, work.running(drives) if running else work.stopped(drives))
+        copies = work.running(drives) if running else work.stopped(drives)
+        yield Disks(node, env, mark, drives, copies)
         failed.pop_all()
 
 
@@ -238,12 +218,11 @@ class _Work:
         return tuple(moment.changed(path, view)) if view.since else None
 
     def _opened(self, drive: Drive, daemon: Daemon, changed: tuple[Range, ...] | None) -> Copy:
-        fd = os.open(daemon.device, os.O_RDONLY | os.O_CLOEXEC)
-        self._stack.callback(os.close, fd)
-        size = os.fstat(fd).st_size
+        size = daemon.device.stat().st_size
         if not size:
             raise StorageError(f"{drive.name} of {self._env.name} is empty")
-        return Copy(drive, Source(fd, 0, size), changed)
+        source = capturedisk.source_of(daemon.device, 0, size, self._stack)
+        return Copy(drive.name, drive.format, source, changed)
 
 
 def _far(path: Path, name: str) -> dict[str, object]:
