@@ -42,6 +42,7 @@ from pyvz.errors import Busy, PrivateMissing, Unsupported
 from pyvz.image.report import Report
 from pyvz.linux import filesystem, loopdevice, mount, run
 from pyvz.model.task import Progress
+from pyvz.storage.streams import StreamSink, StreamSource
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 ROOT_DISK = "root.hdd"  # the directory, in the home, of the disk that is the container's root
@@ -107,26 +108,6 @@ class DiskUsage(NamedTuple):
     inodes: int
     inodes_used: int
     limited: bool = True
-
-
-class StreamSource(Protocol):
-    """A disk that is written down."""
-
-    def next(self) -> AbstractContextManager[int]:
-        """Yield a pipe that says what the disk has now and had not at the call before.
-
-        It has to be read to its end; what went wrong with it is raised by the end of the block.
-        """
-
-
-class StreamSink(Protocol):
-    """A disk that is made of what one like it is written down as."""
-
-    def take(self, feed: Callable[[int], None]) -> None:
-        """Have `feed(fd)` write one stream to a pipe, and apply it.
-
-        Raises CommandFailed, NoSpace.
-        """
 
 
 class Extras(Protocol):

@@ -65,7 +65,7 @@ class Sending:
 
 
 class Source:
-    """Writes a disk down for another node, round by round: `base.StreamSource`."""
+    """Writes a disk down for another node, round by round: `streams.StreamSource`."""
 
     def __init__(self, home: Path, subvolume: Path) -> None:
         self._folder = home / FOLDER
@@ -97,7 +97,7 @@ class Source:
 
 
 class Sink:
-    """Makes subvolumes of what a Source says: `base.StreamSink`."""
+    """Makes subvolumes of what a Source says: `streams.StreamSink`."""
 
     def __init__(self, home: Path) -> None:
         self._folder = home / RECEIVING
