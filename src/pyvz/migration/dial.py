@@ -110,7 +110,7 @@ def dial(
         link = Wire(
             fd, fd, silence=silence, compress=compress, last_words=lambda: lastwords.tail(errors)
         )
-        stack.enter_context(link)
+        stack.callback(link.close)
         yield Peer(link, address, greet(link, address, me, errors, check))
 
 
@@ -132,8 +132,12 @@ def greet(
     errors: IO[bytes],
     check: Callable[[], None] | None = None,
 ) -> Message:
-    """Exchange greetings; raises ConnectionFailed, ProtocolError, and what CHECK raises."""
+    """Open the wire and exchange greetings; ssh may be gone again before the first byte.
+
+    Raises ConnectionFailed, ProtocolError, and what CHECK raises.
+    """
     try:
+        link.open()
         link.send(hello(me))
         answer = link.receive(HELLO_TIMEOUT, poll=check)
     except (ProtocolError, Cancelled):

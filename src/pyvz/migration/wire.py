@@ -106,14 +106,17 @@ class Wire:
         ]
 
     def __enter__(self) -> Wire:
-        """Greet, and begin to listen.  Raises ConnectionBroken, ProtocolError."""
-        self._write(GREETING)
-        for thread in self._threads:
-            thread.start()
+        self.open()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def open(self) -> None:
+        """Greet, and begin to listen.  Raises ConnectionBroken, ProtocolError."""
+        self._write(GREETING)
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """End the connection; whoever waits for it is told.  Idempotent."""
