@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
+from collections.abc import Callable
 
 import pytest
 
-from leaks import leak_guard, short_root
+from leaks import leak_guard, session_guard, short_root
 from needs import pytest_runtest_setup
 from pyvz.linux import run
 
@@ -14,9 +16,34 @@ __all__ = [
     "leak_guard",
     "pytest_collection_finish",
     "pytest_runtest_setup",
+    "pytest_sessionfinish",
+    "pytest_sessionstart",
     "short_root",
     "unit_guard",
 ]
+
+
+_LEFT = pytest.StashKey[Callable[[], list[str]]]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Look at the machine before any worker begins."""
+    config = session.config
+    if (
+        not hasattr(config, "workerinput")
+        and config.getoption("numprocesses", None)
+        and os.geteuid() == 0
+    ):
+        config.stash[_LEFT] = session_guard()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the whole run when something is left that no test could be blamed for."""
+    left = session.config.stash.get(_LEFT, None)
+    if left and (problems := left()):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print("\nthe tests left behind:", *problems, sep="\n")
 
 
 def pytest_collection_finish() -> None:

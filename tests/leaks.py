@@ -5,9 +5,11 @@ links, nft tables, our descendants, and this process's open descriptors.  pytest
 sub-reaper, so that a daemon left behind by a test becomes its child and is found, whoever started
 it; descendants that a test leaves are named, killed and reaped.
 
-What appears may also be the work of somebody else's tests on the same machine.  While another
-pytest runs, only what is certainly ours is judged: descendants, descriptors, and objects whose
-name contains one of our temporary directories or the instance name of a node in one of them.
+What appears may also be the work of somebody else's tests on the same machine: of another worker
+of this run, or of another run.  Then only what is certainly ours is judged: descendants,
+descriptors, and objects whose name contains one of our temporary directories or the instance name
+of a node in one of them.  What nobody could be blamed for is found by `session_guard`, which
+compares the machine before the first worker began and after the last one ended.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -46,7 +48,9 @@ def short_root() -> Iterator[Path]:
     _roots.append(path)
     yield path
     close_node(path)
-    for node in (path, *path.iterdir()):
+    nodes = [path, *path.iterdir()]
+    _roots.extend(nodes[1:])
+    for node in nodes:
         end_lxcfs(node)
     _no_mounts_below(path)
     shutil.rmtree(path)
@@ -69,6 +73,17 @@ def _no_mounts_below(path: Path) -> None:
     left = [target for target in _mounts() if f" {path}/" in target or target.endswith(f" {path}")]
     if left:
         pytest.fail(f"still mounted below {path}: {left}", pytrace=False)
+
+
+def session_guard() -> Callable[[], list[str]]:
+    """Look at the machine now; returns what tells what is there more than now when it is called."""
+    libnftables.run("list tables")
+    before = snapshot()
+
+    def left() -> list[str]:
+        return _settle(before)
+
+    return left
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +150,9 @@ def _attributable(new: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _others_test() -> bool:
-    """Whether a pytest runs that is neither we nor below or above us."""
+    """Whether a pytest runs that is neither we nor below or above us, or another worker of ours."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return True
     ours = {os.getpid(), *map(int, (name.split(" ")[0] for name in _descendants()))}
     pid = os.getpid()
     while pid > 1:
