@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pyvz.gateway import failure, frame, handlers, procedures
-from pyvz.gateway.connection import Call, Client
+from pyvz.gateway.connection import Call, Client, Handlers
 from pyvz.gateway.frame import REMOTE, VERSION, Frame, Status, Type
 from pyvz.gateway.office import Peer
 from pyvz.gateway.procedures import EVENT, WRITE
@@ -34,12 +34,20 @@ async def reached(call: Call, arguments: dict[str, Any]) -> Mapping[str, Any] | 
     raise AssertionError(f"{call.procedure.name} was reached with {arguments}")
 
 
+async def next_frame(stream: asyncio.StreamReader) -> Frame:
+    cutter = frame.Cutter()
+    while data := await stream.read(1 << 16):
+        for found in cutter.feed(data):
+            return found
+    raise EOFError
+
+
 async def answers(numbers: list[int], payload: bytes, *, readonly: bool) -> list[dict[str, Any]]:
     """Return the errors with which calls are answered, after an open connection's manner."""
     ours, theirs = socket.socketpair()
     reader, writer = await asyncio.open_unix_connection(sock=theirs)
-    every = dict.fromkeys(procedures.by_name(), reached)
-    client = Client(reader, writer, Peer(1000, 1), Office(), every, readonly=readonly)  # type: ignore[arg-type]
+    every = Handlers(dict.fromkeys(procedures.by_name(), reached), {})
+    client = Client(reader, writer, Peer(1000, 1), Office(), every, readonly=readonly)
     client.opened = True
     serving = asyncio.create_task(client.serve())
     back, out = await asyncio.open_unix_connection(sock=ours)
@@ -48,8 +56,8 @@ async def answers(numbers: list[int], payload: bytes, *, readonly: bool) -> list
         for number in numbers:
             request = Frame(REMOTE, VERSION, number, Type.CALL, 7, Status.OK, payload)
             out.write(request.to_bytes())
-            answer = await asyncio.wait_for(frame.read(back), 30)
-            assert answer is not None
+            async with asyncio.timeout(30):
+                answer = await next_frame(back)
             assert (answer.type, answer.serial, answer.procedure) == (Type.REPLY, 7, number)
             assert answer.status is Status.ERROR
             found.append(unpack(codec("error"), answer.payload))
@@ -89,6 +97,6 @@ def test_events_and_unknown_numbers_cannot_be_called() -> None:
 
 
 def test_every_handler_belongs_to_a_row() -> None:
-    made = handlers.handlers()
+    made = handlers.handlers().by_name
     assert made.keys() <= procedures.by_name().keys()
     assert not [name for name in made if procedures.by_name()[name].right == EVENT]

@@ -15,6 +15,7 @@ from pyvz.gateway.office import Events, Job, Peer
 from pyvz.gateway.server import Gateway
 from pyvz.model.task import Progress
 from pyvz.operations.node import Node
+from pyvz.operations.roster import Roster
 
 T = TypeVar("T")
 
@@ -26,11 +27,17 @@ class GatewayOffice:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._roster = Roster(services.node)
 
     @property
     def node(self) -> Node:
         """The node."""
         return self._services.node
+
+    @property
+    def roster(self) -> Roster:
+        """What is known of the node's environments."""
+        return self._roster
 
     async def query(self, function: Callable[[], T]) -> T:
         """Run a question in a thread."""

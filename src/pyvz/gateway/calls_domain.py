@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from pyvz.gateway import domain, domainxml, failure, machinexml
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.domain import Domain
 from pyvz.gateway.failure import Failure
+from pyvz.gateway.prompt import (
+    everyone,
+    first,
+    of_domain,
+    packed_answer,
+    read,
+    remember,
+    remembered,
+)
+from pyvz.gateway.xdr import Packed
+from pyvz.model.usage import Usage
 from pyvz.operations.node import Node
 from pyvz.store import savedstates
 from pyvz.units import KIB
@@ -36,6 +47,7 @@ _FILTERS: Final[tuple[Callable[[Domain], bool], ...]] = (
     lambda _: False,  # has a checkpoint
     lambda _: True,
 )
+_ON_DISK: Final = 1 << 12 | 1 << 13  # those that look at more than what is known of a domain
 _GROUPS: Final = ((0, 1), (2, 3), (4, 5, 6, 7), (8, 9), (10, 11), (12, 13), (14, 15))
 
 
@@ -48,39 +60,72 @@ def selected(each: Domain, flags: int) -> bool:
     return True
 
 
-def connect_list_all_domains(call: Call, *, need_results: int, flags: int) -> Values:
+def _listed(call: Call, *, need_results: int, flags: int) -> Packed | None:
+    table = call.office.roster.table()
+    return None if table is None else remembered(table.memo, ("list", bool(need_results), flags))
+
+
+@first(_listed)
+def connect_list_all_domains(call: Call, *, need_results: int, flags: int) -> Packed:
     """Every domain that the filters select, or how many there are."""
-    found = [each.key for each in domain.all_domains(call.office.node) if selected(each, flags)]
-    return {"domains": found if need_results else [], "ret": len(found)}
+    table = call.office.roster.read()
+    found = [each for each in map(domain.seen, table.rows) if selected(each, flags)]
+    keys = [each.packed_key for each in found] if need_results else []
+    answer = packed_answer("connect_list_all_domains", {"domains": keys, "ret": len(found)})
+    if flags & _ON_DISK:
+        return answer
+    return remember(table.memo, ("list", bool(need_results), flags), answer)
 
 
 def connect_num_of_domains(call: Call) -> Values:
     """How many run."""
-    return {"num": sum(each.running for each in domain.all_domains(call.office.node))}
+    return {"num": sum(each.running for each in everyone(call))}
 
 
 def connect_list_domains(call: Call, *, maxids: int) -> Values:
     """The numbers of those that run."""
-    found = [each.number for each in domain.all_domains(call.office.node) if each.running]
+    found = [each.number for each in everyone(call) if each.running]
     return {"ids": found[: max(0, maxids)]}
 
 
 def connect_num_of_defined_domains(call: Call) -> Values:
     """How many do not run."""
-    return {"num": sum(not each.running for each in domain.all_domains(call.office.node))}
+    return {"num": sum(not each.running for each in everyone(call))}
 
 
 def connect_list_defined_domains(call: Call, *, maxnames: int) -> Values:
     """The names of those that do not run."""
-    found = [each.env.name for each in domain.all_domains(call.office.node) if not each.running]
+    found = [each.env.name for each in everyone(call) if not each.running]
     return {"names": found[: max(0, maxnames)]}
 
 
+def _known_numbers(call: Call, *, id: int) -> Values | None:
+    table = call.office.roster.table()
+    return None if table is None else {"dom": _numbered(map(domain.seen, table.rows), id).key}
+
+
+@first(_known_numbers)
 def domain_lookup_by_id(call: Call, *, id: int) -> Values:
     """A running domain by its number."""
-    return {"dom": domain.by_number(call.office.node, id).key}
+    return {"dom": _numbered(everyone(call), id).key}
 
 
+def _numbered(domains: Iterable[Domain], number: int) -> Domain:
+    for each in domains:
+        if each.number == number:
+            return each
+    raise Failure(failure.NO_DOMAIN, f"Domain not found: no running domain has the id {number}")
+
+
+def _known_names(call: Call, *, name: str) -> Values | None:
+    table = call.office.roster.table()
+    for known in table.rows if table is not None else ():
+        if known.env.name == name:
+            return {"dom": domain.seen(known).key}
+    return None
+
+
+@first(_known_names)
 def domain_lookup_by_name(call: Call, *, name: str) -> Values:
     """A domain by its name (and by nothing else: clients try the rest themselves)."""
     found = domain.lookup(call.office.node, name)
@@ -89,39 +134,72 @@ def domain_lookup_by_name(call: Call, *, name: str) -> Values:
     return {"dom": found.key}
 
 
+def _known_uuids(call: Call, *, uuid: str) -> Values | None:
+    known = call.office.roster.known(uuid)
+    return None if known is None else {"dom": domain.seen(known).key}
+
+
+@first(_known_uuids)
 def domain_lookup_by_uuid(call: Call, *, uuid: str) -> Values:
     """A domain by its UUID."""
-    return {"dom": domain.lookup(call.office.node, uuid).key}
+    return {"dom": read(call, {"uuid": uuid}).key}
 
 
-def domain_get_state(call: Call, *, dom: dict[str, Any], flags: int) -> Values:
+@of_domain
+def domain_get_state(found: Domain, *, flags: int) -> Values:
     """State and reason."""
     _ = flags
-    state, reason = domain.find(call.office.node, dom).state
+    state, reason = found.state
     return {"state": state, "reason": reason}
 
 
+def _known_info(call: Call, *, dom: dict[str, Any]) -> Values | None:
+    """Of one that does not run: what another uses has to be read."""
+    known = call.office.roster.known(dom["uuid"])
+    found = None if known is None else domain.seen(known)
+    return None if found is None or found.running else _info(found, Usage())
+
+
+@first(_known_info)
 def domain_get_info(call: Call, *, dom: dict[str, Any]) -> Values:
     """State, memory in KiB, processors, CPU time in nanoseconds."""
-    found = domain.find(call.office.node, dom)
-    usage = call.office.node.cgroups.usage(found.env.uuid) if found.running else None
+    found = read(call, dom)
+    running = found.running
+    return _info(found, call.office.node.cgroups.usage(found.env.uuid) if running else Usage())
+
+
+def _info(found: Domain, usage: Usage) -> Values:
     limit = domainxml.memory_limit(found)
+    memory = (usage.memory or 0) if found.running else limit
     return {
         "state": found.state[0],
         "maxMem": limit // KIB,
-        "memory": ((usage.memory or 0) if usage else limit) // KIB,
+        "memory": memory // KIB,
         "nrVirtCpu": domainxml.processors(found),
-        "cpuTime": (usage.cpu_ns or 0) if usage else 0,
+        "cpuTime": usage.cpu_ns or 0,
     }
 
 
-def domain_get_xml_desc(call: Call, *, dom: dict[str, Any], flags: int) -> Values:
+def _known_description(call: Call, *, dom: dict[str, Any], flags: int) -> Packed | None:
+    known = call.office.roster.known(dom["uuid"])
+    if known is None or flags & SECURE:
+        return None
+    found = domain.seen(known)
+    return remembered(found.memo, ("xml", found.running and not flags & INACTIVE))
+
+
+@first(_known_description)
+def domain_get_xml_desc(call: Call, *, dom: dict[str, Any], flags: int) -> Packed:
     """Its description: as it runs, or as it is stored."""
     if flags & SECURE and call.client.readonly:
         raise Failure(failure.DENIED, "Secrets are not shown on a read-only connection")
-    found = domain.find(call.office.node, dom)
+    found = read(call, dom)
     live = found.running and not flags & INACTIVE
-    return {"xml": description(call.office.node, found, live=live)}
+    text = description(call.office.node, found, live=live)
+    answer = packed_answer("domain_get_xml_desc", {"xml": text})
+    if live and domain.is_machine(found):  # the port of its display may change
+        return answer
+    return remember(found.memo, ("xml", live), answer)
 
 
 def description(node: Node, found: Domain, *, live: bool) -> str:
@@ -130,71 +208,80 @@ def description(node: Node, found: Domain, *, live: bool) -> str:
     return describe(node, found, live=live)
 
 
-def domain_get_os_type(call: Call, *, dom: dict[str, Any]) -> Values:
+@of_domain
+def domain_get_os_type(found: Domain) -> Values:
     """Container (exe) or virtual machine (hvm)."""
-    return {"type": domain.os_type(domain.find(call.office.node, dom).env)}
+    return {"type": domain.os_type(found.env)}
 
 
-def domain_is_active(call: Call, *, dom: dict[str, Any]) -> Values:
+@of_domain
+def domain_is_active(found: Domain) -> Values:
     """Whether it runs."""
-    return {"active": int(domain.find(call.office.node, dom).running)}
+    return {"active": int(found.running)}
 
 
-def domain_is_persistent(call: Call, *, dom: dict[str, Any]) -> Values:
+@of_domain
+def domain_is_persistent(found: Domain) -> Values:
     """Everything of ours is on disk."""
-    domain.find(call.office.node, dom)
+    _ = found
     return {"persistent": 1}
 
 
-def domain_is_updated(call: Call, *, dom: dict[str, Any]) -> Values:
+@of_domain
+def domain_is_updated(found: Domain) -> Values:
     """Whether what is stored differs from what runs: changes are in force at once."""
-    domain.find(call.office.node, dom)
+    _ = found
     return {"updated": 0}
 
 
-def domain_has_managed_save_image(call: Call, *, dom: dict[str, Any], flags: int) -> Values:
+@of_domain
+def domain_has_managed_save_image(found: Domain, *, flags: int) -> Values:
     """Whether it is suspended."""
     _ = flags
-    return {"result": int(domain.find(call.office.node, dom).status == "suspended")}
+    return {"result": int(found.status == "suspended")}
 
 
-def domain_get_control_info(call: Call, *, dom: dict[str, Any], flags: int) -> Values:
+@of_domain
+def domain_get_control_info(found: Domain, *, flags: int) -> Values:
     """Nothing of ours keeps the control of a domain busy for a client to see."""
-    _ = flags
-    domain.find(call.office.node, dom)
+    _ = found, flags
     return {"state": 0, "details": 0, "stateTime": 0}
 
 
-def domain_get_hostname(call: Call, *, dom: dict[str, Any], flags: int) -> Values:
+@of_domain
+def domain_get_hostname(found: Domain, *, flags: int) -> Values:
     """The name that it was given."""
     _ = flags
-    found = domain.find(call.office.node, dom)
     return {"hostname": found.config.network.hostname or found.env.name}
 
 
-def domain_get_autostart(call: Call, *, dom: dict[str, Any]) -> Values:
+@of_domain
+def domain_get_autostart(found: Domain) -> Values:
     """Whether it is started with the node."""
-    return {"autostart": int(domain.find(call.office.node, dom).starts_with_node)}
+    return {"autostart": int(found.starts_with_node)}
 
 
-def domain_get_max_memory(call: Call, *, dom: dict[str, Any]) -> Values:
+@of_domain
+def domain_get_max_memory(found: Domain) -> Values:
     """The memory that it may use, in KiB."""
-    return {"memory": domainxml.memory_limit(domain.find(call.office.node, dom)) // KIB}
+    return {"memory": domainxml.memory_limit(found) // KIB}
 
 
-def domain_get_max_vcpus(call: Call, *, dom: dict[str, Any]) -> Values:
+@of_domain
+def domain_get_max_vcpus(found: Domain) -> Values:
     """The most processors that it can have."""
-    return {"num": domainxml.most_processors(domain.find(call.office.node, dom))}
+    return {"num": domainxml.most_processors(found)}
 
 
-def domain_get_vcpus_flags(call: Call, *, dom: dict[str, Any], flags: int) -> Values:
+@of_domain
+def domain_get_vcpus_flags(found: Domain, *, flags: int) -> Values:
     """Its processors; with flag 4 the most that it can have."""
-    found = domain.find(call.office.node, dom)
     count = domainxml.most_processors if flags & MAXIMUM else domainxml.processors
     return {"num": count(found)}
 
 
-def domain_get_messages(call: Call, *, dom: dict[str, Any], flags: int) -> Values:
+@of_domain
+def domain_get_messages(found: Domain, *, flags: int) -> Values:
     """What is wrong with its configuration."""
     _ = flags
-    return {"msgs": list(domain.find(call.office.node, dom).config.problems)}
+    return {"msgs": list(found.config.problems)}

@@ -9,7 +9,8 @@ from pyvz.gateway import domain, domainxml, failure, machineblock
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.domain import Domain, is_machine
 from pyvz.gateway.failure import Failure
-from pyvz.gateway.xdr import INT, STRING, UINT, ULLONG, Typed
+from pyvz.gateway.prompt import first, packed_answer, read, remember, remembered
+from pyvz.gateway.xdr import INT, STRING, UINT, ULLONG, Packed, Typed, codec, pack
 from pyvz.model.usage import Usage
 from pyvz.operations import traffic
 from pyvz.operations.node import Node
@@ -26,18 +27,40 @@ RSS, ACTUAL, AVAILABLE, UNUSED, USABLE = 7, 6, 5, 4, 8
 ROOT: Final = "root"  # the name of a container's disk
 
 
-def connect_get_all_domain_stats(call: Call, *, doms: list[Key], stats: int, flags: int) -> Values:
+def _known_stats(call: Call, *, doms: list[Key], stats: int, flags: int) -> Packed | None:
+    table = call.office.roster.table()
+    if table is None or doms:
+        return None
+    return remembered(table.memo, ("stats", stats & ALL, flags))
+
+
+@first(_known_stats)
+def connect_get_all_domain_stats(call: Call, *, doms: list[Key], stats: int, flags: int) -> Packed:
     """The figures of the domains named, or of all."""
-    node = call.office.node
     if flags & ENFORCE and stats & ~ALL:
         raise Failure(failure.INVALID_ARGUMENT, f"Unknown statistics 0x{stats & ~ALL:x}")
-    found = [domain.find(node, dom) for dom in doms] if doms else domain.all_domains(node)
+    kinds = stats & ALL if stats else ALL
+    table = call.office.roster.read() if not doms else None
+    found = map(domain.seen, table.rows) if table else (read(call, dom) for dom in doms)
     wanted = [each for each in found if _selected(each, flags)]
-    return {
-        "retStats": [
-            {"dom": each.key, "params": figures(node, each, stats or ALL)} for each in wanted
-        ]
-    }
+    records = [_record(call.office.node, each, kinds) for each in wanted]
+    answer = packed_answer("connect_get_all_domain_stats", {"retStats": records})
+    if table is None or any(each.running for each in wanted):
+        return answer
+    return remember(table.memo, ("stats", stats & ALL, flags), answer)
+
+
+def _record(node: Node, each: Domain, kinds: int) -> Packed:
+    """Return the figures of one; those of one that does not run are those of its configuration."""
+    key = ("stats", kinds)
+    found = None if each.running else remembered(each.memo, key)
+    if found is None:
+        params = figures(node, each, kinds)
+        packed = pack(codec("domain_stats_record"), {"dom": each.packed_key, "params": params})
+        found = Packed(packed)
+        if not each.running:
+            remember(each.memo, key, found)
+    return found
 
 
 def figures(node: Node, each: Domain, kinds: int) -> list[Typed]:

@@ -1,6 +1,7 @@
 """One client of libvirt's protocol: its calls, its events, its streams, and its end.
 
-Calls are answered in the order in which they are done.  Reading never waits for a call, so that a
+Calls are answered in the order in which they are done, some questions at once from memory
+(prompt.py).  Reading never waits for a call, so that a
 ping is answered at once whatever else happens; a client with too many calls under way is told so.
 Rights are by the table: on a read-only connection a procedure marked `w` never reaches its handler.
 """
@@ -12,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pyvz.errors import InternalError, VZError
 from pyvz.gateway import failure, frame, procedures
@@ -22,18 +23,28 @@ from pyvz.gateway.frame import KEEPALIVE, QEMU, REMOTE, VERSION, BadFrame, Frame
 from pyvz.gateway.office import Office, Peer
 from pyvz.gateway.procedures import EVENT, OPENING, WRITE, Procedure
 from pyvz.gateway.streams import Streams
-from pyvz.gateway.xdr import BadData, codec, pack, unpack
+from pyvz.gateway.xdr import BadData, Packed, codec, pack, unpack
 
 CALLS: Final = 64  # under way at a time
 SEND_TIMEOUT: Final = 60.0  # seconds that a client may take to read what waits for it
 BACKLOG: Final = 4 << 20  # bytes that may wait for it before its events are dropped
+_CHUNK: Final = 1 << 16  # bytes read at a time, and bytes of answers unread by a client in order
 
 _OBJECTS: Final = ("dom", "vol", "pool", "net")  # arguments that say what a call is about
 
 logger = logging.getLogger(__name__)
 
 Values = Mapping[str, Any]
-Handler = Callable[["Call", dict[str, Any]], Awaitable[Values | None]]
+Results = Values | Packed | None
+Handler = Callable[["Call", dict[str, Any]], Awaitable[Results]]
+Quick = Callable[..., Results]
+
+
+class Handlers(NamedTuple):
+    """Who answers.  quick: by number, the questions that may be answered at once, or None."""
+
+    by_name: Mapping[str, Handler]
+    quick: Mapping[int, tuple[Procedure, Quick]]
 
 
 class Call:
@@ -55,7 +66,7 @@ class Client:
         writer: asyncio.StreamWriter,
         peer: Peer,
         office: Office,
-        handlers: Mapping[str, Handler],
+        handlers: Handlers,
         *,
         readonly: bool,
     ) -> None:
@@ -76,8 +87,12 @@ class Client:
     async def serve(self) -> None:
         """Answer the client until it goes, or sends what is no frame."""
         try:
-            while (request := await frame.read(self._reader)) is not None:
-                await self._take(request)
+            cutter = frame.Cutter()
+            while data := await self._reader.read(_CHUNK):
+                for request in cutter.feed(data):
+                    if not self._answered(request):
+                        await self._take(request)
+            cutter.end()
         except (BadFrame, ConnectionError, TimeoutError) as error:
             logger.info("libvirt client %s: cut off: %s", self.peer, error)
         finally:
@@ -102,6 +117,33 @@ class Client:
         self._writer.write(frame.message(procedure.number, payload).to_bytes())
 
     # -- parts ----------------------------------------------------------------------------------
+
+    def _answered(self, request: Frame) -> bool:
+        """Answer a question at once, from memory; whatever else it is goes the long way."""
+        found = self._handlers.quick.get(request.procedure)
+        if found is None or not self._plain(request):
+            return False
+        procedure, quick = found
+        try:
+            arguments = unpack(procedure.arguments, request.payload)
+            results = quick(Call(self, procedure, request), **arguments)
+            if results is None:
+                return False
+            payload = _packed(procedure, results)
+        except Exception:  # noqa: BLE001  told, and logged, on the long way
+            return False
+        self._writer.write(request.answer(Status.OK, payload).to_bytes())
+        return True
+
+    def _plain(self, request: Frame) -> bool:
+        """Whether it is an ordinary call of a client that is open and reads its answers."""
+        return (
+            request.type is Type.CALL
+            and request.program == REMOTE
+            and request.version == VERSION
+            and self.opened
+            and self._writer.transport.get_write_buffer_size() < _CHUNK
+        )
 
     async def _take(self, request: Frame) -> None:
         if request.program == KEEPALIVE:
@@ -128,8 +170,7 @@ class Client:
             arguments = _unpacked(procedure, request)
             call = Call(self, procedure, request)
             results = await handler(call, arguments)
-            assert procedure.results is not None  # noqa: S101  events are refused by _find
-            payload = pack(procedure.results, results or {})
+            payload = _packed(procedure, results)
             await self.send(request.answer(Status.OK, payload))
             self.streams.answered(request.serial)
         except VZError as error:
@@ -147,7 +188,7 @@ class Client:
         procedure = procedures.by_number(request.program).get(request.procedure)
         if self.readonly and procedure is not None and procedure.right == WRITE:
             raise Failure(failure.DENIED, f"{procedure.name} is forbidden for read-only access")
-        handler = self._handlers.get(procedure.name) if procedure is not None else None
+        handler = self._handlers.by_name.get(procedure.name) if procedure is not None else None
         if procedure is None or procedure.right == EVENT or handler is None:
             name = procedure.name if procedure is not None else f"number {request.procedure}"
             raise Failure(failure.NO_SUPPORT, f"This function is not supported: {name}")
@@ -172,6 +213,13 @@ class Client:
                 await self._writer.wait_closed()
 
 
+def _packed(procedure: Procedure, results: Results) -> bytes:
+    if isinstance(results, Packed):
+        return results
+    assert procedure.results is not None  # noqa: S101  nobody answers for an event
+    return pack(procedure.results, results or {})
+
+
 def _unpacked(procedure: Procedure, request: Frame) -> dict[str, Any]:
     try:
         found: dict[str, Any] = unpack(procedure.arguments, request.payload)
@@ -182,10 +230,10 @@ def _unpacked(procedure: Procedure, request: Frame) -> dict[str, Any]:
     return found
 
 
-def asking(function: Callable[..., Values | None]) -> Handler:
+def asking(function: Callable[..., Results]) -> Handler:
     """Make a handler of a question: FUNCTION(call, **arguments) runs in a thread."""
 
-    async def handle(call: Call, arguments: dict[str, Any]) -> Values | None:
+    async def handle(call: Call, arguments: dict[str, Any]) -> Results:
         return await call.office.query(partial(function, call, **arguments))
 
     return handle

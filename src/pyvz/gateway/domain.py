@@ -12,15 +12,18 @@ from typing import Any, Final, NamedTuple
 from pyvz.errors import EnvironmentNotFound
 from pyvz.gateway import failure
 from pyvz.gateway.failure import Failure
+from pyvz.gateway.xdr import Packed, codec, pack
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
 from pyvz.operations.fields import ALIVE
 from pyvz.operations.node import Node, StatusReader
+from pyvz.operations.roster import Known
 from pyvz.store.state import RunState
 
 OFF: Final = -1
 _FIRST: Final = 1 << 30
+_KEY: Final = "key"
 
 RUNNING, PAUSED, SHUTDOWN, SHUTOFF, CRASHED = 1, 3, 4, 5, 6
 
@@ -42,6 +45,7 @@ class Domain(NamedTuple):
     config: Config
     status: Status
     number: int
+    memo: dict[Any, Any]  # what was derived from these values
 
     @property
     def running(self) -> bool:
@@ -62,6 +66,14 @@ class Domain(NamedTuple):
     def key(self) -> dict[str, Any]:
         """The structure `domain` of the protocol."""
         return key(self.env, self.number)
+
+    @property
+    def packed_key(self) -> Packed:
+        """The same as bytes."""
+        found: Packed | None = self.memo.get(_KEY)
+        if found is None:
+            found = self.memo[_KEY] = Packed(pack(codec("domain"), self.key))
+        return found
 
 
 def key(env: Environment, number: int) -> dict[str, Any]:
@@ -96,16 +108,23 @@ def lookup(node: Node, ref: str) -> Domain:
     try:
         env = node.registry.resolve(ref)
     except EnvironmentNotFound as error:
-        raise Failure(failure.NO_DOMAIN, f"Domain not found: {error.message}") from error
+        raise missing(error) from error
     return _domain(node, env, node.registry.peek(env), node.status(env))
 
 
-def by_number(node: Node, number: int) -> Domain:
-    """Return the running environment with that number; raises Failure (42)."""
-    for each in all_domains(node):
-        if each.number == number:
-            return each
-    raise Failure(failure.NO_DOMAIN, f"Domain not found: no running domain has the id {number}")
+def missing(error: EnvironmentNotFound) -> Failure:
+    """Return what a client is told when there is no such environment."""
+    return Failure(failure.NO_DOMAIN, f"Domain not found: {error.message}")
+
+
+def seen(known: Known) -> Domain:
+    """Return the domain that the roster knows."""
+    found: Domain | None = known.memo.get(Domain)
+    if found is None:
+        number = _number(known.env, known.pid) if known.status in ALIVE else OFF
+        found = Domain(known.env, known.config, known.status, number, {})
+        known.memo[Domain] = found
+    return found
 
 
 def is_machine(found: Domain) -> bool:
@@ -119,11 +138,14 @@ def os_type(env: Environment) -> str:
 
 
 def _domain(node: Node, env: Environment, config: Config, status: Status) -> Domain:
-    return Domain(env, config, status, _number(node, env) if status in ALIVE else OFF)
+    number = OFF
+    if status in ALIVE:
+        state = RunState.load(node.paths, env.uuid)
+        number = _number(env, state.pid if state is not None else 0)
+    return Domain(env, config, status, number, {})
 
 
-def _number(node: Node, env: Environment) -> int:
+def _number(env: Environment, pid: int) -> int:
     if env.name.isascii() and env.name.isdigit() and 0 < int(env.name) < _FIRST:
         return int(env.name)
-    state = RunState.load(node.paths, env.uuid)
-    return _FIRST + (state.pid if state is not None else 0)
+    return _FIRST + pid

@@ -8,8 +8,8 @@ is for `xdr` to say.
 
 from __future__ import annotations
 
-import asyncio
 import struct
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -86,23 +86,36 @@ def message(procedure: int, payload: bytes) -> Frame:
     return Frame(REMOTE, VERSION, procedure, Type.MESSAGE, 0, Status.OK, payload)
 
 
-async def read(stream: asyncio.StreamReader, *, limit: int = INCOMING_LIMIT) -> Frame | None:
-    """Return the next frame, None when the other side is done; raises BadFrame."""
-    try:
-        head = await stream.readexactly(_HEADER.size)
-    except asyncio.IncompleteReadError as error:
-        if error.partial:
-            raise BadFrame("the connection ended in the middle of a frame") from error
-        return None
-    length, program, version, procedure, kind, serial, status = _HEADER.unpack(head)
-    if not _HEADER.size <= length <= limit:
-        raise BadFrame(f"a frame of {length} bytes is impossible")
-    try:
-        checked, outcome = Type(kind), Status(status)
-    except ValueError as error:
-        raise BadFrame(str(error)) from error
-    try:
-        payload = await stream.readexactly(length - _HEADER.size)
-    except asyncio.IncompleteReadError as error:
-        raise BadFrame("the connection ended in the middle of a frame") from error
-    return Frame(program, version, procedure, checked, serial, outcome, payload)
+class Cutter:
+    """Cuts what comes in into frames."""
+
+    def __init__(self, limit: int = INCOMING_LIMIT) -> None:
+        self._limit = limit
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Take what came; yield the frames that are whole now.  Raises BadFrame."""
+        rest = self._rest
+        rest += data
+        at = 0
+        while (left := len(rest) - at) >= _HEADER.size:
+            length, program, version, procedure, kind, serial, status = _HEADER.unpack_from(
+                rest, at
+            )
+            if not _HEADER.size <= length <= self._limit:
+                raise BadFrame(f"a frame of {length} bytes is impossible")
+            if left < length:
+                break
+            payload = bytes(rest[at + _HEADER.size : at + length])
+            at += length
+            try:
+                words = Type(kind), serial, Status(status), payload
+            except ValueError as error:
+                raise BadFrame(str(error)) from error
+            yield Frame(program, version, procedure, *words)
+        del rest[:at]
+
+    def end(self) -> None:
+        """Nothing more comes; raises BadFrame in the middle of a frame."""
+        if self._rest:
+            raise BadFrame("the connection ended in the middle of a frame")

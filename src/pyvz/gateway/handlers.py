@@ -1,7 +1,8 @@
 """Who answers which procedure: the functions of the modules `calls_*`, found by their names.
 
-A coroutine answers in the event loop; a plain function is a question (in a thread) or, where the
-table marks its procedure with `w`, work (a task).  Everything else is answered "not supported".
+What `prompt` has marked is first tried at once.  A coroutine answers in the event loop; a plain
+function is a question (in a thread) or, where the table marks its procedure with `w`, work (a
+task).  Everything else is answered "not supported".
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ from pyvz.gateway import (
     events,
     objectevents,
     procedures,
+    prompt,
 )
-from pyvz.gateway.connection import Handler, asking, working
-from pyvz.gateway.procedures import WRITE, Procedure
+from pyvz.gateway.connection import Handler, Handlers, Quick, asking, working
+from pyvz.gateway.procedures import READ, WRITE, Procedure
 
 MODULES: Final[tuple[ModuleType, ...]] = (
     calls_connect,
@@ -59,15 +61,20 @@ MODULES: Final[tuple[ModuleType, ...]] = (
 )
 
 
-def handlers() -> dict[str, Handler]:
+def handlers() -> Handlers:
     """Return the handler of every procedure that has one, by the procedure's name."""
     found: dict[str, Handler] = {}
+    quick: dict[int, tuple[Procedure, Quick]] = {}
     for module in MODULES:
         for name, procedure in procedures.by_name().items():
             function = vars(module).get(name)
-            if function is not None:
-                found[name] = _handler(procedure, function)
-    return found
+            if function is None:
+                continue
+            found[name] = _handler(procedure, function)
+            at_once = prompt.quick_of(function)
+            if at_once is not None and procedure.right == READ:
+                quick[procedure.number] = (procedure, at_once)
+    return Handlers(found, quick)
 
 
 def _handler(procedure: Procedure, function: Callable[..., Any]) -> Handler:

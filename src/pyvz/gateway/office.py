@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from pyvz.model.event import Event
 from pyvz.model.task import Progress
 from pyvz.operations.node import Node
+from pyvz.operations.roster import Roster
 
 T = TypeVar("T")
 
@@ -50,6 +51,10 @@ class Office(Protocol):
     @property
     def node(self) -> Node:
         """The node."""
+
+    @property
+    def roster(self) -> Roster:
+        """What is known of the node's environments."""
 
     async def query(self, function: Callable[[], T]) -> T:
         """Run a question in a thread."""

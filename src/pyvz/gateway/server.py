@@ -97,6 +97,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._office.roster.close()
 
     async def _greet(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, secure: bool

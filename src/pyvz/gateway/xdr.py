@@ -16,7 +16,6 @@ import struct
 from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from typing import Any, Final, NamedTuple
-from uuid import UUID
 
 STRING_LIMIT: Final = 4 << 20  # bytes; also of opaque values (cookies)
 LIST_LIMIT: Final = 16384  # elements
@@ -62,6 +61,12 @@ _WORD: Final = struct.Struct(">I")
 
 class BadData(Exception):
     """Bytes that are no value of the type, or a value that does not fit it."""
+
+
+class Packed(bytes):
+    """A structure that was packed before, in place of its values."""
+
+    __slots__ = ()
 
 
 class Typed(NamedTuple):
@@ -128,12 +133,18 @@ def structure(fields: str) -> Codec:
     words = [word.partition(":") for word in fields.split()]
     parts = [(field, codec(kind)) for field, _, kind in words]
 
-    def encode(out: bytearray, value: Mapping[str, Any]) -> None:
-        for field, part in parts:
-            part.encode(out, value[field])
+    encoders = [(field, part.encode) for field, part in parts]
+    decoders = [(field, part.decode) for field, part in parts]
+
+    def encode(out: bytearray, value: Mapping[str, Any] | Packed) -> None:
+        if isinstance(value, Packed):
+            out += value
+            return
+        for field, part in encoders:
+            part(out, value[field])
 
     def decode(reader: Reader) -> dict[str, Any]:
-        return {field: part.decode(reader) for field, part in parts}
+        return {field: part(reader) for field, part in decoders}
 
     return Codec(encode, decode, sum(part.smallest for _, part in parts))
 
@@ -220,7 +231,9 @@ def _write_uuid(out: bytearray, value: str) -> None:
 
 
 def _read_uuid(reader: Reader) -> str:
-    return str(UUID(bytes=bytes(reader.take(16))))
+    digits = reader.take(16).hex()
+    parts = (digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])
+    return "-".join(parts)
 
 
 def _optional(inner: Codec) -> Codec:

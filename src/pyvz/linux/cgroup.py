@@ -80,6 +80,9 @@ class Cgroups(Protocol):
     def frozen(self, name: str) -> bool:
         """Whether it is frozen."""
 
+    def events_file(self, name: str) -> str:
+        """Return a file that inotify(7) tells of when it freezes, thaws, or its last one ends."""
+
     def kill(self, name: str) -> None:
         """Send SIGKILL to every process; also to frozen ones.  Does not wait."""
 

@@ -115,6 +115,10 @@ class Tree:
         """Whether the container was frozen from outside (by `freeze`)."""
         return cgroupfs.read(f"{self.path(name)}/cgroup.freeze") == "1"
 
+    def events_file(self, name: str) -> str:
+        """Return the file that inotify(7) tells of when it freezes, thaws, or its last one ends."""
+        return f"{self.path(name)}/cgroup.events"
+
     def populated(self, name: str) -> bool:
         """Whether a living process is in the container."""
         return bool(cgroupfs.read_keyed(f"{self.path(name)}/cgroup.events").get("populated"))

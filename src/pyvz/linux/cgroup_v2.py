@@ -247,6 +247,10 @@ class CgroupsV2:
         """Whether the container is frozen."""
         return self.tree.frozen(name)
 
+    def events_file(self, name: str) -> str:
+        """Return what tells of its freezing and its end."""
+        return self.tree.events_file(name)
+
     def kill(self, name: str) -> None:
         """Kill every process."""
         self.tree.kill(name)

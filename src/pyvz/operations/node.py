@@ -34,10 +34,10 @@ from pyvz.vm.runtime import Machines, Process
 CONTAINERS_UNIT = "machine.slice/pyvz-containers.service"
 
 
-_PASSING = frozenset({Status.STARTING, Status.STOPPING, Status.SUSPENDING, Status.RESUMING})
+PASSING = frozenset({Status.STARTING, Status.STOPPING, Status.SUSPENDING, Status.RESUMING})
 # States of a machine that is held by a verb, and QEMU's words for one that goes on by itself.
 _UNDER_WAY = frozenset({Status.STOPPING, Status.SUSPENDING, Status.RESUMING})
-_GOING = frozenset({"", "running", "shutdown", "save-vm", "restore-vm", "finish-migrate"})
+GOING = frozenset({"", "running", "shutdown", "save-vm", "restore-vm", "finish-migrate"})
 
 
 class EventSink(Protocol):
@@ -157,7 +157,7 @@ class StatusReader:
         if state is None:
             return Status.STARTING
         word = self._node.machines.state(env.uuid)
-        return Status.RUNNING if word in _GOING else Status.PAUSED
+        return Status.RUNNING if word in GOING else Status.PAUSED
 
     def _of_running(self, env: Environment) -> Status:
         found = self._under_way(env)
@@ -168,7 +168,7 @@ class StatusReader:
     def _under_way(self, env: Environment) -> Status | None:
         """The state that somebody at work on it has written down."""
         state = RunState.load(self._node.paths, env.uuid)
-        if state is None or state.status not in _PASSING:
+        if state is None or state.status not in PASSING:
             return None
         return state.status if holder(self._node.paths, env.uuid) is not None else None
 
