@@ -146,6 +146,31 @@ def test_live_twenty_times(two_nodes: TwoNodes, tiny_iso: Path) -> None:
     machine.whole()
 
 
+@pytest.mark.long
+@pytest.mark.requires("program:swtpm")
+def test_two_disks_and_a_tpm(two_nodes: TwoNodes, tiny_iso: Path) -> None:
+    """Every disk follows, and what the TPM knows since the boot and for ever."""
+    machine = Machine(two_nodes, tiny_iso)
+    add = ("--device-add", "hdd", "--size", "32M", "--iface", "virtio")
+    two_nodes.a.prlctl("set", "vm1", *add)
+    two_nodes.a.prlctl("set", "vm1", "--tpm", "on")
+    machine.boot()
+    machine.load()
+    machine.inside("dd if=/dev/urandom of=/dev/vda bs=1M count=32 2>/dev/null; sync")
+    disk = machine.inside("md5sum </dev/vda")
+    registers = machine.inside("cat /sys/class/tpm/tpm0/pcr-sha256/*")
+    assert len(set(registers.split())) > 2  # the firmware has measured what it started
+    for _ in range(2):
+        machine.move()
+        machine.inside("echo 3 >/proc/sys/vm/drop_caches")
+        assert machine.inside("md5sum </dev/vda") == disk
+        assert machine.inside("cat /sys/class/tpm/tpm0/pcr-sha256/*") == registers
+        home = next((machine.at.root / "vz/vmprivate").iterdir())
+        assert (home / "tpm/tpm2-00.permall").stat().st_size > 0
+        assert not list((machine.other.root / "vz/vmprivate").iterdir())
+    machine.whole()
+
+
 @pytest.fixture
 def shared(two_nodes: TwoNodes) -> Iterator[TwoNodes]:
     """Both nodes with one /vz/vmprivate, as on NFS."""

@@ -53,6 +53,25 @@ class Shell:
         return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", self.until(f"done{len(words)}"))
 
 
+def test_secure_boot(world: World) -> None:
+    """The firmware's own shell, which is not signed, is refused; without secure boot it starts."""
+    world.run("prlctl", "create", "vm", "--vmtype", "vm")
+    assert "needs UEFI" in world.run("prlctl", "set", "vm", "--efi-secure-boot", "on", code=255)
+    words = ("--efi-boot", "on", "--efi-secure-boot", "on", "--memsize", "256")
+    world.run("prlctl", "set", "vm", *words)
+    assert "EFI secure boot: on" in world.run("prlctl", "list", "-i", "vm")
+    world.run("prlctl", "start", "vm")
+    assert "stopped" in world.run("prlctl", "set", "vm", "--efi-secure-boot", "off", code=255)
+    first = Shell(world)
+    first.until("Security Violation")
+    first.sock.close()
+    world.run("prlctl", "stop", "vm", "--kill")
+    world.run("prlctl", "set", "vm", "--efi-secure-boot", "off")
+    second = shell(world)
+    second.sock.close()
+    world.run("prlctl", "stop", "vm", "--kill")
+
+
 def shell(world: World) -> Shell:
     world.run("prlctl", "start", "vm")
     found = Shell(world)

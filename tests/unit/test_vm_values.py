@@ -86,6 +86,11 @@ MACHINES = {
         secrets=(("key-hdd0", 26),),
         incoming=True,
     ),
+    "vm-trusted": spec(
+        firmware=Firmware("/usr/share/OVMF/CODE.secboot.fd", "/dev/fdset/21", secure=True),
+        tpm=27,
+        hugepages=True,
+    ),
 }
 
 
@@ -98,6 +103,19 @@ def test_command_line(name: str) -> None:
     if os.environ.get("PYVZ_REGEN"):
         path.write_text(text)
     assert text == path.read_text()
+
+
+def test_secure_boot_needs_its_board() -> None:
+    plain = Config.parse(BASE)
+    on = ("efi-secure-boot", "on")
+    with pytest.raises(UsageError, match="UEFI"):
+        machineoptions.plan(plain, "prlctl", (on,))
+    made = machineoptions.plan(plain, "prlctl", (("efi-boot", "on"), on))
+    with pytest.raises(UsageError, match="UEFI"):
+        machineoptions.plan(made.config, "prlctl", (("efi-boot", "off"),))
+    old = Config.parse(BASE | {"VM_CHIPSET": "piix", "VM_EFI": "yes"})
+    with pytest.raises(UsageError, match="q35"):
+        machineoptions.plan(old, "prlctl", (on,))
 
 
 def test_nothing_below_an_image_is_left_to_the_image() -> None:

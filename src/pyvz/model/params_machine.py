@@ -101,6 +101,21 @@ VIDEO = Param(
 EFI = _switch(
     "machine.efi", "VM_EFI", "efi-boot", "boot by UEFI instead of the BIOS", "boot by EFI"
 )
+SECURE_BOOT = _switch(
+    "machine.secure_boot",
+    "VM_SECURE_BOOT",
+    "efi-secure-boot",
+    "UEFI starts only what is signed, by the keys that distributions and Windows are signed with",
+    "start only what is signed",
+)
+TPM = _switch("machine.tpm", "VM_TPM", "tpm", "a TPM 2.0, by swtpm", "a TPM 2.0")
+HUGEPAGES = _switch(
+    "machine.hugepages",
+    "VM_HUGEPAGES",
+    "hugepages",
+    "the guest's memory is taken from the node's huge pages (vm.nr_hugepages)",
+    "memory from the node's huge pages",
+)
 BOOT_MENU = _switch(
     "machine.boot_menu",
     "VM_BOOT_MENU",

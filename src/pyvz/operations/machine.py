@@ -98,8 +98,8 @@ def begin(node: Node, env: Environment, options: Start, progress: Progress) -> N
 def wake(node: Node, env: Environment, progress: Progress) -> None:
     """Let a suspended machine go on from its saved state; raises RestoreError (state is kept)."""
     progress.stage("Resuming")
-    made = machinestate.layout(env)
     config = node.registry.config(env)
+    made = machinestate.layout(env)._replace(hugepages=config.machine.hugepages)
     state = State(made, lambda monitor: machinestate.put_in(env, monitor, made))
     machineground.bring_up(node, env, config, state)
     node.publish("ve-resume", env)

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from pyvz.errors import BadValue, MigrationError, ProtocolError, VZError
+from pyvz.errors import BadValue, InvalidState, MigrationError, ProtocolError, VZError
 from pyvz.migration.bridge import Bridge
 from pyvz.migration.offer import MIRROR, DiskOffer, Offer
 from pyvz.migration.wire import Channel, Wire
@@ -68,12 +68,18 @@ class Arrival:
         try:
             told = json.loads(frame)
             layout = Layout.from_json(told["layout"])
+            layout = layout._replace(hugepages=self._config.machine.hugepages)
         except (ValueError, KeyError, TypeError) as error:
             raise BadValue(f"The other node's machine cannot be understood: {error}") from error
         self._paused = bool(offer.checkpoint.get("paused"))
         self._post_copy = bool(told.get("post-copy"))
         node, env = self._node, self._env
         machinecreate.furnish_missing(env.home)
+        if shared and self._config.machine.tpm:
+            raise InvalidState(
+                f"{env.name} has a TPM, whose state both nodes would have open",
+                hint=f"prlctl suspend {env.name}, migrate it, and resume it there.",
+            )
         mirrored = [] if shared else [each for each in offer.disks if each.form == MIRROR]
         self._make_images(mirrored)
         state = machineground.State(layout, lambda monitor: machinestate.plug_in(monitor, layout))

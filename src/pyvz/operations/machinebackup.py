@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,13 +36,14 @@ from pyvz.operations.capturedisk import Copy
 from pyvz.operations.node import Node
 from pyvz.storage.daemon import NODE, Daemon
 from pyvz.store.journal import Journal, Record
-from pyvz.vm import firmware, image, mirror, moment
+from pyvz.vm import firmware, image, mirror, moment, tpm
 from pyvz.vm.moment import View
 
 log = logging.getLogger(__name__)
 
 VERB: Final = "machine-backup"  # of the journal records that `repair` understands
-VARIABLES: Final = firmware.VARIABLES  # the disk of that name is this file
+# Disks of these names are files: the firmware's variables, and what the TPM knows.
+_BESIDE: Final = {firmware.VARIABLES: firmware.VARIABLES, tpm.STATE: f"{tpm.DIRECTORY}/{tpm.STATE}"}
 _KEPT: Final = ".backup"
 _SOCKET: Final = "nbd.sock"
 
@@ -61,10 +63,8 @@ class Disks:
     ) -> tuple[Disk, ...]:
         """Store every disk; of those that PARENT has, only what changed since."""
         found = capturedisk.back_up(self._copies, (writer, chunks), parent, progress)
-        variables = self._env.home / VARIABLES
-        if variables.exists():
-            found = (*found, _file(variables, writer, progress))
-        return found
+        paths = (self._env.home / path for path in _BESIDE.values())
+        return (*found, *(_file(path, writer, progress) for path in paths if path.exists()))
 
     def keep(self) -> None:
         """After the commit: bitmaps of earlier backups go."""
@@ -76,8 +76,10 @@ class Disks:
 
 def _file(path: Path, writer: Writer, progress: Progress) -> Disk:
     """Store a file as a disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise StorageError(f"{path} is no file")
         size = os.fstat(fd).st_size
         pages = images.back_up(Source(fd, 0, size), writer, progress)
         return Disk(path.name, IMAGE, "file", size, None, pages)
@@ -284,6 +286,14 @@ def repair(node: Node, record: Record) -> None:
 
 
 # What a repository gives back
+
+
+def target_of(directory: Path, disk: Disk, image_name: str | None) -> Path:
+    """Return where in the home DIRECTORY a disk of a backup belongs."""
+    path = directory / (image_name or _BESIDE.get(disk.name, disk.name))
+    if path.parent != directory:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+    return path
 
 
 def fill(disk: Disk, index: Index, target: Path, chunks: Chunks, progress: Progress) -> None:

@@ -111,11 +111,13 @@ def _disks_below(descriptor: int, path: Path) -> list[tuple[int, int]]:
     return list(blockdevice.disks_of(path))
 
 
-def open_firmware(env: Environment, opened: ExitStack) -> tuple[Firmware, int]:
-    """Open the machine's UEFI variables, made from the empty ones when there are none yet."""
-    ovmf = firmware.find()
+def open_firmware(
+    env: Environment, opened: ExitStack, *, secure: bool = False
+) -> tuple[Firmware, int]:
+    """Open the machine's UEFI variables, made from those to begin with when there are none yet."""
+    ovmf = firmware.find(secure=secure)
     path = env.home / firmware.VARIABLES
     if not path.exists():
         write_atomic(path, ovmf.variables.read_bytes(), 0o600)
     descriptor = _opened(path, opened, writable=True)
-    return Firmware(os.fspath(ovmf.code), f"/dev/fdset/{descriptor}"), descriptor
+    return Firmware(os.fspath(ovmf.code), f"/dev/fdset/{descriptor}", secure), descriptor

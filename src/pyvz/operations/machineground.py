@@ -24,16 +24,26 @@ from pyvz.operations import (
     machinenet,
     machineserial,
     machinestate,
+    machinetpm,
     memory,
     vncpassword,
 )
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal
 from pyvz.store.state import RunState
-from pyvz.vm import accelerator
+from pyvz.vm import accelerator, hugepages
 from pyvz.vm.monitor import Monitor
 from pyvz.vm.runtime import Launch, Process
-from pyvz.vm.spec import OVERHEAD, Layout, from_config, laid_out, layout_of
+from pyvz.vm.spec import (
+    OVERHEAD,
+    Firmware,
+    Layout,
+    from_config,
+    laid_out,
+    layout_of,
+    memory_of,
+)
+from pyvz.vm.tpm import Companion
 
 log = logging.getLogger(__name__)
 
@@ -109,16 +119,18 @@ def _launch(
     spec = from_config(env.uuid, env.name, config, cpus=cpus, accelerator=chosen.name)
     if state is not None:
         spec = laid_out(spec, state.layout)
+    uid = node.id_ranges.allocate(env.uuid).first
     drives = machinedrives.open_all(env, config, opened)
     files = list(drives.descriptors)
-    if config.machine.efi:
-        firmware, descriptor = machinedrives.open_firmware(env, opened)
-        spec = spec._replace(firmware=firmware)
-        files.append(descriptor)
+    board = _board(env, config, uid, opened)
+    if board.firmware is not None:
+        files.append(board.variables)
     nics = machinenet.open_all(node, env, config, opened)
     serials = machineserial.open_all(env, config, opened)
     secrets = machinekeys.open_all(node, config, opened)
     spec = spec._replace(
+        firmware=board.firmware,
+        tpm=board.tpm,
         drives=drives.drives,
         nics=nics,
         serials=serials.ports,
@@ -133,12 +145,38 @@ def _launch(
             *(*files, *serials.files, *serials.sockets),
             *(nic.tap for nic in nics),
             *(descriptor for _, descriptor in secrets),
+            *((board.tpm,) if board.companions else ()),
         ),
-        uid=node.id_ranges.allocate(env.uuid).first,
+        uid=uid,
         limits=machinelimits.of(config, spec, cpus=cpus),
         disks=drives.disks,
         log=node.paths.log / "vm" / f"{env.uuid}.log",
+        companions=board.companions,
     )
+
+
+class _Board(NamedTuple):
+    """What is on the board beside processor and memory.  variables, tpm: descriptors."""
+
+    firmware: Firmware | None = None
+    variables: int = -1
+    tpm: int = -1
+    companions: tuple[Companion, ...] = ()
+
+
+def _board(env: Environment, config: Config, uid: int, opened: ExitStack) -> _Board:
+    """Open firmware and TPM, and look whether there is memory of the kind that is wanted."""
+    board = _Board()
+    if config.machine.efi:
+        secure = config.machine.secure_boot
+        firmware, variables = machinedrives.open_firmware(env, opened, secure=secure)
+        board = board._replace(firmware=firmware, variables=variables)
+    if config.machine.tpm:
+        way, companion = machinetpm.open_all(env, uid, opened)
+        board = board._replace(tpm=way, companions=(companion,))
+    if config.machine.hugepages:
+        hugepages.check(memory_of(config))
+    return board
 
 
 def running_state(process: Process, layout: Layout) -> RunState:

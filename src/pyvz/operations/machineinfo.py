@@ -43,6 +43,7 @@ def info(source: Source, *, full: bool) -> Row:
         "Autocompact": _on(config.disk.autocompact),
         "Boot order": "".join(f"{name} " for name in boot_places(config)),
         "EFI boot": _on(settings.efi),
+        **({"EFI secure boot": "on"} if settings.secure_boot else {}),
         "Allow select boot device": _on(settings.boot_menu),
         "External boot device": "",
         "On guest crash": settings.on_crash,
@@ -95,9 +96,12 @@ def _display(source: Source) -> Row:
 def _hardware(source: Source, *, full: bool) -> Row:
     config = source.config
     settings = config.machine
+    memory: Row = {"size": f"{memory_of(config)}Mb", "hotplug": settings.mem_hotplug}
+    if settings.hugepages:
+        memory["hugepages"] = True
     hardware: Row = {
         "cpu": _cpu(config),
-        "memory": {"size": f"{memory_of(config)}Mb", "hotplug": settings.mem_hotplug},
+        "memory": memory,
         "video": {
             "size": f"{settings.video}Mb", "3d acceleration": "off", "vertical sync": "yes",
         },
@@ -114,6 +118,8 @@ def _hardware(source: Source, *, full: bool) -> Row:
         hardware[port.name] = _port(port)
     if settings.usb:
         hardware["usb0"] = {"enabled": True}
+    if settings.tpm:
+        hardware["tpm0"] = {"enabled": True}
     return hardware
 
 

@@ -28,11 +28,13 @@ from pyvz.operations import (
 )
 from pyvz.operations.node import Node
 from pyvz.store import savedstates
-from pyvz.vm import accelerator, commandline, firmware, image
+from pyvz.vm import accelerator, commandline, firmware, image, tpm
 from pyvz.vm.spec import Layout
 
 REST: Final = "rest"  # the name under which everything beside the disks travels
-_BESIDE: Final = ("scripts", "dump", "snapshots", "Snapshots.xml", firmware.VARIABLES)
+_BESIDE: Final = (
+    *("scripts", "dump", "snapshots", "Snapshots.xml", firmware.VARIABLES, tpm.DIRECTORY),
+)
 _VERSION: Final = re.compile(r"version (\d+)\.(\d+)")
 
 
@@ -156,6 +158,10 @@ def check(node: Node, offer: Offer) -> None:
     _discs(config)
     for drive in disks_of(config):
         machinekeys.of(node, drive)  # a key does not travel: it has to be there
+    if config.machine.efi:
+        firmware.find(secure=config.machine.secure_boot)
+    if config.machine.tpm:
+        tpm.check()
     _cards(node, offer, config)
 
 

@@ -61,6 +61,7 @@ def plan(config: Config, dialect: str, given: GivenOptions) -> MachinePlan:
         reader.read(normal(name), text)
     nics = netdevice.take(config, dialect, reader.rest)
     made = options.plan(nics.config, dialect, nics.rest, Kind.VM)
+    _check_board(made.config)
     changes = reader.changes(config)
     secret = reader.secret
     if made.config.machine.vnc_open and "machine.vnc_open" in made.fields:
@@ -77,6 +78,16 @@ def plan(config: Config, dialect: str, given: GivenOptions) -> MachinePlan:
         password=made.password,
         secret=secret,
     )
+
+
+def _check_board(config: Config) -> None:
+    machine = config.machine
+    if machine.secure_boot and not machine.efi:
+        raise UsageError(
+            "Secure boot needs UEFI", hint="--efi-boot on --efi-secure-boot on, or both off."
+        )
+    if machine.secure_boot and machine.chipset != "q35":
+        raise UsageError("Secure boot needs the chipset q35")
 
 
 def _check_one_device(given: GivenOptions) -> None:

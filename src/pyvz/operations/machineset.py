@@ -36,7 +36,7 @@ from pyvz.operations.machinedisk import Changes
 from pyvz.operations.machineoptions import MachinePlan
 from pyvz.operations.node import Node
 from pyvz.operations.options import GivenOptions
-from pyvz.vm import image, plug
+from pyvz.vm import firmware, image, plug
 from pyvz.vm.monitor import Monitor
 from pyvz.vm.spec import Layout, cpus_of, from_config, memory_of
 
@@ -83,6 +83,8 @@ def set_options(node: Node, env: Environment, dialect: str, given: GivenOptions)
                 f"{env.name} must run to have a password set inside",
                 hint="Start it; the guest needs its agent for it.",
             )
+        if running and old.machine.secure_boot != made.config.machine.secure_boot:
+            raise UsageError(f"{env.name} must be stopped to turn secure boot on or off")
         new = machinenet.settled(node, env, made.config)
         if old.identity.type == "template" and new.identity.type != "template":
             machineclone.check_unused(node, env)
@@ -119,6 +121,9 @@ def _change(
         _secret(node, env, new, made, running=running)
         if made.password is not None:
             machineguest.set_password(node, env, made.password)
+        if old.machine.secure_boot != new.machine.secure_boot:
+            # Its keys are variables: it begins with those that the other firmware begins with.
+            (env.home / firmware.VARIABLES).unlink(missing_ok=True)
         save(node, env, old, new)
         undo.pop_all()
     rows = [params.by_field(field) for field in dict.fromkeys(made.fields) if field in waiting]
@@ -206,7 +211,7 @@ def _memory(live: _Live, undo: ExitStack) -> bool:
             return True
         size = _dimm(made, wanted)
         undo.callback(machineground.note_layout, live.node, live.env, made)
-        plug.add_memory(live.monitor, len(made.dimms), size)
+        plug.add_memory(live.monitor, len(made.dimms), size, hugepages=made.hugepages)
         machineground.note_layout(live.node, live.env, made._replace(dimms=(*made.dimms, size)))
     undo.callback(_balloon_quietly, live.monitor, before)
     plug.balloon(live.monitor, wanted)

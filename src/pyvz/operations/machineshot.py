@@ -4,6 +4,7 @@
     <home>/snapshots/<guid>.conf     vm.conf as it was
     <home>/snapshots/<guid>.json     how a running machine was put together (Layout)
     <home>/snapshots/<guid>.nvram    the firmware's variables, of one that has them
+    <home>/snapshots/<guid>.tpm      what its TPM knew (that of one with memory is in there, too)
 
 Disks: an internal snapshot of each image, called by the id.  Memory: QEMU writes it into the first
 image beside it (snapshot-save).  Taking one commits when Snapshots.xml names it.
@@ -28,7 +29,7 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
 from pyvz.model.secret import Secret
-from pyvz.operations import machinedrives, machineground, machinekeys, machinestate
+from pyvz.operations import machinedrives, machineground, machinekeys, machinestate, machinetpm
 from pyvz.operations.node import Node
 from pyvz.store import savedstates
 from pyvz.store.journal import Journal, Record
@@ -62,6 +63,10 @@ def _variables(env: Environment, guid: str) -> Path:
     return _conf(env, guid).with_suffix(".nvram")
 
 
+def _tpm(env: Environment, guid: str) -> Path:
+    return _conf(env, guid).with_suffix(".tpm")
+
+
 def _keep(source: Path, target: Path) -> None:
     """Copy the firmware's variables; without a source there are none afterwards."""
     if source.exists():
@@ -92,6 +97,9 @@ def take(
     _directory(env).mkdir(mode=0o700, exist_ok=True)
     write_atomic(_conf(env, guid), node.registry.conf_file(env).render(), 0o600)
     _keep(env.home / firmware.VARIABLES, _variables(env, guid))
+    known = machinetpm.state(env)
+    if known is not None:
+        write_atomic(_tpm(env, guid), known, 0o600)
     if not running:
         for drive in disks:
             key = machinekeys.of(node, drive)
@@ -125,6 +133,7 @@ def discard(node: Node, env: Environment, guid: str, disks: tuple[Drive, ...]) -
     _conf(env, guid).unlink(missing_ok=True)
     _layout(env, guid).unlink(missing_ok=True)
     _variables(env, guid).unlink(missing_ok=True)
+    _tpm(env, guid).unlink(missing_ok=True)
 
 
 def _drop(path: Path, guid: str, key: Secret | None) -> None:
@@ -146,6 +155,8 @@ def apply(
         image.drop_bitmaps(machinedrives.source_of(env, drive), key=key)
         image.snapshot(machinedrives.source_of(env, drive), "-a", _tag(item.guid), key=key)
     _keep(_variables(env, item.guid), env.home / firmware.VARIABLES)
+    known = _tpm(env, item.guid)
+    machinetpm.put_back(env, known.read_bytes() if known.exists() else None)
     machinestate.forget(env)
     savedstates.save(env.home, states.switched(item.guid))
 
@@ -170,6 +181,7 @@ def load_memory(node: Node, env: Environment, guid: str) -> None:
     except (OSError, ValueError) as error:
         raise SnapshotError(f"The memory of snapshot {guid} cannot be understood") from error
     config = node.registry.config(env)
+    made = made._replace(hugepages=config.machine.hugepages)
     disks = disks_of(config)
 
     def load(monitor: Monitor) -> None:

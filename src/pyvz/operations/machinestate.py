@@ -119,7 +119,7 @@ def plug_in(monitor: Monitor, made: Layout) -> None:
     if made.plugged:
         plug.add_cpus(monitor, made.cpus + made.plugged)
     for number, size in enumerate(made.dimms):
-        plug.add_memory(monitor, number, size)
+        plug.add_memory(monitor, number, size, hugepages=made.hugepages)
 
 
 def await_migration(monitor: Monitor, progress: Progress | None) -> None:

@@ -195,7 +195,7 @@ def _fill_machine(
     repository, directory = where
     names = {each.name: each.image for each in _drives(manifest)}
     index = content.index_of(disk, repository.chunks)
-    target = directory / names.get(disk.name, disk.name)
+    target = machinebackup.target_of(directory, disk, names.get(disk.name))
     machinebackup.fill(disk, index, target, repository.chunks, progress)
 
 

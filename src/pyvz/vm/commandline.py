@@ -26,8 +26,10 @@ AGENT_PORT = "org.qemu.guest_agent.0"
 FW_CFG = "opt/io.pyvz/files"  # read by the template's pyvz-guest (template/machinetree.py)
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _MODELS = {"virtio": "virtio-net-pci", "e1000": "e1000", "rtl": "rtl8139"}
+_MAIN_MEMORY = "pc.ram"  # as QEMU calls it by itself, so that saved states fit either way
 _VNC_BASE = 5900
 _VNC_LAST = 199
+HUGE_PAGE = 2 << 20  # bytes
 
 Object = dict[str, Any]
 
@@ -47,7 +49,7 @@ def argv(spec: MachineSpec, sockets: Sockets) -> list[str]:
         words += ["-add-fd", f"fd={descriptor},set={descriptor}"]
     for name, descriptor in spec.secrets:
         words += ["-object", _json(_secret(name, descriptor))]
-    words += _firmware(spec)
+    words += _firmware(spec) + _tpm(spec)
     for device in _devices(spec):
         words += ["-device", _json(device)]
     words += _channel("agent", sockets.agent) + _serials(spec, sockets)
@@ -84,12 +86,27 @@ def _board(spec: MachineSpec) -> list[str]:
     machine += ",usb=off,vmport=off,dump-guest-core=off"
     if spec.firmware is not None:
         machine += ",pflash0=firmware-code,pflash1=firmware-variables"
+        machine += ",smm=on" if spec.firmware.secure else ""
     cores = spec.max_cpus // spec.sockets
     smp = f"cpus={spec.cpus},maxcpus={spec.max_cpus},sockets={spec.sockets},cores={cores},threads=1"
     memory = f"size={spec.memory}M"
     if spec.max_memory > spec.memory:
         memory += f",slots={MEMORY_SLOTS},maxmem={spec.max_memory}M"
-    return ["-machine", machine, *_accelerator(spec), "-smp", smp, "-m", memory]
+    words = ["-machine", machine, *_accelerator(spec), "-smp", smp, "-m", memory]
+    if spec.hugepages:
+        words[1] += f",memory-backend={_MAIN_MEMORY}"
+        backend = memory_backend(_MAIN_MEMORY, spec.memory << 20, hugepages=True)
+        words += ["-object", _json(backend)]
+    return words
+
+
+def memory_backend(name: str, size: int, *, hugepages: bool) -> Object:
+    """Return the object that memory of SIZE bytes comes from, for -object and object-add."""
+    if not hugepages:
+        return {"qom-type": "memory-backend-ram", "id": name, "size": size}
+    # By memfd_create(2): no file system has to be mounted for it, and none has to be let in.
+    kind = {"qom-type": "memory-backend-memfd", "id": name, "size": size}
+    return kind | {"hugetlb": True, "hugetlbsize": HUGE_PAGE}
 
 
 def _accelerator(spec: MachineSpec) -> list[str]:
@@ -107,6 +124,11 @@ def _firmware(spec: MachineSpec) -> list[str]:
     if spec.firmware is None:
         return []
     words: list[str] = []
+    if spec.firmware.secure:
+        # Only the firmware in system management mode may write the variables; a guest that wakes up
+        # would get past it.
+        words += ["-global", "driver=cfi.pflash01,property=secure,value=on"]
+        words += ["-global", "ICH9-LPC.disable_s3=1"]
     parts = (("code", spec.firmware.code, True), ("variables", spec.firmware.variables, False))
     for part, path, readonly in parts:
         file = {"driver": "file", "filename": path, "node-name": f"firmware-{part}-file"}
@@ -114,6 +136,14 @@ def _firmware(spec: MachineSpec) -> list[str]:
         for node in (file, raw):
             words += ["-blockdev", _json(node | {"read-only": readonly})]
     return words
+
+
+def _tpm(spec: MachineSpec) -> list[str]:
+    if spec.tpm < 0:
+        return []
+    words = ["-chardev", f"socket,id=tpm-way,fd={spec.tpm}"]
+    words += ["-tpmdev", "emulator,id=tpm-host,chardev=tpm-way"]
+    return [*words, "-device", _json({"driver": "tpm-crb", "id": "tpm0", "tpmdev": "tpm-host"})]
 
 
 def _devices(spec: MachineSpec) -> list[Object]:

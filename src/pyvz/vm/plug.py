@@ -44,14 +44,14 @@ def add_cpus(monitor: Monitor, wanted: int) -> list[str]:
     return made
 
 
-def add_memory(monitor: Monitor, number: int, size: int) -> None:
+def add_memory(monitor: Monitor, number: int, size: int, *, hugepages: bool = False) -> None:
     """Plug in a DIMM of SIZE MiB as the machine's NUMBERth; raises SetError."""
     if number >= MEMORY_SLOTS:
         raise NotEnoughResources(
             "All memory slots of the virtual machine are taken", hint="Restart it."
         )
     memory, device = f"memory{number}", f"dimm{number}"
-    backend = {"qom-type": "memory-backend-ram", "id": memory, "size": size << 20}
+    backend = commandline.memory_backend(memory, size << 20, hugepages=hugepages)
     monitor.execute("object-add", backend)
     try:
         monitor.execute("device_add", {"driver": "pc-dimm", "id": device, "memdev": memory})

@@ -49,11 +49,13 @@ from pyvz.model.usage import Usage
 from pyvz.store.paths import Paths
 from pyvz.vm import commandline
 from pyvz.vm.image import WRONG_KEY
-from pyvz.vm.launcher import Launchers
+from pyvz.vm.launcher import Launcher, Launchers
 from pyvz.vm.monitor import Event, Loop, Monitor
 from pyvz.vm.spec import MachineSpec, Sockets
+from pyvz.vm.tpm import Companion
 
 START = 60.0  # seconds for QEMU to answer on its monitor; a loaded node may take some
+COMPANIONS = 2.0  # seconds for what runs beside QEMU to end with it
 REACH = 5.0  # seconds to reach the monitor of a machine that runs
 MAX_LOG = 1 << 20  # bytes of an old log that are kept at a start
 SOCKETS = Sockets._fields
@@ -79,7 +81,10 @@ class End(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """How QEMU is started.  descriptors: that it keeps.  uid: its user and group."""
+    """How QEMU is started.  descriptors: that it keeps.  uid: its user and group.
+
+    companions: programs that run beside it, started first.
+    """
 
     spec: MachineSpec
     descriptors: tuple[int, ...]
@@ -87,6 +92,7 @@ class Launch(NamedTuple):
     limits: Limits
     disks: tuple[tuple[int, int], ...]
     log: Path
+    companions: tuple[Companion, ...] = ()
 
 
 class Machines:
@@ -99,7 +105,7 @@ class Machines:
         self._guard = threading.RLock()
         self._monitors: dict[str, Monitor] = {}
         self._connecting: dict[str, Future[Monitor]] = {}
-        self._children: dict[str, programs.Process] = {}
+        self._children: dict[str, list[programs.Process]] = {}
         self._on_end: Callable[[End], None] | None = None
         self._on_event: Callable[[str, Event], None] | None = None
         self._pool = ThreadPoolExecutor(4, "machine")
@@ -144,17 +150,25 @@ class Machines:
             words = commandline.argv(launch.spec, sockets)
             request = _request(self._cgroups.entry(uuid), words, launch)
             log = opened.enter_context(_log(launch.log))
-            launcher = self._launchers.take()
+            launcher = self._taken(uuid)
             child = launcher.process
             process = Process(child.pid, start_time(child.pid))
-            with self._guard:
-                self._children[uuid] = child
             # Before it becomes QEMU, so that no death of ours leaves one that nobody knows.
             data = {"boot": boot_id(), "pid": process.pid, "start": process.start_time}
             text = json.dumps(data)
             write_atomic(directory / "process.json", text, 0o600, durable=False)
+            for each in launch.companions:
+                beside = request | {"argv": list(each.argv), "groups": []}
+                self._taken(uuid).execute(beside, each.descriptors, log)
             launcher.execute(request, (*sockets, *launch.descriptors), log)
         return process
+
+    def _taken(self, uuid: str) -> Launcher:
+        """Return a launcher, whose process is the machine's from now on."""
+        launcher = self._launchers.take()
+        with self._guard:
+            self._children.setdefault(uuid, []).append(launcher.process)
+        return launcher
 
     def _await_monitor(self, launch: Launch, process: Process, connecting: Future[Monitor]) -> None:
         """Wait for QEMU's greeting: the socket listened already before it was started."""
@@ -193,16 +207,23 @@ class Machines:
             monitor = self._monitors.pop(uuid, None)
         if monitor is not None:
             monitor.close()
+        if uuid not in self.running() and not self._cgroups.wait_empty(uuid, COMPANIONS):
+            self._cgroups.kill(uuid)  # what ran beside it and should have ended with it
+            self._cgroups.wait_empty(uuid, COMPANIONS)
         self._reap(uuid)
         self._cgroups.remove(uuid)
         shutil.rmtree(self.directory(uuid), ignore_errors=True)
 
     def _reap(self, uuid: str) -> None:
         with self._guard:
-            child = self._children.get(uuid)
-            if child is not None and child.poll() is not None:
-                child.close()
-                del self._children[uuid]
+            living = []
+            for child in self._children.pop(uuid, []):
+                if child.poll() is None:
+                    living.append(child)
+                else:
+                    child.close()
+            if living:
+                self._children[uuid] = living
 
     def wait_end(self, uuid: str, timeout: float) -> bool:
         """Wait until QEMU has ended; True when it has in time (or did not run)."""

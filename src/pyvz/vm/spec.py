@@ -82,10 +82,11 @@ class Remote(NamedTuple):
 
 
 class Firmware(NamedTuple):
-    """UEFI: the code, and what to open for the variables."""
+    """UEFI: the code, and what to open for the variables.  secure: for secure boot."""
 
     code: str
     variables: str
+    secure: bool = False
 
 
 class MachineSpec(NamedTuple):
@@ -95,6 +96,8 @@ class MachineSpec(NamedTuple):
     files: descriptors that drives and firmware name as /dev/fdset/N.
     secrets: objects that hold a key, each with the descriptor that the key is read from.
     told: what the inside is told by fw_cfg, in base64.  incoming: it goes on from a saved state.
+    tpm: descriptor of the way to its TPM (tpm.py); -1: it has none.
+    hugepages: the guest's memory is taken from the node's huge pages.
     """
 
     uuid: str
@@ -120,6 +123,8 @@ class MachineSpec(NamedTuple):
     secrets: tuple[tuple[str, int], ...] = ()
     told: str = ""
     incoming: bool = False
+    tpm: int = -1
+    hugepages: bool = False
 
 
 def memory_of(config: Config) -> int:
@@ -176,6 +181,7 @@ def from_config(
         usb=machine.usb or machine.vnc_mode != "off",
         nested=machine.nested,
         boot_menu=machine.boot_menu,
+        hugepages=machine.hugepages,
         remote=_remote(config),
     )
 
@@ -192,6 +198,7 @@ class Layout(NamedTuple):
     """How a running machine is put together, as a saved state of it must find it again.
 
     plugged: CPUs that were added while it ran.  dimms: memory that was added, in MiB.
+    hugepages: where its memory comes from; a saved state fits either way.
     """
 
     type: str
@@ -201,6 +208,7 @@ class Layout(NamedTuple):
     max_memory: int
     plugged: int = 0
     dimms: tuple[int, ...] = ()
+    hugepages: bool = False
 
     @classmethod
     def from_json(cls, data: object) -> Layout:
@@ -215,7 +223,8 @@ class Layout(NamedTuple):
 
 def layout_of(spec: MachineSpec) -> Layout:
     """Return the layout of a machine that was just started."""
-    return Layout(spec.type, spec.cpus, spec.max_cpus, spec.memory, spec.max_memory)
+    made = Layout(spec.type, spec.cpus, spec.max_cpus, spec.memory, spec.max_memory)
+    return made._replace(hugepages=spec.hugepages)
 
 
 def laid_out(spec: MachineSpec, layout: Layout) -> MachineSpec:
