@@ -56,6 +56,7 @@ from pyvz.vm.tpm import Companion
 
 START = 60.0  # seconds for QEMU to answer on its monitor; a loaded node may take some
 COMPANIONS = 2.0  # seconds for what runs beside QEMU to end with it
+ENDING = 1.0  # seconds for a QEMU that hung up before it began to end
 REACH = 5.0  # seconds to reach the monitor of a machine that runs
 MAX_LOG = 1 << 20  # bytes of an old log that are kept at a start
 SOCKETS = Sockets._fields
@@ -171,20 +172,16 @@ class Machines:
         return launcher
 
     def _await_monitor(self, launch: Launch, process: Process, connecting: Future[Monitor]) -> None:
-        """Wait for QEMU's greeting: the socket listened already before it was started."""
-        deadline = time.monotonic() + START
-        uuid = launch.spec.uuid
-        with Pidfd(process.pid, process.start_time) as handle:
-            while not connecting.done() and not handle.wait(0.01):
-                if time.monotonic() > deadline:
-                    break
-            ended = handle.wait(0.0)
-        if ended:
-            self._close_sockets(uuid)
-            raise _start_error(launch)
+        """Wait for QEMU's greeting.
+
+        Its sockets listened already before it was started, and it alone has them: when it ends
+        before it answers, the connection does, too.
+        """
         try:
-            connecting.result(1.0)
-        except VZError as error:
+            connecting.result(START)
+        except (VZError, FutureTimeout) as error:
+            with suppress(ProcessLookupError), Pidfd(*process) as handle:
+                handle.wait(ENDING)  # so that it has said all that it has to say
             raise _start_error(launch) from error
 
     def kill(self, uuid: str, *, timeout: float = 20.0) -> None:
@@ -375,11 +372,6 @@ class Machines:
         for monitor in monitors:
             monitor.close()
         self._loop.close()
-
-    def _close_sockets(self, uuid: str) -> None:
-        """Remove the sockets, so that who waits for QEMU's greeting is told that none comes."""
-        for name in SOCKETS:
-            (self.directory(uuid) / f"{name}.sock").unlink(missing_ok=True)
 
 
 def _awaited(connecting: Future[Monitor], timeout: float) -> Monitor:
