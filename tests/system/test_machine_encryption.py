@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from test_machine_backup import backup, disk
 
 from images import busybox_root, busybox_tar
 from realnode import World, world
@@ -88,3 +89,38 @@ def coding(world: World, prlctl: Callable[..., str]) -> None:
     assert sorted(disks(world).values()) == [2, 2]
     prlctl("start", "vm")
     prlctl("stop", "vm", "--kill")
+
+
+@pytest.mark.long
+def test_what_is_done_with_it_stopped(world: World, tmp_path: Path) -> None:
+    """It is mounted with its key, and backed up as it lies there."""
+    prlctl = partial(world.run, "prlctl")
+    keep(world, "k", KEY)
+    prlctl("create", "vm1", "--vmtype", "vm")
+    home = next((world.root / "vz/vmprivate").iterdir())
+    root = world.root / "vz/root" / home.name
+    disk(home / "harddisk.hdd", tmp_path)
+    prlctl("set", "vm1", "--device-set", "hdd0", "--encrypt", "--encryption-keyid", "k")
+    prlctl("mount", "vm1", "-o", "rw")
+    assert (root / "hello").read_text() == "from inside\n"
+    (root / "new").write_text("as well\n")
+    words = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
+    assert not any(KEY.encode() in text for text in words)
+    prlctl("umount", "vm1")
+    keep(world, "k", "another one")
+    assert "mount" in prlctl("mount", "vm1", code=255)
+    keep(world, "k", KEY)
+    tag = backup(world)
+    assert backup(world) == f"{tag}.2"
+    stored = [path for path in (world.root / "vz/vmprivate/backups").rglob("*") if path.is_file()]
+    assert not any(b"as well" in path.read_bytes() for path in stored)
+    shown = ("--dst", os.fspath(tmp_path / "shown"))
+    assert "encrypted" in prlctl("backup-mount", "-t", tag, *shown, code=255)
+    prlctl("restore", "-t", tag, "-n", "copy")
+    prlctl("mount", "copy")
+    mounted = [path for path in (world.root / "vz/root").iterdir() if (path / "new").exists()]
+    assert [(path / "new").read_text() for path in mounted] == ["as well\n"]
+    prlctl("umount", "copy")
+    prlctl("start", "vm1")
+    assert "prlctl suspend" in prlctl("backup", "vm1", code=255)
+    prlctl("stop", "vm1", "--kill")

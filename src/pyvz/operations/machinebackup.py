@@ -4,6 +4,9 @@
     <run>/vm-backup/<uuid>/hddN/       of a storage daemon, which shows the disk as a raw file
     <run>/vm-backup/<uuid>/nbd.sock    where QEMU exports the disks of one that runs
 
+An encrypted disk is stored as it lies there, encrypted, so the machine must not run; all of it is
+read.
+
 All disks are of one moment; when the guest's agent answers, its file systems are still in it.  The
 lease is held until everything is read.  What changed since the last backup is told by a bitmap in
 the qcow2 image; a raw disk, and one whose bitmap is lost (QEMU was killed), is read whole, and only
@@ -25,7 +28,7 @@ from pyvz.backup import image as images
 from pyvz.backup.chunk import Chunks, Writer
 from pyvz.backup.image import Index, Source
 from pyvz.backup.manifest import IMAGE, Disk, Manifest
-from pyvz.errors import StorageError, Unsupported, VZError
+from pyvz.errors import InvalidState, StorageError, Unsupported, VZError
 from pyvz.linux import file
 from pyvz.linux.extents import Range
 from pyvz.model.environment import Environment
@@ -44,6 +47,7 @@ log = logging.getLogger(__name__)
 VERB: Final = "machine-backup"  # of the journal records that `repair` understands
 # Disks of these names are files: the firmware's variables, and what the TPM knows.
 _BESIDE: Final = {firmware.VARIABLES: firmware.VARIABLES, tpm.STATE: f"{tpm.DIRECTORY}/{tpm.STATE}"}
+_SEALED: Final = "qcow2-luks"  # "driver" of a disk whose bytes are those of its encrypted image
 _KEPT: Final = ".backup"
 _SOCKET: Final = "nbd.sock"
 
@@ -69,9 +73,14 @@ class Disks:
     def keep(self) -> None:
         """After the commit: bitmaps of earlier backups go."""
         for drive in self._drives:
-            if drive.format == "qcow2":
+            if _marked(drive):
                 with _asked(self._node, self._env, drive) as (execute, name):
                     moment.drop_bitmaps(execute, name, keep=self._mark)
+
+
+def _marked(drive: Drive) -> bool:
+    """Whether a bitmap in the image tells what changed since the last backup."""
+    return drive.format == "qcow2" and not drive.keyid
 
 
 def _file(path: Path, writer: Writer, progress: Progress) -> Disk:
@@ -102,16 +111,17 @@ def disks_of(
     """
     config = node.registry.config(env)
     drives = tuple(each for each in config.machine.drives if each.is_disk and each.enabled)
+    running = env.uuid in node.machines.running()
     for drive in drives:
         if drive.device:
             raise Unsupported(
                 f"{drive.name} of {env.name} is a disk of the node ({drive.device})",
                 hint="It is not backed up. Take it away or disable it for the backup.",
             )
-        if drive.keyid:
-            raise Unsupported(
-                f"{drive.name} of {env.name} is encrypted: a backup would hold it in the clear",
-                hint="It is not backed up by this version. Disable it for the backup.",
+        if drive.keyid and running:
+            raise InvalidState(
+                f"{drive.name} of {env.name} is encrypted: what runs would be stored in the clear",
+                hint=f"prlctl suspend {env.name}, back it up, and resume it.",
             )
     mark = moment.bitmap(draft.reference)
     since = moment.bitmap(parent.reference) if parent is not None else ""
@@ -123,7 +133,6 @@ def disks_of(
         stack.callback(tidy, node, env)
         work = _Work(node, env, mark, since, stack)
         directory(node, env.uuid).mkdir(mode=0o700, parents=True, exist_ok=True)
-        running = env.uuid in node.machines.running()
         copies = work.running(drives) if running else work.stopped(drives)
         yield Disks(node, env, mark, drives, copies)
         failed.pop_all()
@@ -188,6 +197,9 @@ class _Work:
         """Open the disks of one that does not run: by a storage daemon each."""
         copies = []
         for drive in drives:
+            if drive.keyid:
+                copies.append(self._sealed(drive))
+                continue
             daemon = self._daemon(drive)
             writable = drive.format == "qcow2"  # a bitmap is begun in it
             blocks = machinemount.blocks_of(self._env, drive, readonly=not writable)
@@ -203,6 +215,13 @@ class _Work:
                 daemon.execute("block-export-add", moment.exported(view, NODE))
             copies.append(self._opened(drive, daemon, self._changed(path, view)))
         return copies
+
+    def _sealed(self, drive: Drive) -> Copy:
+        """Open an encrypted image as it lies there."""
+        path = machinedrives.source_of(self._env, drive)
+        image.check(image.look(path), path, drive.format, keyed=True)
+        source = capturedisk.source_of(path, 0, path.stat().st_size, self._stack)
+        return Copy(drive.name, _SEALED, source, None)
 
     def _daemon(self, drive: Drive) -> Daemon:
         daemon = Daemon(self._place / drive.name)
@@ -255,7 +274,7 @@ def _asked(node: Node, env: Environment, drive: Drive) -> Iterator[tuple[moment.
 def drop_mark(node: Node, env: Environment, mark: str, drives: tuple[Drive, ...]) -> None:
     """Remove the bitmap of a backup that was not made; one that stays only costs a little."""
     for drive in drives:
-        if drive.format != "qcow2":
+        if not _marked(drive):
             continue
         with contextlib.suppress(VZError, OSError), _asked(node, env, drive) as (execute, name):
             if mark in moment.bitmaps(execute, name):
@@ -286,6 +305,16 @@ def repair(node: Node, record: Record) -> None:
 
 
 # What a repository gives back
+
+
+def raw(manifest: Manifest, disk: Disk) -> Disk:
+    """Return a disk of a backup as a raw image of it; raises Unsupported."""
+    if disk.driver == _SEALED:
+        raise Unsupported(
+            f"{disk.name} of the backup {manifest.tag} is encrypted",
+            hint="Restore it under another name (-n), and mount that.",
+        )
+    return disk._replace(driver="raw")
 
 
 def target_of(directory: Path, disk: Disk, image_name: str | None) -> Path:
@@ -322,5 +351,6 @@ def drives_of(manifest: Manifest, drives: tuple[Drive, ...]) -> tuple[Drive, ...
             found.append(drive)
             continue
         name = drive.image if drive.image and "/" not in drive.image else f"{drive.name}.hdd"
-        found.append(drive._replace(image=name, base="", device="", format=disk.driver))
+        form = "qcow2" if disk.driver == _SEALED else disk.driver
+        found.append(drive._replace(image=name, base="", device="", format=form))
     return tuple(found)

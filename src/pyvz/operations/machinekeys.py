@@ -28,14 +28,18 @@ def of(node: Node, drive: Drive) -> Secret | None:
 
 def open_all(node: Node, config: Config, opened: ExitStack) -> tuple[tuple[str, int], ...]:
     """Return the keys that a start needs, by name, in descriptors that OPENED closes."""
-    found = []
-    for drive in config.machine.drives:
-        key = of(node, drive) if drive.enabled else None
-        if key is not None:
-            descriptor = image.secret_file(key)
-            opened.callback(os.close, descriptor)
-            found.append((machinedrives.secret_of(drive), descriptor))
-    return tuple(found)
+    drives = (drive for drive in config.machine.drives if drive.enabled)
+    return tuple(each for drive in drives for each in open_one(node, drive, opened))
+
+
+def open_one(node: Node, drive: Drive, opened: ExitStack) -> tuple[tuple[str, int], ...]:
+    """Return the key of one drive by its name, in a descriptor that OPENED closes; or nothing."""
+    key = of(node, drive)
+    if key is None:
+        return ()
+    descriptor = image.secret_file(key)
+    opened.callback(os.close, descriptor)
+    return ((machinedrives.secret_of(drive), descriptor),)
 
 
 def give(node: Node, monitor: Monitor, drive: Drive) -> None:

@@ -23,7 +23,7 @@ from pyvz.linux import filesystem, loopdevice, mount, syscall
 from pyvz.linux.loopdevice import Loop
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
-from pyvz.operations import machinedrives
+from pyvz.operations import machinedrives, machinekeys
 from pyvz.operations.node import Node
 from pyvz.storage import attach, daemontest
 from pyvz.storage.daemon import NODE, Daemon
@@ -49,8 +49,7 @@ def mount_root(node: Node, env: Environment, *, readonly: bool) -> Path:
     """
     target = node.root(env)
     drive = _first_disk(node, env)
-    daemon = daemon_of(node, env.uuid)
-    daemon.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    daemon_of(node, env.uuid).directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def mount_it(loop: Loop, kind: str) -> None:
         target.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -59,7 +58,7 @@ def mount_root(node: Node, env: Environment, *, readonly: bool) -> Path:
         mount.mount(loop.device, target, kind, flags=flags, data=options)
 
     try:
-        _shown(env, drive, daemon, mount_it, readonly=readonly)
+        _shown(node, env, drive, mount_it, readonly=readonly)
     except BaseException:
         with contextlib.suppress(OSError):
             target.rmdir()
@@ -107,16 +106,19 @@ def blocks_of(env: Environment, drive: Drive, *, readonly: bool) -> list[Block]:
     path = machinedrives.source_of(env, drive)
     if drive.device:
         raise Unsupported(f"{drive.name} is a device of this node ({path}): mount it yourself")
-    if drive.keyid:
-        raise Unsupported(f"{drive.name} is encrypted, and is not mounted by this version")
-    image.check(image.look(path), path, drive.format, base=bool(drive.base))
+    keyed = bool(drive.keyid)
+    image.check(image.look(path), path, drive.format, base=bool(drive.base), keyed=keyed)
     made: list[Block] = []
     if drive.base:
         base = machinedrives.path_of(env, drive.base)
         image.check(image.look(base), base, "qcow2")
         made += _layer("base", base, "qcow2", None, readonly=True)
     below = "base" if drive.base else None
-    return made + _layer(NODE, path, drive.format, below, readonly=readonly)
+    made += _layer(NODE, path, drive.format, below, readonly=readonly)
+    if keyed:
+        secret = machinedrives.secret_of(drive)
+        made[-1] = {**made[-1], "encrypt": {"format": "luks", "key-secret": secret}}
+    return made
 
 
 def _layer(name: str, path: Path, kind: str, below: str | None, *, readonly: bool) -> list[Block]:
@@ -128,17 +130,20 @@ def _layer(name: str, path: Path, kind: str, below: str | None, *, readonly: boo
 
 
 def _shown(
+    node: Node,
     env: Environment,
     drive: Drive,
-    daemon: Daemon,
     use: Callable[[Loop, str], None],
     *,
     readonly: bool,
 ) -> None:
     """Show the root partition of a disk as a device, for USE, which mounts it."""
     blocks = blocks_of(env, drive, readonly=readonly)
+    daemon = daemon_of(node, env.uuid)
     attach.finish(daemon)
-    daemon.start(blocks, readonly=readonly)
+    with contextlib.ExitStack() as opened:
+        keys = machinekeys.open_one(node, drive, opened)
+        daemon.start(blocks, readonly=readonly, keys=keys)
     try:
         part, kind = root_of(daemon.device, env.name)
         direct = not readonly and daemontest.direct_io(env.home.parent)

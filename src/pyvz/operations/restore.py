@@ -368,7 +368,7 @@ def _only_root(manifest: Manifest) -> Manifest:
     """Return the backup with nothing but its first disk; that of a machine as a raw image."""
     disks = manifest.disks[:1]
     if manifest.kind == Kind.VM:
-        disks = tuple(each._replace(driver="raw") for each in disks)
+        disks = tuple(machinebackup.raw(manifest, each) for each in disks)
     return replace(manifest, disks=disks)
 
 

@@ -80,16 +80,24 @@ class Daemon:
         finally:
             os.close(fd)
 
-    def start(self, nodes: Sequence[Node], *, readonly: bool = False) -> None:
+    def start(
+        self,
+        nodes: Sequence[Node],
+        *,
+        readonly: bool = False,
+        keys: Sequence[tuple[str, int]] = (),
+    ) -> None:
         """Start it with block nodes, the last one named NODE, and show that one.
 
+        keys: names by which the nodes call the keys of encrypted images, each with a descriptor
+        that it is read from.
         Nothing may be there: `stop` first.  Raises Unsupported, StorageError; nothing is left then.
         """
         if why := why_not():
             raise Unsupported(f"Images cannot be shown by a storage daemon: {why}")
         self.directory.mkdir(mode=0o700)
         try:
-            self._launch(nodes, readonly=readonly)
+            self._launch(nodes, keys, readonly=readonly)
         except CommandFailed as error:
             self.stop()
             text = f"{PROGRAM} did not start for {self.directory.parent}"
@@ -99,7 +107,9 @@ class Daemon:
             raise
         self._spare()
 
-    def _launch(self, nodes: Sequence[Node], *, readonly: bool) -> None:
+    def _launch(
+        self, nodes: Sequence[Node], keys: Sequence[tuple[str, int]], *, readonly: bool
+    ) -> None:
         """Run the program, which comes back when its child shows the disk."""
         self.device.touch(mode=0o600)
         with contextlib.ExitStack() as files:
@@ -111,7 +121,10 @@ class Daemon:
             listener.listen(1)
             number = listener.fileno()
             argv = self._argv(nodes, number, readonly=readonly)
-            run.run(argv, timeout=_START_TIMEOUT, pass_fds=(number,))
+            for name, key in keys:
+                argv[1:1] = ["--object", f"secret,id={name},file=/proc/self/fd/{key}"]
+            given = (number, *(key for _, key in keys))
+            run.run(argv, timeout=_START_TIMEOUT, pass_fds=given)
         if self.pid is None or not mount.is_mount_point(self.device):
             raise StorageError(f"{PROGRAM} does not show {self.device}")
 
