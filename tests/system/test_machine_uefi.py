@@ -56,12 +56,12 @@ class Shell:
 def test_secure_boot(world: World) -> None:
     """The firmware's own shell, which is not signed, is refused; without secure boot it starts."""
     world.run("prlctl", "create", "vm", "--vmtype", "vm")
-    assert "needs UEFI" in world.run("prlctl", "set", "vm", "--efi-secure-boot", "on", code=255)
+    assert "needs UEFI" in world.run("prlctl", "set", "vm", "--efi-secure-boot", "on", code=1)
     words = ("--efi-boot", "on", "--efi-secure-boot", "on", "--memsize", "256")
     world.run("prlctl", "set", "vm", *words)
     assert "EFI secure boot: on" in world.run("prlctl", "list", "-i", "vm")
     world.run("prlctl", "start", "vm")
-    assert "stopped" in world.run("prlctl", "set", "vm", "--efi-secure-boot", "off", code=255)
+    assert "stopped" in world.run("prlctl", "set", "vm", "--efi-secure-boot", "off", code=1)
     first = Shell(world)
     first.until("Security Violation")
     first.sock.close()

@@ -35,7 +35,7 @@ from pyvz.vm import accelerator, hugepages
 from pyvz.vm.monitor import Monitor
 from pyvz.vm.runtime import Launch, Process
 from pyvz.vm.spec import (
-    OVERHEAD,
+    PROMISED,
     Firmware,
     Layout,
     from_config,
@@ -89,7 +89,7 @@ def raise_up(
     UNDO takes all of it away again.
     """
     undo.callback(memory.release, node, env.uuid)
-    memory.admit(node, env, config, overhead=OVERHEAD)
+    memory.admit(node, env, config, overhead=PROMISED)
     undo.callback(machinenet.clean, node, env.uuid)
     with ExitStack() as opened:
         launch = _launch(node, env, config, state, opened)

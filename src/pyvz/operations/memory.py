@@ -26,7 +26,7 @@ from pyvz.operations import machinememory
 from pyvz.operations.node import Node
 from pyvz.store.lease import holder
 from pyvz.units import UNLIMITED
-from pyvz.vm.spec import OVERHEAD
+from pyvz.vm.spec import PROMISED
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ def recover(node: Node) -> None:
 def _adopt(node: Node, env: Environment) -> None:
     """Register an environment that a vzd without this manager has started."""
     try:
-        overhead = OVERHEAD if env.kind == Kind.VM else 0
+        overhead = PROMISED if env.kind == Kind.VM else 0
         admit(node, env, node.registry.config(env), overhead=overhead, force=True)
         activate(node, env)
     except (VZError, OSError) as error:

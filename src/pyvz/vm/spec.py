@@ -15,6 +15,7 @@ from pyvz.units import MIB, PAGE_SIZE, UNLIMITED
 DEFAULT_MEMORY = 1024  # MiB, of a machine whose configuration says nothing
 MEMORY_SLOTS = 16
 OVERHEAD = 512 * MIB  # of QEMU itself, beside the guest's memory: devices, translated code, cache
+PROMISED = 128 * MIB  # of that: what it takes in daily life, and is promised by the node
 TRANSLATION_CACHE = 256  # MiB
 
 
