@@ -45,7 +45,7 @@ class World:
             input=data,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=280,
             check=False,
         )
         assert done.returncode == code, (words, done.stdout, done.stderr)
