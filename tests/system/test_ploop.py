@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_vzpkg import World
+from test_vzpkg import LAUNCH, World
 
 pytestmark = pytest.mark.requires("root", "loop")
 ONE = "{11111111-1111-4111-8111-111111111111}"
@@ -90,6 +92,53 @@ def test_mounting_snapshots_and_lists(world: World, tmp_path: Path) -> None:
         file.seek(64)
         file.write(b"\xff\xff\xff\x0f")
     assert "behind the end" in world.run("ploop", "check", f"{tmp_path}/copy.hds", code=11)
+
+
+def test_copy_through_a_pipe_and_a_socket(world: World, tmp_path: Path) -> None:
+    """A mounted disk, as it is at that moment; the copy is a disk by itself."""
+    xml, target = tmp_path / "disk/DiskDescriptor.xml", tmp_path / "mnt"
+    xml.parent.mkdir()
+    target.mkdir()
+    world.run("ploop", "init", "-s", "64M", f"{xml.parent}/root.hds")
+    world.run("ploop", "mount", "-m", f"{target}", f"{xml}")
+    (target / "file").write_bytes(os.urandom(3 << 20))
+    for through in ("pipe", "socket"):
+        place = tmp_path / through
+        place.mkdir()
+        if through == "pipe":
+            out, into = os.pipe()
+            ends = (into, out)
+        else:
+            ends = tuple(each.detach() for each in socket.socketpair())  # type: ignore[assignment]
+        with (
+            started(world, ends[0], "copy", "-s", f"{xml}", "-o", f"{ends[0]}") as sender,
+            started(world, ends[1], "copy", "-d", f"{place}/root.hds", "-i", f"{ends[1]}") as taker,
+        ):
+            for end in ends:
+                os.close(end)
+            assert (sender.wait(60), taker.wait(60)) == (0, 0)
+        world.run("ploop", "restore-descriptor", f"{place}", f"{place}/root.hds")
+        copied = tmp_path / f"{through}.mnt"
+        copied.mkdir()
+        world.run("ploop", "mount", "-m", f"{copied}", f"{place}/DiskDescriptor.xml")
+        assert (copied / "file").read_bytes() == (target / "file").read_bytes()
+        world.run("ploop", "umount", "-m", f"{copied}")
+        world.run("ploop", "check", f"{place}/DiskDescriptor.xml")
+    world.run("ploop", "umount", "-m", f"{target}")
+    assert sorted(path.name for path in xml.parent.iterdir() if "root" in path.name) == ["root.hds"]
+    with (tmp_path / "rubbish").open("w+b") as rubbish:
+        rubbish.write(b"x" * 100)
+        rubbish.seek(0)
+        with started(world, rubbish.fileno(), "copy", "-d", f"{tmp_path}/new", "-i",
+                     f"{rubbish.fileno()}") as taker:  # fmt: skip
+            assert taker.wait(60) != 0
+    assert not (tmp_path / "new").exists()
+    assert "is not open" in world.run("ploop", "copy", "-s", f"{xml}", "-o", "77", code=38)
+
+
+def started(world: World, fd: int, *words: str) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-IS", "-c", LAUNCH.format("ploop"), *words]
+    return subprocess.Popen(argv, env=world.env, pass_fds=[fd])
 
 
 def test_the_disk_tool_tells_and_converts(world: World, tmp_path: Path) -> None:

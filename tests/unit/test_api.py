@@ -25,7 +25,7 @@ TOP = Path(__file__).resolve().parents[2]
 # The methods of docs/design/contracts.md that answer with a stream.
 # They change nothing, but open any file that they are told: for root only.
 ROOT_QUERIES = {
-    f"io.pyvz.Image.{name}" for name in ("Snapshots", "Info", "Usage", "Estimate", "List")
+    f"io.pyvz.Image.{name}" for name in ("Snapshots", "Info", "Usage", "Estimate", "List", "Open")
 }
 ROOT_QUERIES |= {"io.pyvz.Pool.List", "io.pyvz.Machine.Capture"}
 SESSIONS = {"SignalSession", "Console", "Exec", "Receive", "Serve"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from pyvz.cli import ploop_pipe
 from pyvz.cli.ploop_size import SECTOR, disk, size_option
 from pyvz.errors import BadValue, StorageError, Unsupported, UsageError
 
@@ -88,9 +89,9 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("-s", "DISK|FILE|DEVICE", "what to copy"),
         ("-d", "FILE", "the new image"),
         ("-f", FORMATS, "its form (default: preallocated)"),
-        ("-F", "COMMAND", "not supported"),
-        ("-o", "FD", "not supported"),
-        ("-i", "FD", "not supported"),
+        ("-o", "FD", "send the disk, mounted or not, to this descriptor (default: 1)"),
+        ("-i", "FD", "receive the new image from this descriptor (default: 0)"),
+        ("-F", "COMMAND", "not supported: what is sent is of one moment"),
     ),
     "grow": (
         ("-s", "SIZE", "in sectors of 512 bytes, or with the suffix K, M, G, T"),
@@ -331,14 +332,17 @@ def _print_checksums(found: dict[str, Any]) -> None:
 def copy(args: Arguments, server: Server) -> int:
     """Copy a disk."""
     source, target = args.value("s"), args.value("d")
-    if args.has("F") or args.has("o") or args.has("i"):
-        raise Unsupported(
-            "Copying through a pipe is not supported",
-            hint="Copy to a file, or move the container: prlctl migrate.",
-        )
     args.no_more_words()
-    if source is None or target is None:
-        raise UsageError("Source (-s) and target (-d) must be specified")
+    if args.has("F"):
+        raise Unsupported(
+            "A program that stops the writers is not run: the disk is frozen for a moment instead"
+        )
+    if source is not None and target is None:
+        return _send(args, source, server)
+    if source is None and target is not None:
+        return _receive(args, target)
+    if source is None or target is None or args.has("o") or args.has("i"):
+        raise UsageError("Source (-s) or target (-d) must be specified, or both without -o and -i")
     if source.startswith("/dev/"):
         source = _image_of(source, server)
     found = server.run(
@@ -349,6 +353,50 @@ def copy(args: Arguments, server: Server) -> int:
     )
     _print_checksums(found)
     return 0
+
+
+def _send(args: Arguments, source: str, server: Server) -> int:
+    """Send a disk to a pipe or socket."""
+    out = _descriptor(args, "o", 1)
+    if args.has("f"):
+        raise UsageError("An image is sent as it is: -f is for copies into a file")
+    if os.isatty(out):
+        raise UsageError("An image is not written to a terminal", hint="Give -d FILE, or a pipe.")
+    if source.startswith("/dev/"):
+        source = os.path.dirname(_image_of(source, server))
+    reply = server.connection.call_fds("Image.Open", path=os.path.abspath(source))
+    try:
+        ploop_pipe.send(reply.fds[0], out)
+    except OSError as error:
+        raise _not_copied(error) from error
+    finally:
+        os.close(reply.fds[0])
+    return 0
+
+
+def _receive(args: Arguments, target: str) -> int:
+    """Make an image of what comes from a pipe or socket."""
+    if args.has("f"):
+        raise UsageError("An image is received as it is: -f is for copies of a disk")
+    try:
+        ploop_pipe.receive(_descriptor(args, "i", 0), os.path.abspath(target))
+    except OSError as error:
+        raise _not_copied(error) from error
+    return 0
+
+
+def _descriptor(args: Arguments, option: str, default: int) -> int:
+    number = args.number(option, default)
+    try:
+        os.fstat(number)
+    except OSError:
+        raise UsageError(f"Invalid fd {number}: it is not open") from None
+    return number
+
+
+def _not_copied(error: OSError) -> StorageError:
+    where = f"{error.filename}: " if error.filename else ""
+    return StorageError(f"The image could not be copied: {where}{error.strerror}")
 
 
 def _image_of(device: str, server: Server) -> str:

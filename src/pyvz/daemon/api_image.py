@@ -5,7 +5,7 @@ No `from __future__ import annotations` here: see replies.py.
 
 from typing import TypedDict
 
-from asyncvarlink import VarlinkInterface, varlinkmethod
+from asyncvarlink import FileDescriptor, VarlinkInterface, varlinkmethod
 
 from pyvz.daemon.calls import Api, acting, streaming
 from pyvz.daemon.replies import Empty
@@ -14,7 +14,7 @@ from pyvz.errors import UsageError
 from pyvz.image.disk import EXPANDED, PREALLOCATED
 from pyvz.image.report import Report
 from pyvz.linux.filesystem import Form
-from pyvz.operations import image, imageestimate, imagemount
+from pyvz.operations import image, imagecopy, imageestimate, imagemount
 from pyvz.operations.image import FORMATS, Wanted
 from pyvz.operations.imagemount import Way
 from pyvz.operations.node import Node
@@ -342,6 +342,12 @@ class Image(Api, VarlinkInterface, name="io.pyvz.Image"):
             lambda size: {"size": size},
             cancellable=True,
         )
+
+    @varlinkmethod(return_parameter="image", allow_foreign=True)
+    async def Open(self, *, path: str) -> FileDescriptor:
+        """Return a copy of a disk's image as it is at this moment, open for reading."""
+        fd: int = await self.query(imagecopy.opened, path)
+        return FileDescriptor(fd, should_close=True)
 
     @varlinkmethod(return_parameter="attached", allow_foreign=True)
     async def List(self) -> list[AttachedValue]:

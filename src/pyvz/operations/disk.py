@@ -127,17 +127,19 @@ def changing(
 
 
 def resize_root(env: Environment, old: Config, new: Config) -> None:
-    """Make the root disk as large as DISKSPACE says when that has changed.
+    """Make the root disk as large as DISKSPACE says when that has changed; or without a size.
 
     Raises Unsupported, BadValue, InvalidState, NoSpace.
     """
     space = new.disk.space
     if space == old.disk.space or space is None:
         return
-    if space.limit >= UNLIMITED:
-        raise BadValue("--diskspace: a disk needs a size")
+    driver = storage.find(env.home)
     with home.storage_errors(f"The disk of {env.name} could not be resized"):
-        storage.find(env.home).resize(env.home, space.limit * 1024)
+        if space.limit >= UNLIMITED:
+            driver.unlimit(env.home)
+        else:
+            driver.resize(env.home, space.limit * 1024)
 
 
 def repair(node: Node, record: Record) -> None:

@@ -27,11 +27,12 @@ from pyvz.image.delta import stack
 from pyvz.image.disk import NAME, RAW, TEMPORARY, Shot, normal_guid
 from pyvz.linux import filesystem, loopdevice, mount, mountwords, syscall
 from pyvz.operations import imagedevice
-from pyvz.operations.image import Disk, held, leased, load
+from pyvz.operations.image import Disk, held, leased, load, owner
 from pyvz.operations.node import Node
 from pyvz.storage import ploopdisk, qcow2adopt
 from pyvz.storage.base import DiskUsage, MountOptions
 from pyvz.storage.ploop import Driver
+from pyvz.store import savedstates
 
 
 class Attached(NamedTuple):
@@ -326,11 +327,24 @@ def switch(node: Node, path: str, guid: str) -> None:
 
 
 def delete(node: Node, path: str, guid: str) -> None:
-    """Delete a snapshot; those above it stay what they are."""
+    """Delete a snapshot; those above it stay what they are.
+
+    Raises InvalidState for one of a container, whose other disks and memory go with it.
+    """
     disk = load(path)
     _usable(disk)
+    _check_nobodys(node, disk, disk.descriptor.shot(guid).guid)
     with leased(node, disk.directory, "snapshot-delete"):
         Driver().delete_snapshot(disk.directory.parent, guid, disk=disk.directory.name)
+
+
+def _check_nobodys(node: Node, disk: Disk, guid: str) -> None:
+    env = owner(node, disk.directory)
+    if env is not None and savedstates.load(env.home).has(guid):
+        raise InvalidState(
+            f"{guid} is a snapshot of {env.name}, with all its disks",
+            hint=f"Delete it: prlctl snapshot-delete {env.name} -i {guid}",
+        )
 
 
 def merge(node: Node, path: str, *, guid: str | None = None, every: bool = False) -> list[str]:

@@ -184,6 +184,13 @@ class Extras(Protocol):
         """Take away what `mount_snapshot` did; not mounted: nothing happens.  Raises Busy."""
         raise self._cannot("unmount snapshots", home, guid, target, disk)
 
+    def unlimit(self, home: Path) -> None:
+        """Let the disk have what its pool has, whatever its size was; it may be mounted.
+
+        Raises Unsupported (a disk that is an image has a size always).
+        """
+        raise self._cannot("be without a size", home)
+
     def limit_inodes(self, home: Path, count: int, *, disk: str = ROOT_DISK) -> None:
         """Have the disk hold about `count` files at most, never fewer; it may be mounted.
 

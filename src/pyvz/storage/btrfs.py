@@ -123,6 +123,12 @@ class Driver(base.Extras):
             )
         btrfs.set_limit(home / "subvol", size)
 
+    def unlimit(self, home: Path) -> None:
+        """Take the limit of its quota group away."""
+        self._check_present(home)
+        if btrfs.has_quota(home):
+            btrfs.set_limit(home / "subvol", None)
+
     def clone(self, home: Path, new_home: Path, progress: Progress) -> None:
         """Snapshot subvol/, or copy it when the new home is on another file system."""
         if self.present(new_home):

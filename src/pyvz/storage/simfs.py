@@ -120,6 +120,14 @@ class Driver(tree.Directory):
             )
         _limit(home, number, size=size, inodes=now.inodes)
 
+    def unlimit(self, home: Path) -> None:
+        """Take the limit of the space away; that of the files stays."""
+        self.check_present(home)
+        own = _use(home)
+        if own is not None and own.size is not None:
+            number = projectquota.project(home / "fs")
+            _limit(home, number, size=None, inodes=own.inodes)
+
     def limit_inodes(self, home: Path, count: int, *, disk: str = base.ROOT_DISK) -> None:
         """Set the limit of the number of files, also while it is in use."""
         del disk

@@ -50,6 +50,10 @@ class Directory(base.Extras, Protocol):
             self.fill(home, new, source, progress)
             progress.check()
 
+    def unlimit(self, home: Path) -> None:
+        """Nothing: a directory without a quota has no size."""
+        self.check_present(home)
+
     def clone(self, home: Path, new_home: Path, progress: Progress) -> None:
         """Copy the directory; blocks are shared where the file system can."""
         if self.present(new_home):
