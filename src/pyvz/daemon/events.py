@@ -19,7 +19,7 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
-from pyvz.model.event import Event
+from pyvz.model.event import FLEETING, Event
 
 HISTORY = 1000  # events that are kept for replay
 QUEUE = 500  # events that wait for one slow subscriber
@@ -81,8 +81,9 @@ class Bus:
         with self._lock:
             self._last += 1
             number = self._last
-            self._history.append(event)
-            self._write(event)
+            if event.name not in FLEETING:
+                self._history.append(event)
+                self._write(event)
         loop = self._loop
         if loop is not None:
             with suppress(RuntimeError):  # the loop is closed: the daemon ends

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
 from pyvz.daemon.access import Caller
 from pyvz.daemon.events import Subscription
 from pyvz.daemon.services import Services
-from pyvz.daemon.tasks import Task, Work
+from pyvz.daemon.tasks import State, Task, Work
 from pyvz.gateway.office import Events, Job, Peer
 from pyvz.gateway.server import Gateway
 from pyvz.model.task import Progress
@@ -18,6 +19,7 @@ from pyvz.operations.node import Node
 from pyvz.operations.roster import Roster
 
 T = TypeVar("T")
+REMEMBERED = 200  # tasks that have ended
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,9 @@ class GatewayOffice:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._roster = Roster(services.node)
+        self._ended: deque[Job] = deque(maxlen=REMEMBERED)
+        self._listeners: list[Callable[[Job], None]] = []
+        services.tasks.on_end.append(self._task_ended)
 
     @property
     def node(self) -> Node:
@@ -57,6 +62,20 @@ class GatewayOffice:
         """Return the tasks that are under way, oldest first."""
         return [_job(each) for each in self._services.tasks.running()]
 
+    def ended(self) -> Sequence[Job]:
+        """Return tasks that have ended, newest first."""
+        return tuple(self._ended)
+
+    def on_end(self, listener: Callable[[Job], None]) -> None:
+        """Have the listener called for each task that ends."""
+        self._listeners.append(listener)
+
+    def _task_ended(self, task: Task) -> None:
+        job = _job(task)
+        self._ended.appendleft(job)
+        for listener in self._listeners:
+            listener(job)
+
     def cancel(self, job: Job) -> None:
         """Call one off; raises NotFound, InvalidState."""
         self._services.tasks.cancel(job.number)
@@ -73,7 +92,8 @@ class GatewayOffice:
 def _job(task: Task) -> Job:
     so_far, age = task.current, time.time() - task.created
     amounts = (so_far.done, so_far.total, so_far.unit)
-    return Job(task.id, task.work.verb, task.work.ref, age, *amounts)
+    succeeded = {State.DONE: True, State.FAILED: False}.get(task.state)
+    return Job(task.id, task.work.verb, task.work.ref, age, *amounts, succeeded)
 
 
 async def serve(services: Services) -> Gateway | None:

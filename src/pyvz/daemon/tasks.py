@@ -169,6 +169,7 @@ class Tasks:
         self._tasks: dict[int, Task] = {}
         self._last = 0
         self._closed = False
+        self.on_end: list[Callable[[Task], None]] = []  # called in the loop for each that ended
         self._workers = ThreadPoolExecutor(WORKERS, "task")
         self._queries = ThreadPoolExecutor(QUERY_WORKERS, "query")
 
@@ -235,6 +236,8 @@ class Tasks:
             return
         error = future.exception()
         task.end(None if error else future.result(), error)
+        for listener in self.on_end:
+            listener(task)
 
     def running(self) -> list[Task]:
         """Return the tasks that have not ended, oldest first."""

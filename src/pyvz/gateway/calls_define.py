@@ -32,6 +32,7 @@ from pyvz.gateway.domaindefine import Card, FileSystem, Wanted
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.machinedefine import Machine
 from pyvz.gateway.notes import parsed
+from pyvz.model import event
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_list import Address
 from pyvz.model.grammar_net import NetIf
@@ -133,6 +134,7 @@ def domain_set_metadata(  # noqa: PLR0913  the fields of the call
         return
     found = domain.find(call.office.node, dom)
     notes.change(found.env.home, type, metadata, (key or "", uri or ""))
+    call.office.node.publish(event.METADATA, found.env, type=str(type), uri=uri or "")
 
 
 def domain_get_metadata(call: Call, *, dom: Key, type: int, uri: str | None, flags: int) -> Values:

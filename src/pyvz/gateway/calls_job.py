@@ -5,7 +5,7 @@ A job is a task of the daemon that takes its time: a migration, a suspension, a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -15,12 +15,12 @@ from pyvz.gateway import domain, failure
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.office import Job
-from pyvz.gateway.xdr import INT, ULLONG, Typed
+from pyvz.gateway.xdr import BOOLEAN, INT, ULLONG, Typed
 from pyvz.operations.node import Node
 
 Key = dict[str, Any]
 
-NONE, BOUNDED, UNBOUNDED = 0, 1, 2
+NONE, BOUNDED, UNBOUNDED, DONE, FAILED = 0, 1, 2, 3, 4
 COMPLETED: Final = 1  # flag: of the job that has ended
 
 # The verb of a task -> libvirt's number of the operation.
@@ -50,9 +50,13 @@ async def domain_get_job_info(call: Call, arguments: dict[str, Any]) -> Values:
 
 
 async def domain_get_job_stats(call: Call, arguments: dict[str, Any]) -> Values:
-    """The same as typed parameters; no job that has ended is remembered."""
+    """The same as typed parameters; with flag 1 of the last job that has ended."""
+    if arguments["flags"] & COMPLETED:
+        ended = await _job(call, arguments["dom"], call.office.ended())
+        kind = {None: NONE, True: DONE, False: FAILED}[ended.succeeded if ended else None]
+        return {"type": kind, "params": figures(ended) if ended else []}
     job = await _job(call, arguments["dom"])
-    if job is None or arguments["flags"] & COMPLETED:
+    if job is None:
         return {"type": NONE, "params": []}
     return {"type": _kind(job), "params": figures(job)}
 
@@ -73,12 +77,15 @@ def figures(job: Job) -> list[Typed]:
         done, total = _bytes(job)
         amounts = {"data_total": total, "data_processed": done, "data_remaining": total - done}
         found += [Typed(name, ULLONG, value) for name, value in amounts.items()]
+    if job.succeeded is not None:
+        found.append(Typed("success", BOOLEAN, int(job.succeeded)))
     return found
 
 
-async def _job(call: Call, dom: Key) -> Job | None:
-    """Return the oldest job of a domain; raises Failure (42)."""
-    jobs = [each for each in call.office.jobs() if each.verb in OPERATIONS]
+async def _job(call: Call, dom: Key, among: Sequence[Job] | None = None) -> Job | None:
+    """Return the first job of a domain, of those under way the oldest; raises Failure (42)."""
+    every = call.office.jobs() if among is None else among
+    jobs = [each for each in every if each.verb in OPERATIONS]
     return await call.office.query(partial(_of, call.office.node, dom, jobs))
 
 

@@ -89,7 +89,11 @@ devices/disk/readonly
 devices/disk/boot                   order
 devices/disk/address/**
 devices/disk/alias                  name
-devices/channel/**
+devices/channel                     type=unix|pty|spicevmc
+devices/channel/source/**
+devices/channel/target              type=virtio name=org.qemu.guest_agent.0|com.redhat.spice.0 state
+devices/channel/address/**
+devices/channel/alias               name
 devices/memballoon/**
 devices/rng/**
 devices/panic/**

@@ -137,6 +137,8 @@ def add_card(devices: Element, card: NetIf, *, live: bool) -> Element:
         _address(element, address)
     if not card.connected:
         SubElement(element, "link", state="down")
+    if live:
+        SubElement(element, "alias", name=card.ifname)
     return element
 
 

@@ -1,61 +1,27 @@
-"""Events of the node as libvirt's clients know them, sent to whoever asked for them.
-
-Of the bus (model/event.py) a life-cycle event is a pair of numbers (reference/libvirt-rpc.md, 3.1).
-"""
+"""Events of the node, sent to those of libvirt's clients who asked for them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from pyvz.errors import VZError
-from pyvz.gateway import domain, objectevents
+from pyvz.gateway import domain, domainevents, objectevents
+from pyvz.gateway.calls_job import OPERATIONS
 from pyvz.gateway.connection import Call, Values
-from pyvz.gateway.office import Office
+from pyvz.gateway.domainevents import Told
+from pyvz.gateway.office import Job, Office
 from pyvz.model.event import Event
 
 if TYPE_CHECKING:
     from pyvz.gateway.connection import Client
 
 DOMAIN: Final = "domain"
-LIFECYCLE: Final = 0
-REBOOT: Final = 1
-
-# name on the bus -> (event, detail) of the life cycle
-LIFE: Final[Mapping[str, tuple[int, int]]] = {
-    "ve-create": (0, 0),
-    "ve-register": (0, 0),
-    "ve-config": (0, 1),
-    "ve-rename": (0, 2),
-    "ve-delete": (1, 0),
-    "ve-unregister": (1, 0),
-    "ve-start": (2, 0),
-    "ve-pause": (3, 0),
-    "ve-suspend": (5, 4),
-}
-# Gone to another node, come from one; of one that was live on the way, and of a stopped one.
-_MOVED: Final = {"ve-migrated": [(5, 3), (1, 0)], "ve-migrate": [(0, 0), (2, 1)]}
-_MOVED_OFF: Final = {"ve-migrated": [(1, 0)], "ve-migrate": [(0, 0)]}
-_STOPPED: Final = {"killed": (5, 1), "oom": (5, 2)}  # by the reason; (5, 0): shut down
-_RESUMED: Final = {"suspended": (2, 2)}  # by what it was; (4, 0): unpaused
 
 logger = logging.getLogger(__name__)
-
-
-def life(event: Event) -> Sequence[tuple[int, int]]:
-    """Return what a client is told of the life cycle: event and detail, mostly one, or none."""
-    if event.name == "ve-stop":
-        return [_STOPPED.get(str(event.data.get("reason", "")), (5, 0))]
-    if event.name == "ve-resume":
-        return [_RESUMED.get(str(event.data.get("from", "")), (4, 0))]
-    if event.name in _MOVED:
-        moved = _MOVED if event.data.get("state") == "running" else _MOVED_OFF
-        return moved[event.name]
-    pair = LIFE.get(event.name)
-    return [pair] if pair else []
 
 
 class Relay:
@@ -65,6 +31,8 @@ class Relay:
         self._office = office
         self._clients = clients
         self._task: asyncio.Task[None] | None = None
+        self._telling: set[asyncio.Task[None]] = set()
+        office.on_end(self._ended)
 
     def start(self) -> None:
         """Begin."""
@@ -90,20 +58,30 @@ class Relay:
             self._office.unsubscribe(events)
 
     async def _hand_on(self, event: Event) -> None:
-        pairs = life(event)
-        if not event.uuid or not self._clients or not (pairs or event.name == "ve-reboot"):
+        messages = list(domainevents.told(event))
+        if not event.uuid or not self._clients or not messages:
             return
         key = await self._office.query(lambda: _key(self._office, event))
-        for client in tuple(self._clients):
-            if event.name == "ve-reboot":
-                self._tell(client, REBOOT, "domain_event_callback_reboot", {"dom": key})
-            for number, detail in pairs:
-                message = {"dom": key, "event": number, "detail": detail}
-                self._tell(client, LIFECYCLE, "domain_event_callback_lifecycle", message)
+        self._tell(key, messages)
 
-    def _tell(self, client: Client, number: int, name: str, message: dict[str, Any]) -> None:
-        uuid = message["dom"]["uuid"]
-        client.callbacks.tell(DOMAIN, number, uuid, name, {"msg": message})
+    def _ended(self, job: Job) -> None:
+        """Take note of a task's end; who it was done to is looked up in a thread."""
+        if self._clients and job.verb in OPERATIONS:
+            task = asyncio.create_task(self._tell_of_end(job))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
+    async def _tell_of_end(self, job: Job) -> None:
+        with suppress(VZError):  # it went to another node, or away
+            found = await self._office.query(lambda: domain.lookup(self._office.node, job.ref))
+            self._tell(found.key, [domainevents.ended(job)])
+
+    def _tell(self, key: dict[str, Any], messages: Sequence[Told]) -> None:
+        for each in messages:
+            body = {**each.body, "dom": key}
+            message = {"msg": body} if each.nested else body
+            for client in tuple(self._clients):
+                client.callbacks.tell(DOMAIN, each.number, key["uuid"], each.message, message)
 
 
 def _key(office: Office, event: Event) -> dict[str, Any]:

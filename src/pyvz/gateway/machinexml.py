@@ -25,6 +25,8 @@ from pyvz.model.grammar_machine import INTERFACES, Drive
 from pyvz.operations import machinedrives
 from pyvz.operations.node import Node
 from pyvz.units import KIB
+from pyvz.vm.channels import has_agent
+from pyvz.vm.commandline import AGENT_PORT
 from pyvz.vm.spec import boot_places
 
 MODELS: Final = {"rtl": "rtl8139"}  # names of ours that differ from libvirt's
@@ -76,7 +78,7 @@ def _devices(node: Node, top: Element, domain: Domain, *, live: bool) -> None:
     devices = SubElement(top, "devices")
     places = boot_places(domain.config)
     for drive, name in drives(domain):
-        _disk(devices, domain, drive, (name, places.get(drive.name, 0)))
+        _disk(devices, domain, drive, (name, places.get(drive.name, 0)), live=live)
     cards = [card for card in domain.config.network.interfaces or () if card.ifname != "venet0"]
     for index, card in enumerate(cards):
         network = domainxml.ROUTED if card.type == "routed" else card.network
@@ -87,12 +89,15 @@ def _devices(node: Node, top: Element, domain: Domain, *, live: bool) -> None:
             SubElement(element, "boot", order=str(place))
     SubElement(SubElement(devices, "serial", type="pty"), "target", port="0")
     SubElement(SubElement(devices, "console", type="pty"), "target", type="serial", port="0")
+    _agent_channel(node, devices, domain, live=live)
     _graphics(node, devices, domain, live=live)
     video = SubElement(devices, "video")
     SubElement(video, "model", type="vga", vram=str(domain.config.machine.video * KIB), heads="1")
 
 
-def _disk(devices: Element, domain: Domain, drive: Drive, place: tuple[str, int]) -> None:
+def _disk(
+    devices: Element, domain: Domain, drive: Drive, place: tuple[str, int], *, live: bool
+) -> None:
     kind = "block" if drive.device else "file"
     element = SubElement(devices, "disk", type=kind, device="disk" if drive.is_disk else "cdrom")
     form = drive.format if drive.is_disk and drive.format else "raw"
@@ -109,6 +114,18 @@ def _disk(devices: Element, domain: Domain, drive: Drive, place: tuple[str, int]
         SubElement(element, "readonly")
     if order:
         SubElement(element, "boot", order=str(order))
+    if live:
+        SubElement(element, "alias", name=drive.name)
+
+
+def _agent_channel(node: Node, devices: Element, domain: Domain, *, live: bool) -> None:
+    """Add the port of the guest's agent, which every machine has."""
+    channel = SubElement(devices, "channel", type="unix")
+    target = SubElement(channel, "target", type="virtio", name=AGENT_PORT)
+    if live:
+        with suppress(VZError):
+            there = has_agent(node.machines.monitor(domain.env.uuid))
+            target.set("state", "connected" if there else "disconnected")
 
 
 def _graphics(node: Node, devices: Element, domain: Domain, *, live: bool) -> None:

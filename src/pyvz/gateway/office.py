@@ -26,8 +26,8 @@ class Peer(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A task that is under way.  ref: what it is done to, as its caller wrote it; done and total in
-    UNIT (B: bytes), None where that is not known."""
+    """A task.  ref: what it is done to, as its caller wrote it; done and total in UNIT (B: bytes),
+    None where that is not known.  succeeded: None while it is under way."""
 
     number: int
     verb: str
@@ -36,6 +36,7 @@ class Job(NamedTuple):
     done: int | None = None
     total: int | None = None
     unit: str = "B"
+    succeeded: bool | None = None
 
 
 class Events(Protocol):
@@ -64,6 +65,12 @@ class Office(Protocol):
 
     def jobs(self) -> Sequence[Job]:
         """Return the tasks that are under way, oldest first (in the event loop)."""
+
+    def ended(self) -> Sequence[Job]:
+        """Return tasks that have ended, newest first, as far as they are remembered."""
+
+    def on_end(self, listener: Callable[[Job], None]) -> None:
+        """Have the listener called for each task that ends (in the event loop)."""
 
     def cancel(self, job: Job) -> None:
         """Call one off (in the event loop); raises NotFound, InvalidState when it cannot be."""

@@ -23,6 +23,11 @@ MOUNT = "ve-mount"
 UMOUNT = "ve-umount"
 CLONE = "ve-clone"
 MOVE = "ve-move"
+METADATA = "ve-metadata"  # a title or XML of libvirt's clients; data: type, uri
+VM_AGENT = "vm-agent"  # the guest's agent has come or gone; data: state
+VM_TRAY = "vm-tray"  # the tray of a CD drive; data: device, state
+VM_BLOCK_JOB = "vm-block-job"  # a copy of a disk; data: device, type, state
+VM_BALLOON = "vm-balloon"  # the guest has another amount of memory; data: bytes
 CRASH = "ve-crash"  # init ended in a way that nobody asked for
 NODE_START = "node-start"
 NODE_STOP = "node-stop"
@@ -38,6 +43,9 @@ POOL_DELETE = "pool-delete"
 POOL_START = "pool-start"
 POOL_STOP = "pool-stop"
 POOL_REFRESH = "pool-refresh"  # what is in it has changed
+
+# What happens all the time: told to those who listen, and kept nowhere.
+FLEETING = frozenset({VM_BALLOON})
 
 _NOTHING: Mapping[str, object] = {}
 

@@ -21,6 +21,7 @@ from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import (
     cpulimits,
+    devicechange,
     disk,
     guestsettings,
     lifecycle,
@@ -122,7 +123,8 @@ def _set_container(
         waiting = ()
     if made.config.identity.name not in {None, env.name} and request.save:
         node.publish("ve-rename", env, new_name=str(made.config.identity.name))
-    node.publish("ve-config", env, fields=" ".join(made.fields))
+    devices = devicechange.told(old, made.config)
+    node.publish("ve-config", env, fields=" ".join(made.fields), **devices)
     return SetResult(made.echo, waiting, tuple(warnings))
 
 

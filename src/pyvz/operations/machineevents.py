@@ -6,9 +6,12 @@ import logging
 import math
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any, NamedTuple
 
 from pyvz.errors import VZError
+from pyvz.model import event as names
 from pyvz.model.environment import Environment
 from pyvz.operations import machinedrives
 from pyvz.operations.node import Node
@@ -16,6 +19,12 @@ from pyvz.vm.monitor import Event
 
 log = logging.getLogger(__name__)
 
+AGENT = "agent0"  # the port of the agent (vm/commandline.py)
+MIRRORED = "mirror-"  # before the name of a disk: the job that copies it (vm/mirror.py)
+_BLOCK_JOBS = {
+    "BLOCK_JOB_COMPLETED": "completed", "BLOCK_JOB_CANCELLED": "cancelled",
+    "BLOCK_JOB_READY": "ready",
+}  # fmt: skip
 ONE_RESET = 5.0  # seconds within which resets are one
 ENOUGH = 256 << 20  # bytes of free space with which a machine that ran out of it goes on
 
@@ -53,6 +62,35 @@ def _happened(node: Node, env: Environment, event: Event) -> None:
         log.warning("%s: its guest has crashed", env.name)
         node.publish("vm-crash", env)
         _crashed(node, env)
+    else:
+        told = _told(name, data)
+        if told:
+            node.publish(told.name, env, **told.data)
+
+
+class _Told(NamedTuple):
+    """An event of ours, made of one of QEMU's."""
+
+    name: str
+    data: dict[str, str]
+
+
+def _told(name: str, data: Mapping[str, Any]) -> _Told | None:
+    """Return what the node is told of an event (qapi/*.json of QEMU); None: nothing."""
+    if name == "VSERPORT_CHANGE" and data.get("id") == AGENT:
+        state = "connected" if data.get("open") else "disconnected"
+        return _Told(names.VM_AGENT, {"state": state})
+    if name == "DEVICE_TRAY_MOVED":
+        state = "open" if data.get("tray-open") else "closed"
+        return _Told(names.VM_TRAY, {"device": str(data.get("id", "")), "state": state})
+    if name == "BALLOON_CHANGE":
+        return _Told(names.VM_BALLOON, {"bytes": str(data.get("actual", 0))})
+    if name in _BLOCK_JOBS:
+        state = "failed" if data.get("error") else _BLOCK_JOBS[name]
+        device = str(data.get("device", "")).removeprefix(MIRRORED)
+        kind = str(data.get("type", ""))
+        return _Told(names.VM_BLOCK_JOB, {"device": device, "type": kind, "state": state})
+    return None
 
 
 def look(node: Node) -> bool:

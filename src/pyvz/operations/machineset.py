@@ -19,6 +19,7 @@ from pyvz.model.grammar_machine import Drive
 from pyvz.model.limits import Limits
 from pyvz.model.status import Status
 from pyvz.operations import (
+    devicechange,
     machine,
     machineclone,
     machinedisk,
@@ -89,7 +90,8 @@ def set_options(node: Node, env: Environment, dialect: str, given: GivenOptions)
         if old.identity.type == "template" and new.identity.type != "template":
             machineclone.check_unused(node, env)
         waiting, warnings = _change(node, env, old, made._replace(config=new), running=running)
-    node.publish("ve-config", env, fields=" ".join(made.fields))
+    devices = devicechange.told(old, new)
+    node.publish("ve-config", env, fields=" ".join(made.fields), **devices)
     return Done(made.echo, waiting, (*made.warnings, *warnings))
 
 
