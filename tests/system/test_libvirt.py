@@ -6,7 +6,6 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,7 +41,7 @@ class Virsh:
 
 
 @pytest.fixture
-def virsh(world: World) -> Iterator[Virsh]:
+def virsh(world: World) -> Virsh:
     world.run("prlctl", "create", "ct1", "--vmtype", "ct", "--ostemplate", "busybox-1")
     return Virsh(world)
 

@@ -6,7 +6,6 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,7 +41,7 @@ HAPPENINGS = [
 
 
 @pytest.fixture
-def virsh(world: World) -> Iterator[Virsh]:
+def virsh(world: World) -> Virsh:
     world.run("prlctl", "create", "web", "--vmtype", "ct", "--ostemplate", "busybox-1")
     return Virsh(world)
 

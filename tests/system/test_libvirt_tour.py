@@ -58,6 +58,18 @@ TOUR = [
     ("metadata web http://example.org/app", "new"),
     ("start web", "started"),
     ("domstate web --reason", r"running \(booted\)"),
+    ("domfsinfo web", r"/ +root +(ext4|btrfs|overlay|xfs|tmpfs)"),
+    ("blkdeviotune web root", r"total_bytes_sec *: 0"),
+    ("blkdeviotune web root --total-bytes-sec 1048576 --total-iops-sec 300 --live", ""),
+    ("blkdeviotune web root", r"total_bytes_sec *: 1048576"),
+    ("blkdeviotune web root", r"total_iops_sec *: 300"),
+    ("blkdeviotune web root --read-bytes-sec 5", "read_bytes_sec cannot be set", 1),
+    ("blkdeviotune web vdz --total-iops-sec 5", "no disk", 1),
+    ("blkdeviotune web root --total-bytes-sec 0 --total-iops-sec 0 --config", ""),
+    ("domiftune web venet0", r"inbound.average *: 0"),
+    ("domiftune web venet0 --inbound 100", "both directions", 1),
+    ("domiftune web venet0 --inbound 100 --outbound 100", "prlsrvctl set --shaping on", 1),
+    ("domiftune web eth7", "no interface", 1),
     ("domid web", r"^\d+$"),
     ("domname " + UUID, "web"),
     ("dominfo web", r"State: +running"),
@@ -147,13 +159,13 @@ def virsh(world: World, tmp_path: Path) -> Iterator[Virsh]:
 def test_tour(world: World, virsh: Virsh) -> None:
     home = world.run("prlctl", "list", "-H", "-o", "home", "web").strip()
     wrong = []
-    for words, pattern in TOUR:
+    for words, pattern, *code in TOUR:
         try:
-            printed = virsh(*words.split(" "))
+            printed = virsh(*str(words).split(" "), code=int(code[0]) if code else 0)
         except AssertionError as error:
             wrong.append(f"{words}: {error}"[:400])
             continue
-        if not re.search(pattern, printed, re.MULTILINE):
+        if not re.search(str(pattern), printed, re.MULTILINE):
             wrong.append(f"{words}: no {pattern} in:\n{printed}")
     assert not wrong, "\n".join(wrong)
     world.run("prlctl", "register", home, "--preserve-uuid")

@@ -65,8 +65,8 @@ def told(event: Event) -> Iterator[Told]:
     elif event.name == names.CONFIG:
         yield from _of_change(event)
     elif event.name == names.METADATA:
-        body = {"type": _number(event, "type"), "nsuri": str(event.data.get("uri", "")) or None}
-        yield Told(METADATA, "domain_event_callback_metadata_change", body)
+        uri = str(event.data.get("uri", "")) or None
+        yield _of_metadata(_number(event, "type"), uri)
     elif event.name in _OF_MACHINES:
         yield _OF_MACHINES[event.name](event)
 
@@ -92,13 +92,17 @@ def ended(job: Job) -> Told:
 
 def _of_change(event: Event) -> Iterator[Told]:
     if "identity.description" in str(event.data.get("fields", "")).split():
-        body = {"type": _DESCRIPTION, "nsuri": None}
-        yield Told(METADATA, "domain_event_callback_metadata_change", body)
+        yield _of_metadata(_DESCRIPTION, None)
     for name in str(event.data.get("removed", "")).split():
         message = "domain_event_callback_device_removed"
         yield Told(REMOVED, message, {"devAlias": name}, nested=True)
     for name in str(event.data.get("added", "")).split():
         yield Told(ADDED, "domain_event_callback_device_added", {"devAlias": name})
+
+
+def _of_metadata(kind: int, uri: str | None) -> Told:
+    body = {"type": kind, "nsuri": uri}
+    return Told(METADATA, "domain_event_callback_metadata_change", body)
 
 
 def _of_agent(event: Event) -> Told:

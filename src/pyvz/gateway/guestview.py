@@ -17,6 +17,7 @@ from pyvz.errors import VZError
 from pyvz.gateway import xdr
 from pyvz.gateway.domain import Domain, is_machine
 from pyvz.gateway.xdr import Typed
+from pyvz.linux.mount import mounts
 from pyvz.linux.netlink import Netlink
 from pyvz.network import dhcp
 from pyvz.network.base import card_mac
@@ -169,11 +170,22 @@ def file_systems(node: Node, found: Domain) -> list[Key]:
             for each in rows(asked(node, found, "guest-get-fsinfo"))
         ]  # fmt: skip
     disks = [each.entry.mnt for each in diskmount.disks_of(found.env, found.config)]
+    kinds = _kinds(node, found)
     return [
-        {"mountpoint": place, "name": "root" if place == "/" else place, "fstype": "ext4",
-         "dev_aliases": []}
+        {"mountpoint": place, "name": "root" if place == "/" else place,
+         "fstype": text(kinds.get(place, "unknown")), "dev_aliases": []}
         for place in ("/", *filter(None, disks))
     ]  # fmt: skip
+
+
+def _kinds(node: Node, found: Domain) -> dict[str, str]:
+    """Return mount point -> type of the file system inside a container."""
+    init = node.runtime.running(found.env.uuid).get(found.env.uuid)
+    if init is None:
+        return {}
+    with suppress(OSError):
+        return {entry.target: entry.fstype for entry in mounts(pid=init.pid)}
+    return {}
 
 
 # -- facts --------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from pyvz.store.paths import Paths
 
 CLIENTS: Final = 500
 REMOTE_CLIENTS: Final = 100  # of them from the network, so that the node's own always get in
-BACKLOG: Final = 64
+BACKLOG: Final = 512  # a local client that finds it full is refused at once
 NOBODY: Final = -1  # the uid of a client of the network
 SOCKETS: Final = (("virtvzd-sock", 0o600, False), ("virtvzd-sock-ro", 0o666, True))
 

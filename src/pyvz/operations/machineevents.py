@@ -20,6 +20,7 @@ from pyvz.vm.monitor import Event
 log = logging.getLogger(__name__)
 
 AGENT = "agent0"  # the port of the agent (vm/commandline.py)
+DEVICE = "device-"  # before the name of a drive: its device
 MIRRORED = "mirror-"  # before the name of a disk: the job that copies it (vm/mirror.py)
 _BLOCK_JOBS = {
     "BLOCK_JOB_COMPLETED": "completed", "BLOCK_JOB_CANCELLED": "cancelled",
@@ -81,8 +82,9 @@ def _told(name: str, data: Mapping[str, Any]) -> _Told | None:
         state = "connected" if data.get("open") else "disconnected"
         return _Told(names.VM_AGENT, {"state": state})
     if name == "DEVICE_TRAY_MOVED":
+        device = str(data.get("id", "")).removeprefix(DEVICE)
         state = "open" if data.get("tray-open") else "closed"
-        return _Told(names.VM_TRAY, {"device": str(data.get("id", "")), "state": state})
+        return _Told(names.VM_TRAY, {"device": device, "state": state})
     if name == "BALLOON_CHANGE":
         return _Told(names.VM_BALLOON, {"bytes": str(data.get("actual", 0))})
     if name in _BLOCK_JOBS:
