@@ -6,13 +6,14 @@ are, which only works while nothing runs.  What a home has beside its disks goes
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
 from pyvz.errors import InvalidState, PrivateMissing, Unsupported
-from pyvz.linux import file, mount
+from pyvz.linux import file, filesystem, mount
 from pyvz.migration.dial import Peer
 from pyvz.migration.offer import HOME, IMAGE, STREAM, TREE, DiskOffer
 from pyvz.model.environment import Environment, Kind
@@ -32,6 +33,7 @@ class Outgoing:
 
     def __init__(self, node: Node, env: Environment, disk: DiskOffer, peer: Peer) -> None:
         self.disk = disk
+        self._root = node.root(env)
         self.channel = peer.new_channel()
         self._stack = ExitStack()
         try:
@@ -66,6 +68,12 @@ class Outgoing:
         """Have the next round, of one that runs, begin at once when it is sent."""
         if self.disk.form != HOME:
             self._sender.arm()
+        if self.disk.form == IMAGE and self.disk.name == storage.ROOT_DISK:
+            _sync(self._root)  # what is written now need not be when it stands still
+
+    def still(self) -> None:
+        """It stands still, and CRIU has not looked at it yet: see Sender."""
+        self._sender.still()
 
     def send(self, *, still: bool, progress: Progress) -> int:
         """Send one round; returns its bytes."""
@@ -106,6 +114,14 @@ def _shown(node: Node, env: Environment) -> Iterator[Path]:
     finally:
         driver.umount(env.home, place)
         place.rmdir()
+
+
+def _sync(root: Path) -> None:
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        filesystem.sync(fd)
+    finally:
+        os.close(fd)
 
 
 def layout(env: Environment) -> str:

@@ -40,6 +40,14 @@ class Sender(Protocol):
     def arm(self) -> None:
         """Have the next round, of one that runs, begin at once when it is sent."""
 
+    def still(self) -> None:
+        """It stands still: do now what freezes its file system, before CRIU looks at it.
+
+        While a file system is being frozen or thawed (s_umount is held) the kernel does not say on
+        which file an inotify watch is (show_mark_fhandle() in fs/notify/fdinfo.c, since 6.18 and in
+        updates of older ones), and CRIU gives up.
+        """
+
     def send(self, *, still: bool, progress: Progress) -> int:
         """Send one round; returns its bytes.  still: nothing changes any more."""
 
@@ -81,6 +89,10 @@ class Copies(Images):
         self._next = self._copy()
         return self._next.size
 
+    def still(self) -> None:
+        """Take the copy."""
+        self._next = self._copy()
+
     def send(self, *, still: bool, progress: Progress) -> int:
         """Send what differs from the copy before."""
         del still
@@ -114,6 +126,7 @@ class Shots(Images):
     def __init__(self, env: Environment, disk: str, channel: Channel, stack: ExitStack) -> None:
         super().__init__(env, disk, channel, stack)
         self._number = 0
+        self._taken = False  # the next snapshot is there already
         _delete(self._driver, env.home, disk, SHOTS)  # of one that was killed
         stack.callback(_delete, self._driver, env.home, disk, SHOTS)
 
@@ -123,13 +136,21 @@ class Shots(Images):
             self._env.home, disk=self._disk
         )
 
+    def still(self) -> None:
+        """Take the snapshot."""
+        with home.storage_errors(f"The disk {self._disk} could not be read"):
+            self._driver.snapshot(self._env.home, SHOTS[self._number % 2], disk=self._disk)
+        self._taken = True
+
     def send(self, *, still: bool, progress: Progress) -> int:
         """Send what was written since the snapshot before, which goes then."""
         del still
         where, name = self._env.home, self._disk
         now, before = SHOTS[self._number % 2], SHOTS[(self._number + 1) % 2]
+        if not self._taken:
+            self.still()
+        self._taken = False
         with home.storage_errors(f"The disk {name} could not be read"):
-            self._driver.snapshot(where, now, disk=name)
             with (
                 self._driver.read_snapshot(where, now, disk=name) as place,
                 blocks.opened(*place) as image,
@@ -185,6 +206,9 @@ class Streams:
     def arm(self) -> None:
         """Nothing can be begun before the moment comes."""
 
+    def still(self) -> None:
+        """Nothing is frozen for a round."""
+
     def send(self, *, still: bool, progress: Progress) -> int:
         """Send what has changed since the round before."""
         del still
@@ -221,6 +245,9 @@ class Files:
         """Have the program of the next round wait."""
         with self._shown() as root:
             self._sender.arm(root)
+
+    def still(self) -> None:
+        """Nothing is frozen for a round."""
 
     def send(self, *, still: bool, progress: Progress) -> int:
         """Send the files that changed since the round before."""

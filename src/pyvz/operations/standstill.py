@@ -85,6 +85,8 @@ class Standstill:
 
     def begin(self) -> None:
         """It stands still."""
+        for each in self._disks:
+            each.still()
         self._progress.stage("Copying memory")
         self._round.start()
 
