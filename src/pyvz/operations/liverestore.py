@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+USERFAULT: Final = "userfaultfd"  # in <run>: what the switch was (linux/userfault.py)
 GOING: Final = "going"  # step of the journal: from here on it may have run
 _IMAGES_TIMEOUT: Final = 7 * 86400.0  # a dead connection is seen at once
 _PATIENCE: Final = 900.0  # for CRIU
@@ -259,7 +260,7 @@ class Arrival:
                 self._init = engine.restore(worker, spec, frame, hooks)
             else:
                 self._fetching.start()
-                with userfault.allowed():
+                with userfault.allowed(node.paths.run / USERFAULT):
                     self._init = engine.restore(worker, spec, frame, hooks, lazy_pages=True)
         memory.activate(node, env)
         (env.home / ".running").touch()
@@ -282,6 +283,15 @@ class Arrival:
             if not self._decision:
                 raise MigrationError("It was called off")
         self._journal.note(GOING)
+
+
+def settle(node: Node) -> None:
+    """Put back what a vzd that was killed while memory was restored has left (start of vzd)."""
+    try:
+        if userfault.settle(node.paths.run / USERFAULT):
+            log.warning("vm.unprivileged_userfaultfd is as it was before a restore that was killed")
+    except OSError as error:
+        log.warning("vm.unprivileged_userfaultfd could not be put back: %s", error)
 
 
 def lost_by_death(node: Node, env: Environment) -> None:

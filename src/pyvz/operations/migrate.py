@@ -16,7 +16,15 @@ from pyvz.migration.request import Report, Request
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import departure, home, lifecycle, machineclone, provision, pulled
+from pyvz.operations import (
+    departure,
+    home,
+    lifecycle,
+    liverestore,
+    machineclone,
+    provision,
+    pulled,
+)
 from pyvz.operations.connect import connected
 from pyvz.operations.giving import Giving
 from pyvz.operations.machinegiving import MachineGiving
@@ -64,6 +72,7 @@ def give(node: Node, env: Environment, peer: Peer, request: Request, progress: P
 def recover(node: Node) -> None:
     """Start again what was stopped for a move that failed (start of vzd)."""
     decision.prune(node.paths)
+    liverestore.settle(node)
     for uuid in departure.marked(node):
         try:
             lifecycle.start(node, uuid)
