@@ -50,8 +50,8 @@ def image_changes(old: Path, new: Path) -> Ranges:
 def fill_new(new: Path, size: int, fill: Fill) -> None:
     """Make a disk of `size` bytes in the directory `new` and let `fill` write its content.
 
-    It is marked as not closed cleanly: the content may be that of a mounted file system, so the
-    first mount checks it.
+    The content is that of a file system that was unmounted, or frozen (`copy_out`): the first mount
+    replays a log at most, and needs no check before.
     """
     image = new / format_.BASE_FILE
     identity.create(image, size)
@@ -61,7 +61,6 @@ def fill_new(new: Path, size: int, fill: Fill) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-    identity.set_in_use(image)
     descriptor.save(new / descriptor.NAME, Descriptor(identity.size(image)))
 
 
