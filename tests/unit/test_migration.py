@@ -24,6 +24,7 @@ from pyvz.errors import (
 )
 from pyvz.migration import address, blocks, decision, iterate, messages, offer, wire
 from pyvz.migration.address import Address
+from pyvz.migration.pace import Pace
 from pyvz.model.task import NoProgress
 from pyvz.store.paths import Paths
 
@@ -139,6 +140,7 @@ def test_messages_and_data_pass(pair: tuple[wire.Wire, wire.Wire]) -> None:
     here, there = pair
     here.send(messages.make("bye"))
     assert there.receive(5.0) == {"is": "bye"}
+    here.pace.sent(1 << 30, 1000.0)  # as on a slow network
     data = os.urandom(3 << 20) + bytes(30 << 20)
     sender = threading.Thread(target=_send, args=(here.channel(7), data))
     sender.start()
@@ -310,3 +312,18 @@ def test_offers_are_checked() -> None:
             offer.parse({**good, **change})
     with pytest.raises(BadValue):
         offer.parse({**good, "name": "-x"})
+
+
+def test_compressing_pays_on_a_slow_network_only() -> None:
+    mib = 1 << 20
+    pace = Pace()
+    assert pace.pays()  # nothing is known yet
+    pace.packed(8 * mib, 2 * mib, 0.04)  # 200 MiB/s, to a quarter
+    pace.sent(10 * mib, 0.1)  # 100 MiB/s
+    assert pace.pays()
+    pace.sent(500 * mib, 0.5)  # 1000 MiB/s
+    assert not pace.pays()
+    pace.sent(100 * mib, 1.0)
+    assert pace.pays()
+    pace.packed(500 * mib, 450 * mib, 2.5)
+    assert not pace.pays()

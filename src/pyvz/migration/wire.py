@@ -36,6 +36,7 @@ import zstandard
 from pyvz.errors import ConnectionBroken, MigrationError, ProtocolError, Timeout
 from pyvz.migration import messages
 from pyvz.migration.messages import Message
+from pyvz.migration.pace import Pace
 
 GREETING: Final = b"PYVZ-MIGRATION 1\n"
 MAX_NOISE: Final = 64 << 10  # bytes of a login script's chatter before the greeting
@@ -96,6 +97,7 @@ class Wire:
         self._heard = time.monotonic()
         self._broken: MigrationError | None = None
         self._closed = False
+        self.pace = Pace()
         self.sent = 0  # bytes on the wire
         self.received = 0
         for fd in {reading, writing}:
@@ -258,7 +260,7 @@ class Wire:
         with self._sending:
             self.check()
             view = memoryview(data)
-            last = time.monotonic()
+            began = last = time.monotonic()
             while view:
                 try:
                     if not _ready(self._writing, select.POLLOUT, 0.5):
@@ -281,6 +283,7 @@ class Wire:
                 self.sent += count
                 view = view[count:]
                 last = time.monotonic()
+            self.pace.sent(len(data), last - began)
 
     def _fail(self, error: MigrationError) -> None:
         with self._changed:
@@ -336,14 +339,18 @@ class Channel:
         wire._frame(DATA, self.number, payload, flags)
 
     def _packed(self, chunk: bytes) -> tuple[bytes, int]:
-        """Compress where it pays; after a frame that did not shrink, not for a while."""
+        """Compress where it pays; after a frame that did not shrink, or was not worth the time, not
+        for a while.
+        """
         if not self._wire._compress or len(chunk) < 512:
             return chunk, 0
         if self._plain:
             self._plain -= 1
             return chunk, 0
+        pace, began = self._wire.pace, time.monotonic()
         packed = zstandard.ZstdCompressor(level=_LEVEL).compress(chunk)
-        if len(packed) > _PAYS * len(chunk):
+        pace.packed(len(chunk), len(packed), time.monotonic() - began)
+        if len(packed) > _PAYS * len(chunk) or not pace.pays():
             self._plain = _PAUSE
             return chunk, 0
         return packed, _COMPRESSED
