@@ -234,6 +234,10 @@ class CheckpointError(VZError):
     """The container could not be frozen to disk; it goes on running."""
 
 
+class NotNow(CheckpointError):
+    """The container was just doing something that cannot be saved; in a moment it will be past."""
+
+
 class RestoreError(VZError):
     """The container could not be brought back; its images are kept."""
 

@@ -189,6 +189,18 @@ def test_logs_in_words(place: str, text: str, why: str) -> None:
     assert words.line == f"Error ({place}): {text}"
 
 
+@pytest.mark.parametrize(
+    ("text", "passing"),
+    [
+        ("skqueue: Control messages in queue, not supported", True),
+        ("parse_fdinfo_pid_s: error parsing [inotify wd:1 ino:365 sdev:700001 ] for 8", True),
+        ("Can't dump nested uts namespace for 12", False),
+    ],
+)
+def test_what_is_past_in_a_moment(text: str, passing: bool) -> None:
+    assert criuwords.explain_text(LOG.format(place="criu/x.c:1", text=text)).passing == passing
+
+
 def test_a_log_without_an_error_or_none(tmp_path: Path) -> None:
     assert criuwords.explain_text("(00.1) fine\n").why == "CRIU does not say why"
     assert criuwords.explain(tmp_path / "none").why == "CRIU has left no log"

@@ -26,7 +26,7 @@ from pyvz.container.criurpc import CriuConnection
 from pyvz.container.frame import Frame
 from pyvz.container.runtime import Init, NetworkAccess, Runtime
 from pyvz.container.spec import ContainerSpec
-from pyvz.errors import CheckpointError, RestoreError
+from pyvz.errors import CheckpointError, NotNow, RestoreError
 from pyvz.linux import cgroup_inner, pressure, process, run
 from pyvz.store.paths import Paths
 
@@ -205,7 +205,8 @@ class Checkpoint:
     def dump(self, worker: Worker, request: DumpRequest, hooks: DumpHooks) -> bool:
         """Dump a container; True when hooks.frozen() said so and its processes are gone.
 
-        With leave_running they go on.  Raises CheckpointError: the container goes on.
+        With leave_running they go on.  Raises CheckpointError: the container goes on; NotNow: and
+        may be dumped in a moment.
         """
         request.frame.save(worker.images)
         told = kept = False
@@ -407,7 +408,7 @@ class Checkpoint:
 
     def _dump_error(self, worker: Worker, uuid: str) -> CheckpointError:
         words, details = self._explain(worker, uuid, criurequest.DUMP_LOG)
-        return CheckpointError(
+        return (NotNow if words.passing else CheckpointError)(
             f"The container could not be suspended: {words.why}",
             details=details,
             hint=words.hint,

@@ -26,17 +26,22 @@ _HARMLESS = (
 
 
 class Words(NamedTuple):
-    """why: one line for people.  line: what the log says.  hint: what to do, may be empty."""
+    """why: one line for people.  line: what the log says.  hint: what to do, may be empty.
+
+    passing: another dump a moment later is likely to succeed.
+    """
 
     why: str
     line: str
     hint: str
+    passing: bool = False
 
 
 class _Known(NamedTuple):
     pattern: str
     why: str
     hint: str = ""
+    passing: bool = False
 
 
 _KNOWN = (
@@ -57,7 +62,14 @@ _KNOWN = (
     _Known(r"ghost file|Can't dump ghost", "a file that was deleted but is still open is too large",
            "Have the program that holds it close it (lsof +L1 in the container shows it)."),
     _Known(r"Can't dump (in-flight|half).*|in-flight connection|inet: Connected .* pending",
-           "a connection was just being made", "Try again."),
+           "a connection was just being made", "Try again.", passing=True),
+    # systemd since 257 asks for the sender's pidfd (SO_PASSPIDFD), which CRIU cannot save.
+    _Known(r"Control messages in queue",
+           "a message with a credential or a file was just on its way from one program to another",
+           "Try again.", passing=True),
+    _Known(r"parse_fdinfo_pid_s: error parsing \[inotify",
+           "a file system that a program watches was just being frozen or thawed",
+           "Try again.", passing=True),
     _Known(r"sk unix: Can't dump|External socket|unix: (Unix )?[Ss]ocket .* without peer",
            "a socket in it leads out of the container", "End what holds it, or restart it."),
     _Known(r"Can't dump .*(bpf|BPF)|bpf", "a BPF program or map is open in it",
@@ -105,5 +117,5 @@ def explain_text(text: str) -> Words:
     for line in lines:
         for known in _KNOWN:
             if re.search(known.pattern, line):
-                return Words(known.why, line, known.hint)
+                return Words(known.why, line, known.hint, known.passing)
     return Words(f"CRIU says: {lines[0].partition('): ')[2]}", lines[0], "")

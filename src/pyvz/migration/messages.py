@@ -34,6 +34,7 @@ _SCHEMAS: Final[dict[str, dict[str, str]]] = {
     "why": {},
     "memory": {"round": "int", "size": "int", "channel": "int"},
     "ready": {"frame": "str", "memory": "int", "channel": "int", "pages": "int?"},
+    "again": {},
     "pages": {},
     "prepare": {"frame": "str", "memory": "int"},
     "stream": {"name": "str", "channel": "int"},

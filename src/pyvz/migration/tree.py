@@ -59,7 +59,9 @@ class Sender:
         self._state.cleanup()
 
     def arm(self, root: Path, names: tuple[str, ...] = (".",)) -> None:
-        """Start the program of the next round, which reads nothing before `send`."""
+        """Start the program of the next round, unless it waits; it reads nothing before `send`."""
+        if self._waiting is not None:
+            return
         argv = [
             *(_TAR, "--create", *TAR_OPTIONS, "--sparse", "--format=posix", "--no-check-device"),
             *(f"--listed-incremental=/state/{_SEEN}", "--warning=no-file-ignored"),

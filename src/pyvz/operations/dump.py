@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -27,7 +28,7 @@ from pyvz.container.criurpc import CriuDied
 from pyvz.container.frame import Frame
 from pyvz.container.runtime import Init, NetworkAccess
 from pyvz.container.spec import Bind, ContainerSpec
-from pyvz.errors import RestoreError, Timeout, VZError
+from pyvz.errors import NotNow, RestoreError, Timeout, VZError
 from pyvz.linux import file, tcprepair
 from pyvz.linux.guestroot import GuestRoot
 from pyvz.model.config import Config
@@ -47,6 +48,8 @@ VERBS = frozenset({SUSPEND, RESUME})  # whose journal records `repair` understan
 _COMMIT = "commit"
 _SETTLE = 120.0  # seconds for a CRIU that has lost its vzd to end what it does
 _KILL_TIMEOUT = 30.0
+_ATTEMPTS = 8  # dumps of one that is doing what cannot be dumped
+_BREATH = 0.2  # seconds between two
 
 
 class DumpOptions(NamedTuple):
@@ -111,6 +114,28 @@ def save(
     moment.  Afterwards the container has ended, or (leave_running) goes on.  While it ends nothing
     of it runs, whatever dies.  Raises CheckpointError, NoSpace, and what `at` raises: it goes on.
     """
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            _save(node, env, target, progress, at=at, leave_running=leave_running)
+        except NotNow as error:
+            if not left:
+                raise
+            log.info("%s: once more: %s", env.name, error)
+            progress.check()
+            time.sleep(_BREATH)
+        else:
+            return
+
+
+def _save(
+    node: Node,
+    env: Environment,
+    target: Path,
+    progress: Progress,
+    *,
+    at: Callable[[], None] | None,
+    leave_running: bool,
+) -> None:
     spec = specification(node, env, node.registry.config(env))
     engine = node.checkpoint
     with (

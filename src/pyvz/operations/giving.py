@@ -19,7 +19,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from pyvz.container.frame import Frame
-from pyvz.errors import Cancelled, InDoubt, VZError
+from pyvz.errors import Cancelled, InDoubt, NotNow, VZError
 from pyvz.linux import file
 from pyvz.migration import decision, iterate
 from pyvz.migration.dial import Peer
@@ -49,6 +49,8 @@ from pyvz.store.journal import Journal
 log = logging.getLogger(__name__)
 
 _PAGES_TIMEOUT: Final = 7 * 86400.0  # a dead connection is seen at once
+_ATTEMPTS: Final = 8  # dumps of one that is doing what cannot be dumped
+_BREATH: Final = 0.2  # seconds between two
 _DOUBT_PATIENCE: Final = 60.0  # seconds in which an unknown outcome is asked for again and again
 
 
@@ -229,10 +231,9 @@ class Giving:
         live = livedump.Live(self.node, self.env)
         answer: dict[str, Any] = {}
         try:
-            with self._standstill() as still:
-                pages = self._pages() if self.request.post_copy else None
-                hooks = self._hooks(still, pages, live, answer)
-                live.run(hooks, None if pages is None else pages[0])
+            for left in reversed(range(_ATTEMPTS)):
+                if self._attempt(live, answer, last=not left):
+                    break
         except InDoubt:
             raise  # it stands still until that is settled
         except BaseException as error:
@@ -242,6 +243,23 @@ class Giving:
         report = self._report(answer, still_for)
         self._forward(journal)
         return report
+
+    def _attempt(self, live: livedump.Live, answer: dict[str, Any], *, last: bool) -> bool:
+        """Dump and deliver; False: it was doing what cannot be dumped, and goes on."""
+        try:
+            with self._standstill() as still:
+                pages = self._pages() if self.request.post_copy else None
+                hooks = self._hooks(still, pages, live, answer)
+                live.run(hooks, None if pages is None else pages[0])
+        except NotNow as error:
+            if last:
+                raise
+            log.info("%s: once more: %s", self.env.name, error)
+            self.progress.stage("Waiting for a better moment")
+            self.peer.call("again", progress=self.progress)
+            time.sleep(_BREATH)
+            return False
+        return True
 
     def _hooks(
         self,

@@ -6,6 +6,7 @@
     disks-done   all rounds are here and on the disk
     memory       with its memory: a round of it while it still runs there (pre-copy)
     ready        with its memory: the memory begins to arrive, the root and CRIU are waiting
+    again        it could not be dumped in that moment: as before the memory
     restore      all is here: it is restored; nothing of it runs yet
     pages        it runs; all of its memory has come (post-copy)
     why          what has failed: the other node was told to send no more
@@ -206,6 +207,17 @@ class Arriving:
             self._live.root_is_here()
         return {}
 
+    def again(self, _: Message) -> dict[str, Any]:
+        """Forget what has come of its memory: it runs on over there, and is dumped once more."""
+        if self._machine is not None:
+            raise ProtocolError("A virtual machine is not dumped")
+        if self._rounds is not None:
+            self._rounds.cancel()
+        if self._live is not None:
+            self._live.cancel()
+        self._live = self._rounds = None
+        return {}
+
     def restore(self, _: Message) -> dict[str, Any]:
         """Restore everything; nothing of it runs yet."""
         for each in self._disks:
@@ -392,6 +404,7 @@ def answers_of(node: Node, arriving: Arriving) -> dict[str, Callable[[Message], 
         "prepare": arriving.prepare,
         "stream": arriving.stream,
         "why": arriving.why,
+        "again": arriving.again,
         "restore": arriving.restore,
         "commit": arriving.commit,
         "pages": arriving.pages,

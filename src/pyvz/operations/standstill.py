@@ -16,6 +16,7 @@ from pyvz.container import criuimages, fifos
 from pyvz.container.fifos import Fifos
 from pyvz.container.frame import NAME as FRAME
 from pyvz.container.growing import Growing
+from pyvz.errors import NotNow
 from pyvz.migration import files, messages
 from pyvz.migration.dial import Peer
 from pyvz.migration.wire import Channel
@@ -46,14 +47,18 @@ class Standstill:
         self._round = Sideline("last-round", self._last_round, progress)
         self._sender: files.Sender | None = None
         self._reader: Fifos | Growing | None = None
+        self._begun = False
         self.disk = 0  # bytes of the last round
 
     def __enter__(self) -> Standstill:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._round.call_off()
-        self._stack.close()
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        with self._stack:
+            if isinstance(error, NotNow) and self._begun:
+                # Another dump follows: what is half sent of the disks goes to its end first.
+                self._round.result(self._progress.check, _ROUND_TIMEOUT)
+            self._round.call_off()
 
     @property
     def memory(self) -> int:
@@ -88,6 +93,7 @@ class Standstill:
         for each in self._disks:
             each.still()
         self._progress.stage("Copying memory")
+        self._begun = True
         self._round.start()
 
     def finish(self, images: Path) -> None:
