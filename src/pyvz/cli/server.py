@@ -84,12 +84,18 @@ class Server:
     def run_telling(
         self, method: str, tell: Callable[[dict[str, Any]], None], /, **parameters: Any
     ) -> dict[str, Any]:
-        """Run a long method, hand {"progress": ...} to TELL as it comes, return its result."""
+        """Run a long method, hand {"progress": ...} to TELL as it comes, return its result.
+
+        rate and left (seconds) are added to what the server says.
+        """
+        from pyvz.cli.rate import Rate  # noqa: PLC0415  only for --json
+
+        rate = Rate()
         with _CancelOnSignal() as cancel:
             try:
                 return self.connection.stream(
                     method,
-                    on_progress=lambda progress: tell({"progress": progress}),
+                    on_progress=lambda progress: tell({"progress": rate.told(progress)}),
                     **self._signed(parameters),
                 )
             except VZError as error:

@@ -72,9 +72,19 @@ class Sender:
         self._waiting = self._armed.enter_context(spawned)
 
     def send(
-        self, root: Path, progress: Progress, *, still: bool, names: tuple[str, ...] = (".",)
+        self,
+        root: Path,
+        progress: Progress,
+        *,
+        still: bool,
+        names: tuple[str, ...] = (".",),
+        expected: int = 0,
     ) -> None:
-        """Send a round; still: nothing may change now, so what changes is an error."""
+        """Send a round; still: nothing may change now, so what changes is an error.
+
+        expected: about how many bytes the first round has.
+        """
+        expected = 0 if self.rounds else expected
         before = self.total
         self._poll = progress.check
         if self._waiting is None:
@@ -90,7 +100,8 @@ class Sender:
                 self._write(_UNITS.pack(DATA, len(chunk)))
                 self._write(chunk)
                 self.total += len(chunk)
-                progress.advance(self.total)
+                done = self.total - before
+                progress.advance(done, max(expected, done) if expected else None)
             code = process.wait(STALL_TIMEOUT)
             if code not in ({0} if still else {0, _CHANGED}):
                 raise _failed(code, errors)

@@ -46,11 +46,11 @@ class Outgoing:
         disk, channel, stack = self.disk, self.channel, self._stack
         if disk.form == HOME:
             names = _names(env, disk)
-            return Files(disk.size, channel, stack, lambda: nullcontext(env.home), names)
+            return Files(disk, channel, stack, lambda: nullcontext(env.home), names)
         if disk.form == STREAM:
             return Streams(env, disk.size, channel, stack)
         if disk.form != IMAGE:
-            return Files(disk.size, channel, stack, lambda: _shown(node, env))
+            return Files(disk, channel, stack, lambda: _shown(node, env))
         whole = storage.find(env.home).capabilities(env.home).image
         return (Copies if whole else Shots)(env, disk.name, channel, stack)
 

@@ -18,6 +18,7 @@ from typing import Final, Protocol
 from pyvz.errors import MigrationError, NotFound
 from pyvz.linux.extents import Range
 from pyvz.migration import blocks, stream, tree
+from pyvz.migration.offer import DiskOffer
 from pyvz.migration.wire import Channel
 from pyvz.model.environment import Environment
 from pyvz.model.task import Progress
@@ -228,18 +229,18 @@ class Files:
 
     def __init__(
         self,
-        limit: int | None,
+        disk: DiskOffer,
         channel: Channel,
         stack: ExitStack,
         shown: Callable[[], AbstractContextManager[Path]],
         names: tuple[str, ...] = (".",),
     ) -> None:
-        self._limit, self._shown, self._names = limit, shown, names
+        self._offer, self._shown, self._names = disk, shown, names
         self._sender = stack.enter_context(tree.Sender(channel))
 
     def size(self) -> int | None:
         """Return the limit of the disk."""
-        return self._limit
+        return self._offer.size
 
     def arm(self) -> None:
         """Have the program of the next round wait."""
@@ -252,7 +253,9 @@ class Files:
     def send(self, *, still: bool, progress: Progress) -> int:
         """Send the files that changed since the round before."""
         with self._shown() as root:
-            self._sender.send(root, progress, still=still, names=self._names)
+            self._sender.send(
+                root, progress, still=still, names=self._names, expected=self._offer.used
+            )
         return self._sender.last
 
     def finish(self) -> None:
