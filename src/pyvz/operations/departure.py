@@ -26,8 +26,7 @@ from pyvz.migration import address, decision
 from pyvz.migration.dial import Peer, dial
 from pyvz.migration.offer import TOKEN
 from pyvz.model.environment import Environment, Kind
-from pyvz.model.task import NoProgress
-from pyvz.operations import home, livedump, machineleaving, outgoingdisk
+from pyvz.operations import burial, home, livedump, machineleaving, outgoingdisk
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store.journal import Journal, Record
@@ -107,16 +106,12 @@ def give_away(node: Node, env: Environment, record: Record) -> None:
     kept = env.home.with_name(env.home.name + SUFFIX)
     if not record.data.get("remove"):
         if env.home.exists():
-            home.dismantle(kept, NoProgress())  # of an earlier migration
+            burial.bury(node, kept)  # of an earlier migration
             env.home.rename(kept)
             file.fsync_directory(kept.parent)
         _keep_conf(link, kept / env.kind.conf_name)
         return
-    grave = home.grave_of(env)
-    if env.home.exists():
-        env.home.rename(grave)
-        file.fsync_directory(grave.parent)
-    home.dismantle(grave, NoProgress())
+    burial.bury(node, env.home)
 
 
 def _keep_conf(link: Path, kept: Path) -> None:

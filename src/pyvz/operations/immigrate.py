@@ -470,5 +470,5 @@ def _settled(node: Node, message: Message) -> dict[str, Any]:
 def _decided(node: Node, message: Message) -> dict[str, Any]:
     """The node that fetched something from us tells what became of it."""
     pulled.decided(node, message["id"], message["outcome"])
-    migrate.recover(node)
+    migrate.restart(node)
     return {}

@@ -17,6 +17,7 @@ from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import (
+    burial,
     departure,
     home,
     lifecycle,
@@ -70,9 +71,15 @@ def give(node: Node, env: Environment, peer: Peer, request: Request, progress: P
 
 
 def recover(node: Node) -> None:
-    """Start again what was stopped for a move that failed (start of vzd)."""
+    """Put right what a vzd that has died left of moves (start of vzd)."""
     decision.prune(node.paths)
     liverestore.settle(node)
+    burial.resume(node)
+    restart(node)
+
+
+def restart(node: Node) -> None:
+    """Start again what was stopped for a move that failed."""
     for uuid in departure.marked(node):
         try:
             lifecycle.start(node, uuid)
@@ -95,7 +102,7 @@ def retry(node: Node) -> bool:
             log.info("%s: %s", env.name, error)
             left = True
     if departure.marked(node):
-        recover(node)
+        restart(node)
     return left
 
 
@@ -104,7 +111,7 @@ def force(node: Node, ref: str, *, here: bool) -> None:
     env = node.registry.resolve(ref)
     with node.lease(env, "migrate"):
         departure.force(node, env, here=here)
-    recover(node)
+    restart(node)
 
 
 def _require(node: Node, env: Environment, request: Request) -> None:
