@@ -19,7 +19,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from pyvz.container.frame import Frame
-from pyvz.errors import Cancelled, InDoubt, NotNow, VZError
+from pyvz.errors import Cancelled, CheckpointError, InDoubt, NotNow, VZError
 from pyvz.linux import file
 from pyvz.migration import decision, iterate
 from pyvz.migration.dial import Peer
@@ -312,8 +312,16 @@ class Giving:
             log.info("%s: memory goes in one piece: %s", self.env.name, self._no_precopy)
             return ""
         self._journal.note(departure.FROZEN)  # CRIU halts it for each round
-        self._precopy = Precopy(self.node, self.env, self.peer, self.progress)
-        return self._precopy.run(images, frame, self.offer.memory, self._round_between)
+        rounds = Precopy(self.node, self.env, self.peer, self.progress)
+        try:
+            last = rounds.run(images, frame, self.offer.memory, self._round_between)
+        except CheckpointError as error:  # the dump itself may well succeed
+            log.warning("%s: a round of its memory failed: %s", self.env.name, error)
+            self._no_precopy = f"CRIU has failed ({error.message})"
+            self.peer.call("again", progress=self.progress)
+            return ""
+        self._precopy = rounds
+        return last
 
     def _round_between(self) -> None:
         """The first round of memory takes its time: what the disks have become meanwhile."""
