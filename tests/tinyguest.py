@@ -21,6 +21,7 @@ PACKAGES = ("isolinux", "syslinux-common", "qemu-guest-agent")
 MODULES = (
     *("virtio_pci", "virtio_scsi", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng"),
     *("virtio_balloon", "sd_mod", "sr_mod", "button", "evdev", "ext4", "e1000", "acpi_memhotplug"),
+    "pvpanic-mmio",
 )
 
 INIT = r"""#!/bin/busybox sh

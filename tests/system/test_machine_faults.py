@@ -67,6 +67,23 @@ def test_a_disk_that_is_full(guest: Guest, small_place: Path) -> None:
     assert guest.inside("dd if=/dev/vda bs=1M count=24 2>/dev/null | md5sum") == wanted
 
 
+def test_a_guest_that_crashes(guest: Guest) -> None:
+    """It is started anew, or stands still for someone to look at it."""
+    guest.start()
+    guest.inside("touch /run/before; (sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &")
+    heard(guest, '"name":"vm-crash"')
+    guest.wait()
+    guest.until("ls /run/before 2>/dev/null || echo gone", "gone")
+    guest.prlctl("set", "vm1", "--on-crash", "pause")
+    guest.inside("(sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &")
+    guest.await_status("paused")
+    assert events(guest).count('"name":"vm-crash"') == 2
+    guest.kill_vzd()
+    assert guest.status == "paused"
+    guest.prlctl("reset", "vm1")
+    guest.wait()
+
+
 def test_images_of_others(world: World, tmp_path: Path) -> None:
     for name in ("one", "two"):
         world.run("prlctl", "create", name, "--vmtype", "vm")

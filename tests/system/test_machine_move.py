@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from images import busybox_root, busybox_tar
+from machineguest import Guest
 from pyvz.linux import mount
 from realnode import World, world
 
@@ -27,7 +30,7 @@ def elsewhere(world: World) -> Iterator[Path]:
 
 
 def test_move(world: World, elsewhere: Path) -> None:
-    """While it runs on one file system; suspended and stopped to another."""
+    """Renamed while it runs, on one file system; mirrored to another; suspended and stopped."""
 
     def prlctl(*words: str, code: int = 0) -> str:
         return world.run("prlctl", *words, code=code)
@@ -41,10 +44,22 @@ def test_move(world: World, elsewhere: Path) -> None:
     assert prlctl("status", "vm1").split()[-1] == "running"
     assert (beside / home.name / "harddisk.hdd").exists()
     assert not home.exists()
-    assert "another file system" in prlctl("move", "vm1", "--dst", os.fspath(elsewhere), code=255)
+    prlctl("move", "vm1", "--dst", os.fspath(elsewhere))
+    assert prlctl("status", "vm1").split()[-1] == "running"
+    assert (elsewhere / home.name / "harddisk.hdd").exists()
+    assert not list(beside.iterdir())
+    tiny = world.root / "vz/tiny"
+    tiny.mkdir()
+    mount.mount("tiny", tiny, "tmpfs", data="size=64k")
+    try:
+        assert "space" in prlctl("move", "vm1", "--dst", os.fspath(tiny), code=255)
+        assert not list(tiny.iterdir())
+    finally:
+        mount.umount(tiny)
+    assert prlctl("status", "vm1").split()[-1] == "running"
 
     prlctl("suspend", "vm1")
-    prlctl("move", "vm1", "--dst", os.fspath(elsewhere))
+    prlctl("move", "vm1", "--dst", os.fspath(beside))
     assert prlctl("status", "vm1").split()[-1] == "suspended"
     prlctl("resume", "vm1")
     assert prlctl("status", "vm1").split()[-1] == "running"
@@ -52,3 +67,38 @@ def test_move(world: World, elsewhere: Path) -> None:
     prlctl("move", "vm1", "--dst", os.fspath(world.root / "vz/vmprivate"))
     assert (home / "harddisk.hdd").exists()
     assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_vzd_dies_while_it_moves(world: World, elsewhere: Path) -> None:
+    """It is at one place, runs or is suspended, and nothing is left of the other."""
+    world.run("prlctl", "create", "vm1", "--vmtype", "vm", "-d", "debian")
+    world.run("prlctl", "set", "vm1", "--memsize", "64", "--cpus", "1")
+    places = [world.root / "vz/vmprivate", elsewhere]
+    for delay in (0.2, 0.5, 0.8, 1.2, 1.6, 2.0):
+        world.run("prlctl", "start", "vm1")
+        here = next(place for place in places if list(place.iterdir()))
+        there = next(place for place in places if place != here)
+        argv = world.argv("prlctl", "move", "vm1", "--dst", os.fspath(there))
+        child = subprocess.Popen(
+            argv, env=world.env, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(delay)
+        killed(world)
+        child.wait(60)
+        state = world.run("prlctl", "status", "vm1").split()[-1]
+        assert state in {"running", "suspended"}, delay
+        world.run("prlctl", "set", "vm1", "--description", "repaired")
+        assert len([entry for place in places for entry in place.iterdir()]) == 1, delay
+        assert not list((world.root / "var/lib/pyvz/journal").iterdir()), delay
+        if state == "suspended":
+            world.run("prlctl", "resume", "vm1")
+        world.run("prlctl", "stop", "vm1", "--kill")
+        print(f"after {delay} s: {state}")
+
+
+def killed(world: World) -> None:
+    made = Guest.__new__(Guest)
+    made.world = world
+    made.kill_vzd()

@@ -20,9 +20,9 @@ from pyvz.operations import (
     home,
     machinebackup,
     machinedisk,
+    machinemove,
     shot,
     succession,
-    transfer,
 )
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal, Record
@@ -34,8 +34,8 @@ def _repairs() -> dict[str, Callable[[Node, Record], None]]:
     """Return who repairs which verb."""
     makers = (home, shot, disk, dump)
     found = {verb: module.repair for module in makers for verb in module.VERBS}
-    single = (transfer, convertlayout, capture, succession, arrival, departure)
-    machines = (machinebackup, machinedisk)
+    single = (convertlayout, capture, succession, arrival, departure)
+    machines = (machinebackup, machinedisk, machinemove)
     return found | {module.VERB: module.repair for module in (*single, *machines)}
 
 

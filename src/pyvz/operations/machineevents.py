@@ -27,6 +27,7 @@ _BLOCK_JOBS = {
     "BLOCK_JOB_READY": "ready",
 }  # fmt: skip
 ONE_RESET = 5.0  # seconds within which resets are one
+CRASHED = "guest-panicked"  # QEMU's word for one that stands still after it
 ENOUGH = 256 << 20  # bytes of free space with which a machine that ran out of it goes on
 
 
@@ -62,6 +63,7 @@ def _happened(node: Node, env: Environment, event: Event) -> None:
     elif name == "GUEST_PANICKED":
         log.warning("%s: its guest has crashed", env.name)
         node.publish("vm-crash", env)
+    elif name == "STOP" and node.machines.state(env.uuid) == CRASHED:
         _crashed(node, env)
     else:
         told = _told(name, data)
@@ -101,7 +103,7 @@ def look(node: Node) -> bool:
     for uuid in running:
         with suppress(VZError):
             state = node.machines.state(uuid)
-            if state in {"io-error", "guest-panicked"}:
+            if state in {"io-error", CRASHED}:
                 env = node.registry.resolve(uuid)
                 _go_on(node, env) if state == "io-error" else _crashed(node, env)
     return bool(running)
@@ -125,7 +127,7 @@ def _crashed(node: Node, env: Environment) -> None:
     if node.registry.config(env).machine.on_crash != "restart":
         return
     monitor = node.machines.monitor(env.uuid)
-    if monitor.state != "guest-panicked":
+    if monitor.state != CRASHED:
         return
     monitor.execute("system_reset")
     monitor.execute("cont")

@@ -1,18 +1,26 @@
 """Move a container or virtual machine to another directory of the node.
 
 QEMU has its files open and knows no path: on one file system a machine may run while its home is
-renamed.  To another file system it goes stopped or suspended.
+renamed.  To another file system one that runs is mirrored (machinemove.py).
 """
 
 from __future__ import annotations
 
 import os
 
-from pyvz.errors import AlreadyMounted, AlreadyRunning, PrivateExists
+from pyvz.errors import AlreadyMounted, PrivateExists
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import home, lifecycle, machineclone, onlinemove, provision, storagepool
+from pyvz.operations import (
+    home,
+    lifecycle,
+    machineclone,
+    machinemove,
+    onlinemove,
+    provision,
+    storagepool,
+)
 from pyvz.operations.node import Node
 from pyvz.operations.transfer import same_file_system, transfer
 from pyvz.storage import base as storage
@@ -61,7 +69,7 @@ def move(
 
 
 def _move_machine(node: Node, old: Environment, new: Environment, progress: Progress) -> None:
-    """Move a virtual machine; raises AlreadyRunning where that cannot be done while it runs."""
+    """Move a virtual machine; raises InvalidState, Unsupported where it cannot be while it runs."""
     status = node.status(old)
     machineclone.check_unused(node, old)
     if status == Status.MOUNTED:
@@ -69,8 +77,6 @@ def _move_machine(node: Node, old: Environment, new: Environment, progress: Prog
     new.home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     beside = same_file_system(old.home, new.home.parent)
     if status not in {Status.STOPPED, Status.SUSPENDED} and not beside:
-        raise AlreadyRunning(
-            f"{old.name} is {status}, and {new.home.parent} is another file system",
-            hint=f"prlctl suspend {old.name}, move it, and resume it.",
-        )
-    transfer(node, old, new, progress)
+        machinemove.move(node, old, new, progress)
+    else:
+        transfer(node, old, new, progress)

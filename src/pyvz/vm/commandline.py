@@ -40,6 +40,7 @@ def argv(spec: MachineSpec, sockets: Sockets) -> list[str]:
     words += ["-S", "-nodefaults", "-no-user-config", "-uuid", spec.uuid, "-sandbox", _SANDBOX]
     words += _board(spec)
     words += ["-rtc", "base=utc,driftfix=slew", "-global", "kvm-pit.lost_tick_policy=delay"]
+    words += ["-action", "panic=pause"]  # what happens then is ours to say (machineevents.py)
     words += ["-boot", f"menu={'on' if spec.boot_menu else 'off'},strict=on"]
     if spec.told:
         words += ["-fw_cfg", f"name={FW_CFG},string={spec.told}"]

@@ -59,6 +59,33 @@ def begin(monitor: Monitor, name: str, sock: socket.socket, *, whole: bool) -> N
     target = {"driver": "nbd", "node-name": node, "server": {"type": "fd", "str": node}}
     target |= {"export": name, "discard": "unmap", "detect-zeroes": "unmap"}
     monitor.execute("blockdev-add", target)
+    _mirror(monitor, name, whole=whole)
+
+
+def begin_here(monitor: Monitor, name: str, target: tuple[int, str, str]) -> None:
+    """Mirror the disk NAME into a new, empty image of this node.
+
+    target: its descriptor, open for writing; its format; QEMU's object with its key, or "".
+    """
+    descriptor, form, secret = target
+    path = monitor.add_file(descriptor)
+    node = _node(name)
+    # The file has no name of its own, so that it goes with the image.
+    words: dict[str, Any] = {"driver": form, "node-name": node, "discard": "unmap"}
+    words |= {"file": {"driver": "file", "filename": path}, "detect-zeroes": "unmap"}
+    if form == "qcow2":
+        words["backing"] = None
+    if secret:
+        words["encrypt"] = {"format": "luks", "key-secret": secret}
+    try:
+        monitor.execute("blockdev-add", words)
+    finally:
+        monitor.execute("remove-fd", {"fdset-id": int(path.rpartition("/")[2])})
+    _mirror(monitor, name, whole=True)
+
+
+def _mirror(monitor: Monitor, name: str, *, whole: bool) -> None:
+    node = _node(name)
     job: dict[str, Any] = {"job-id": node, "device": name, "target": node}
     job |= {"sync": "full" if whole else "top", "on-source-error": "report"}
     try:

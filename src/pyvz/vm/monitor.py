@@ -116,13 +116,13 @@ class Monitor:
         name = event.get("event")
         if name == "BLOCK_IO_ERROR" and event.get("data", {}).get("action") == "stop":
             self._stopped = "io-error"  # QEMU's word for the stop that follows
+        if name == "GUEST_PANICKED":
+            self._stopped = "guest-panicked"  # and of that one
         if name == "RESUME":
             self._stopped = "paused"
         states = {"STOP": self._stopped, "RESUME": "running", "SHUTDOWN": "shutdown"}
         if name in states:
             self.state = states[name]
-        if name == "GUEST_PANICKED":
-            self.state = "guest-panicked"
         if name == "SHUTDOWN":
             self.shutdown = event
         with self._changed:
