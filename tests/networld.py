@@ -26,6 +26,7 @@ import pytest
 from images import busybox_root, busybox_tar
 from pyvz.cli import client
 from pyvz.container.client import KeeperClient
+from pyvz.linux import cgroup
 from pyvz.store.paths import Paths
 
 __all__ = ["NetWorld", "busybox_root", "busybox_tar", "networld"]
@@ -136,8 +137,7 @@ class NetWorld:
                 keeper.close()
             end(self.vzd(), signal.SIGTERM)
             end(pid, signal.SIGKILL)
-            for path in Path("/sys/fs/cgroup").rglob(f"{Paths(self.root).instance}.slice"):
-                path.rmdir()
+            cgroup.detect(f"{Paths(self.root).instance}.slice").remove_parent()
         finally:
             for name in (self.node, self.outside):
                 run("ip", "netns", "del", name, code=None)

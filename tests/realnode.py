@@ -17,6 +17,7 @@ import pytest
 
 from pyvz.cli import client
 from pyvz.container.client import KeeperClient
+from pyvz.linux import cgroup
 from pyvz.store.paths import Paths
 
 SOURCE = Path(client.__file__).resolve().parents[2]
@@ -63,8 +64,7 @@ class World:
             keeper.close()
         _end(int((run / "vzd.lock").read_text()), signal.SIGTERM)
         _end(pid, signal.SIGKILL)
-        for path in Path("/sys/fs/cgroup").rglob(f"{Paths(self.root).instance}.slice"):
-            path.rmdir()  # the node's own parent; everything below is gone
+        cgroup.detect(f"{Paths(self.root).instance}.slice").remove_parent()
 
 
 def _end(pid: int, number: int) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import guestmigrate
+import guestnetwork
 import gueststorage
 from guesttools import (
     MIB,
@@ -139,6 +140,23 @@ def limits() -> None:
     need(limit("io.max"), "io.max")
     run("prlctl", "set", NAME, "--memsize", "512M", "--cpulimit", "0", "--cpumask", "all")
     need(limit("cpu.max").startswith("max"), "the CPU limit is still there")
+
+
+@step
+def figures_are_the_containers() -> None:
+    """What programs inside read of memory, CPUs and uptime is the container's (lxcfs)."""
+    running()
+    run("prlctl", "set", NAME, "--memsize", "300M", "--swap", "64M", "--cpus", "1")
+    told = dict(line.split(":") for line in ct("cat", "/proc/meminfo").splitlines())
+    need(told["MemTotal"].split()[0] == str(300 << 10), "MemTotal")
+    need(told["SwapTotal"].split()[0] == str(64 << 10), "SwapTotal")
+    need(ct("grep", "-c", "^processor", "/proc/cpuinfo").strip() == "1", "the CPUs of the node")
+    inside, outside = (float(x.split()[0]) for x in (ct("cat", "/proc/uptime"),
+                                                     Path("/proc/uptime").read_text()))  # fmt: skip
+    need(inside < outside, "the uptime of the node")
+    run("prlctl", "set", NAME, "--memsize", "400M")  # seen at once
+    need(f"{400 << 10} kB" in ct("grep", "MemTotal", "/proc/meminfo"), "the old MemTotal")
+    run("prlctl", "set", NAME, "--memsize", "512M", "--cpus", "unlimited")
 
 
 @step
@@ -318,6 +336,7 @@ def quota_of_users() -> None:
 
 
 step(gueststorage.directories_have_a_size)
+step(guestnetwork.vlan)
 
 
 @step

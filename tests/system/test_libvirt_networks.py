@@ -115,7 +115,7 @@ def test_a_lease(world: World, virsh: Virsh, tmp_path: Path) -> None:
     file.write_text(XML)
     virsh("net-create", os.fspath(file))
     world.run("prlctl", "create", "ct1", "--vmtype", "ct", "--ostemplate", "busybox-1")
-    world.run("prlctl", "set", "ct1", "--device-add", "net", "--network", "shop", "--dhcp")
+    world.run("prlctl", "set", "ct1", "--device-add", "net", "--network", "shop", "--dhcp", "yes")
     virsh("start", "ct1")
     assert "in use" in virsh("net-destroy", "shop", code=1)
     world.run("prlctl", "exec", "ct1", "udhcpc", "-i", "eth0", "-n", "-q", "-s", "/bin/true")

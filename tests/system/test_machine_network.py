@@ -54,17 +54,21 @@ def address(world: NetWorld, device: str, given: str) -> None:
 
 def test_machines_and_containers_reach_each_other(networld: NetWorld, tiny_iso: Path) -> None:
     world = networld
-    world.create("ct", "--ipadd", "10.77.0.1")
+    world.create("ct", "--ipadd", "10.77.0.1", "--ipadd", "fd77::1")
     before = world.links()
-    boot(world, tiny_iso, "--type", "routed", "--ipadd", "10.77.0.2")
+    boot(world, tiny_iso, "--type", "routed", "--ipadd", "10.77.0.2", "--ipadd", "fd77::2")
     address(world, "eth0", "10.77.0.2")
     inside(world, "ip route add default dev eth0")
-    assert world.pings("ct", "10.77.0.2")
-    assert answered(lambda *words: inside(world, " ".join(words), None), "10.77.0.1")
-    assert world.reached("10.77.0.2")
+    inside(world, "echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad")  # busybox knows no nodad
+    inside(world, "ip addr add fd77::2/128 dev eth0; ip -6 route add default via fe80::1 dev eth0")
+    for here, there in (("10.77.0.2", "10.77.0.1"), ("fd77::2", "fd77::1")):
+        assert world.pings("ct", here)
+        assert answered(lambda *words: inside(world, " ".join(words), None), there)
+        assert world.reached(here)
     # What it may not be.
-    inside(world, "ip addr add 10.77.0.66/32 dev eth0")
+    inside(world, "ip addr add 10.77.0.66/32 dev eth0; ip addr add fd77::66/128 dev eth0")
     assert "100% packet loss" in inside(world, "ping -c 1 -W 1 -I 10.77.0.66 10.77.0.1", None)
+    assert "100% packet loss" in inside(world, "ping6 -c 1 -W 1 -I fd77::66 fd77::1", None)
     assert not world.reached("10.77.0.66", patience=1)
     # The cable, and a second card.
     world.prlctl("set", "vm", "--device-disconnect", "net0")
@@ -87,6 +91,11 @@ def test_machines_and_containers_reach_each_other(networld: NetWorld, tiny_iso: 
     assert "10.77.0.2" in world.prlctl("list", "-a", "vm")
     world.prlctl("stop", "vm", "--kill")
     assert world.links() == before
-    # An address that somebody has.
+    # An address that somebody has, when it is given and when the machine starts.
     refused = world.prlctl("set", "vm", "--ipadd", "10.77.0.1", code=255)
     assert "in use" in refused
+    world.prlctl("set", "vm", "--ipadd", "10.99.0.50")
+    world.at(world.outside, "ip", "addr", "add", "10.99.0.50/32", "dev", "up0")
+    assert "is in use on the network by" in world.prlctl("start", "vm", code=255)
+    assert "stopped" in world.prlctl("status", "vm")
+    assert world.links() == before

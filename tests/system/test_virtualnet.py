@@ -49,7 +49,7 @@ def info(world: NetWorld, name: str) -> dict[str, object]:
 
 def plugged(world: NetWorld, name: str, network: str) -> None:
     """A container with an interface in a network, and a lease for it."""
-    world.create(name, "--device-add", "net", "--network", network, "--dhcp")
+    world.create(name, "--device-add", "net", "--network", network, "--dhcp", "yes")
     world.inside(name, f"cat >/leased <<'X'\n{LEASED}X\n")
     world.inside(name, "chmod", "755", "/leased")
     world.inside(name, "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "20", "-s", "/leased")
@@ -140,7 +140,7 @@ def test_dhcp_without_a_server(world: NetWorld) -> None:
     with (world.root / "etc/vz/vz.conf").open("a") as conf:
         conf.write('DHCP_WAIT="1"\n')
     net(world, "add", "quiet", "-t", "host-only", "--ip", "10.66.0.1/24")
-    uuid = world.create("a", "--device-add", "net", "--network", "quiet", "--dhcp")
+    uuid = world.create("a", "--device-add", "net", "--network", "quiet", "--dhcp", "yes")
     assert "running" in world.prlctl("status", "a")
     log = world.root / "var/log/pyvz"
     wait_for(lambda: "has no IPv4 address by DHCP" in (log / "vzd.log").read_text())

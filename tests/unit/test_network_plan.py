@@ -106,11 +106,26 @@ def test_one_default_route_per_family() -> None:
         ({"NETIF": "ifname=lo,mac=00:18:51:aa:bb:cc"}, BadValue),
         ({"NETIF": f"{CARD},gw=10.2.0.1,ip=10.1.0.2/24"}, BadValue),
         ({"NETIF": f"{CARD},gw=10.1.0.2,ip=10.1.0.2/24"}, BadValue),
+        ({"NETIF": f"{CARD},ip=10.1.0.255/24"}, BadValue),
+        ({"NETIF": f"{CARD},ip=10.1.0.0/24"}, BadValue),
+        ({"IP_ADDRESS": "10.0.0.255"}, BadValue),  # of the node's network
+        ({"IP_ADDRESS": "10.0.0.0"}, BadValue),
     ],
 )
 def test_what_cannot_be(keys: dict[str, str], kind: type[Exception]) -> None:
     with pytest.raises(kind):
         plan.plan(UUID, config(**keys), NODE)
+
+
+def test_what_looks_like_all_of_a_network_and_is_not() -> None:
+    given = config(IP_ADDRESS="10.5.0.255 10.5.0.0 fd00::", NETIF=f"{CARD},ip=10.9.0.0/31")
+    assert plan.plan(UUID, given, NODE).routed == ("10.5.0.255", "10.5.0.0", "fd00::")
+
+
+def test_the_cards_of_a_machine() -> None:
+    [tap] = plan.plan(UUID, config(NETIF=f"{CARD},type=routed,ip=10.5.0.1"), NODE, taps=True)[1]
+    assert tap.tap
+    assert tap.host_mac != tap.mac  # else both ends have the same link-local address
 
 
 def test_rules_of_a_routed_container() -> None:
@@ -200,7 +215,7 @@ def test_options_speak_of_the_interface_before_them() -> None:
         "prlctl",
         ("device-add", "net"), ("network", "lan"), ("ipadd", "10.1.0.2/24"), ("gw", "10.1.0.1"),
         ("cpus", "2"),
-        ("device-set", "net0"), ("dhcp", None),
+        ("device-set", "net0"), ("dhcp", "yes"),
         NETIF=CARD,
     )  # fmt: skip
     old, new = made.config.network.interfaces

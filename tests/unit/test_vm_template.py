@@ -27,7 +27,7 @@ def test_a_routed_card_has_its_route_on_the_link() -> None:
     assert "Address=10.0.0.2/32\n" in text
     assert "Address=fd00::2/128\n" in text
     assert "[Route]\nDestination=0.0.0.0/0\nScope=link\n" in text
-    assert "[Route]\nDestination=::/0\nScope=link" in text
+    assert "[Route]\nGateway=fe80::1" in text
 
 
 def test_a_bridged_card_has_mask_gateway_and_name_servers() -> None:

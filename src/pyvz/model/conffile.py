@@ -28,7 +28,8 @@ from pyvz.errors import BadValue
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.%-]*")
 _ASSIGNMENT = re.compile(r"[ \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_.%-]*)=(.*)", re.DOTALL)
-_DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"([ \t]*(?:#.*)?)', re.DOTALL)
+# By runs of plain characters: one at a time takes 2 ms for a thousand addresses.
+_DOUBLE = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)"([ \t]*(?:#.*)?)', re.DOTALL)
 _SINGLE = re.compile(r"'([^']*)'([ \t]*(?:#.*)?)", re.DOTALL)
 _BARE = re.compile(r"(.*?)([ \t]+(?:#.*)?)?", re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)

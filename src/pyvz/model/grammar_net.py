@@ -82,6 +82,12 @@ def _word(text: str) -> str:
     return text
 
 
+def _type(text: str) -> str:
+    if text not in {"routed", "bridge", "bridged"}:
+        raise BadValue(f"'{text}' is not one of routed, bridged")
+    return text.removesuffix("d") if text == "bridged" else text
+
+
 def _choice(*words: str) -> Callable[[str], str]:
     def check(text: str) -> str:
         if text not in words:
@@ -96,7 +102,7 @@ _CHECKS: dict[str, Callable[[str], str]] = {
     "mac": check_mac,
     "host_mac": check_mac,
     "host_ifname": check_ifname,
-    "type": _choice("routed", "bridge"),
+    "type": _type,
     "network": _word,
     "vport": _choice("ovs"),
     "gw": _gateway,

@@ -27,15 +27,6 @@ def _scoped(name: str, metavar: str, about: str, key: str = "", **more: object) 
     return Option(name, metavar, about, merge=merge, scope="netif", **more)  # type: ignore[arg-type]
 
 
-def _flag(name: str, about: str) -> Option:
-    """Return prlctl's --dhcp and --dhcp6: no value switches it on."""
-
-    def merge(netif: NetIf, text: str) -> NetIf:
-        return change_netif(netif, name, text or "yes")
-
-    return Option(name, "", about, merge=merge, scope="netif")
-
-
 def _set_addresses(netif: NetIf, text: str) -> NetIf:
     return change_netif(netif._replace(ip=(), ip6=()), "ipadd", text)
 
@@ -76,14 +67,15 @@ _SCOPED_BOTH = (
     _scoped("network", "NAME", "virtual network it is plugged into"),
 )
 _SCOPED_PRLCTL = (
-    _flag("dhcp", "take the IPv4 address from DHCP"),
-    _flag("dhcp6", "take the IPv6 address from DHCP"),
+    _scoped("dhcp", "yes|no", "take the IPv4 address from DHCP"),
+    _scoped("dhcp6", "yes|no", "take the IPv6 address from DHCP"),
     Option("mac", "MAC|auto", "hardware address", merge=_mac, scope="netif"),
     Option("ipset", "IP[/MASK]", "replace all addresses", merge=_set_addresses, scope="netif"),
     Option("configure", "yes|no", "configure it inside", merge=_configure, scope="netif"),
-    _scoped("type", "routed|bridge", "how it is connected"),
+    _scoped("type", "routed|bridged", "how it is connected"),
     _scoped("ipfilter", "on|off", "let only its own addresses pass", "ip_filter"),
     _scoped("macfilter", "on|off", "let only its own hardware address pass", "mac_filter"),
+    _scoped("preventpromisc", "on|off", "as --macfilter", "mac_filter"),
 )
 _SCOPED_VZCTL = (
     _scoped("dhcp", "yes|no", "take the IPv4 address from DHCP"),
@@ -384,14 +376,6 @@ MACHINE_ONLY = (
         "virtio|e1000|rtl",
         "model of the card",
         merge=_adapter,
-        scope="netif",
-        kinds=MACHINES,
-    ),
-    Option(
-        "preventpromisc",
-        "on|off",
-        "only its own hardware address may be used (as --macfilter)",
-        merge=lambda card, text: card._replace(mac_filter=YesNo().parse(text)),
         scope="netif",
         kinds=MACHINES,
     ),

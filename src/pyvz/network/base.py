@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Container, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from pyvz.errors import NetworkError
@@ -17,6 +18,7 @@ from pyvz.model.grammar_net import NetIf
 ROUTED = "venet0"  # the name inside of the interface for IP_ADDRESS
 MAC_PREFIX = "c4:37:72"  # OUI of containers' cards (libvzctl); the node's end begins with fe
 MACHINE_PREFIX = "00:1c:42"  # of virtual machines' cards
+GATEWAY6 = "fe80::1"  # the node, for a virtual machine with a routed card
 
 
 class Filter(NamedTuple):
@@ -112,11 +114,7 @@ class NetworkPlan(NamedTuple):
     @classmethod
     def from_json(cls, text: str) -> NetworkPlan:
         """Read what to_json has written; ValueError, KeyError or TypeError for anything else."""
-        data = json.loads(text)
-        interfaces = tuple(_interface(each) for each in data["interfaces"])
-        proxies = tuple(Proxy(*each) for each in data["proxies"])
-        devices = tuple(data.get("devices", ()))
-        return cls(data["uuid"], interfaces, proxies, bool(data.get("torn", False)), devices)
+        return _parsed(text)
 
 
 class Uplink(NamedTuple):
@@ -188,6 +186,16 @@ def card_mac(uuid: str, name: str, taken: Container[str] = (), prefix: str = MAC
         if mac not in taken:
             return mac
     raise NetworkError("There is no free hardware address")
+
+
+@lru_cache(maxsize=4)  # `set` reads its container's record more than once
+def _parsed(text: str) -> NetworkPlan:
+    data = json.loads(text)
+    interfaces = tuple(_interface(each) for each in data["interfaces"])
+    proxies = tuple(Proxy(*each) for each in data["proxies"])
+    devices = tuple(data.get("devices", ()))
+    torn = bool(data.get("torn", False))
+    return NetworkPlan(data["uuid"], interfaces, proxies, torn, devices)
 
 
 def _interface(data: dict[str, Any]) -> Interface:

@@ -164,6 +164,9 @@ class Bridges:
             self._plug_card(netlink, shape, bridge, port.name, undo)
             return
         link = self._own_port(netlink, shape, port, undo)
+        below = dict(port.attributes).get("link")
+        if below and port.kind == "vlan":  # it cannot be up while its card is not
+            netlink.set_link(below, state="up")
         netlink.set_link(link.index, master=bridge.index, state="up")
         if port.kind == "vxlan":
             _connect(netlink, link, port)

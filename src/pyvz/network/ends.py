@@ -14,7 +14,7 @@ from pyvz.errors import NetworkError
 from pyvz.linux.netlink import SCOPE_LINK, Link, Route, set_sysctl
 from pyvz.linux.rtnetlink import LinkChange, Requests
 from pyvz.network.address import family
-from pyvz.network.base import Interface, NetworkPlan, Proxy
+from pyvz.network.base import GATEWAY6, Interface, NetworkPlan, Proxy
 
 FAMILIES = {"4": socket.AF_INET, "6": socket.AF_INET6}
 
@@ -40,7 +40,7 @@ def settings(interface: Interface) -> dict[str, str]:
     if interface.tap:
         # A virtual machine asks for its gateway, whatever that is called: the node answers.
         made[f"net/ipv4/conf/{name}/proxy_arp"] = "1"
-        made[f"net/ipv6/conf/{name}/proxy_ndp"] = "1"
+        made[f"net/ipv4/neigh/{name}/proxy_delay"] = "0"  # else up to 0.8 s for each answer
         del made[f"net/ipv6/conf/{name}/addr_gen_mode"]
     return made
 
@@ -144,7 +144,11 @@ def defaults(interface: Interface, index: int) -> list[Route]:
 
 def route_to(interface: Interface, addresses: Iterable[str], index: int, outside: Requests) -> None:
     """Set the node's routes to ADDRESSES by an interface."""
-    for address in addresses:
+    listed = list(addresses)
+    if interface.tap and any(family(each) == "6" for each in listed):
+        # NDP has no proxy for everybody: the gateway must be somebody.
+        outside.address(index, f"{GATEWAY6}/64")
+    for address in listed:
         outside.route(host_route(interface, address, index))
 
 

@@ -4,27 +4,55 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from importlib import import_module
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
 from typing import cast
 
 from pyvz.errors import AddressInUse, BadValue, NetworkError
 from pyvz.model.config import Config
+from pyvz.model.grammar_list import Address
 from pyvz.model.grammar_net import NetIf
 from pyvz.network import address as addresses
 from pyvz.network.address import family
-from pyvz.network.base import ROUTED, Interface, InterfaceKind, NetworkPlan, NodeFacts, Proxy
+from pyvz.network.base import (
+    ROUTED,
+    Interface,
+    InterfaceKind,
+    NetworkPlan,
+    NodeFacts,
+    Proxy,
+    Uplink,
+    host_mac_of,
+)
 
 _KINDS = {"routed": "routed", "bridge": "bridged", "": "bridged"}  # type of NETIF -> module
 
 
 def netifs(config: Config) -> tuple[NetIf, ...]:
     """Return the interfaces, the one for IP_ADDRESS (venet0) first; it is there when needed."""
-    given = {netif.ifname: netif for netif in config.network.interfaces}
+    network = config.network
+    return _netifs(network.interfaces, network.ip, needed=bool(network.ip or network.external_ip))
+
+
+# One `set` asks eight times, about two configurations.
+@lru_cache(maxsize=64)
+def _netifs(
+    interfaces: tuple[NetIf, ...], ip: tuple[Address, ...], *, needed: bool
+) -> tuple[NetIf, ...]:
+    given = {netif.ifname: netif for netif in interfaces}
     routed = given.pop(ROUTED, None)
-    if config.network.ip or config.network.external_ip or routed is not None:
+    if needed or routed is not None:
         routed = (routed or NetIf(ROUTED))._replace(type="routed")
-        every = (*routed.ip, *routed.ip6, *config.network.ip)
+        every = (*routed.ip, *routed.ip6, *ip)
         own = tuple({each.ip: each for each in every}.values())
         routed = routed._replace(
             ip=tuple(each for each in own if ":" not in each.ip),
@@ -42,12 +70,20 @@ def plan(uuid: str, config: Config, facts: NodeFacts, *, taps: bool = False) -> 
     interfaces = tuple(_interface(uuid, netif, facts) for netif in netifs(config))
     interfaces = tuple(_with_external(each, config, facts) for each in interfaces)
     if taps:
-        interfaces = tuple(each._replace(tap=True) for each in interfaces)
+        interfaces = tuple(map(_as_tap, interfaces))
     interfaces = _one_default(interfaces)
     _check_names(interfaces)
     _check_addresses(interfaces, facts)
     proxies = tuple(_proxies(interfaces, facts))
     return NetworkPlan(uuid, interfaces, proxies, devices=tuple(config.network.devices))
+
+
+def _as_tap(interface: Interface) -> Interface:
+    """Return the card of a virtual machine, whose other end is a machine of its own.
+
+    With one hardware address for both they would have the same link-local address.
+    """
+    return interface._replace(tap=True, host_mac=host_mac_of(interface.mac))
 
 
 def wanted(config: Config) -> bool:
@@ -57,9 +93,13 @@ def wanted(config: Config) -> bool:
 
 def reserved(config: Config) -> tuple[str, ...]:
     """Return every bare address that is the container's, running or not."""
-    found = [addresses.bare(each.ip) for n in netifs(config) for each in (*n.ip, *n.ip6)]
-    found += [addresses.bare(each.ip) for each in config.network.external_ip]
-    return tuple(dict.fromkeys(found))
+    given = [each for netif in netifs(config) for each in (*netif.ip, *netif.ip6)]
+    return _bare((*given, *config.network.external_ip))
+
+
+@lru_cache(maxsize=16)
+def _bare(given: tuple[Address, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(addresses.bare(each.ip) for each in given))
 
 
 def _interface(uuid: str, netif: NetIf, facts: NodeFacts) -> Interface:
@@ -72,7 +112,7 @@ def _with_external(interface: Interface, config: Config, facts: NodeFacts) -> In
 
     What they are for inside (address translation, a tunnel) is the container's own matter.
     """
-    if interface.kind != "routed" or interface.name != ROUTED:
+    if interface.name != ROUTED or not config.network.external_ip:
         return interface
     given = [addresses.bare(x.ip) for x in config.network.external_ip]
     more = [each for each in given if facts.ipv6 or ":" not in each]
@@ -115,7 +155,7 @@ def _check_names(interfaces: Iterable[Interface]) -> None:
 
 
 def _check_addresses(interfaces: Iterable[Interface], facts: NodeFacts) -> None:
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for each in interfaces:
         bare = {address.partition("/")[0] for address in each.addresses} | set(each.routes)
         for address in sorted(bare):
@@ -123,10 +163,25 @@ def _check_addresses(interfaces: Iterable[Interface], facts: NodeFacts) -> None:
             if address in facts.addresses:
                 raise AddressInUse(f"The address {address} is an address of the node itself")
             if address in seen:
-                raise AddressInUse(f"The address {address} is there twice")
-        seen |= bare
+                raise AddressInUse(f"The address {address} is on {seen[address]} already")
+        seen |= dict.fromkeys(bare, each.name)
+        if each.kind == "bridged":
+            for address in each.addresses:
+                own = ip_interface(address)
+                _check_host(own.ip, own.network)
         for gateway in each.gateways:
             _check_gateway(each, gateway)
+
+
+def _check_host(ip: IPv4Address | IPv6Address, network: IPv4Network | IPv6Network) -> None:
+    """Refuse an address that stands for all of a network where it is used."""
+    if network.version == 4 and network.prefixlen < 31:
+        for word, whole in (
+            ("broadcast", network.broadcast_address),
+            ("first", network.network_address),
+        ):
+            if ip == whole:
+                raise BadValue(f"{ip} is the {word} address of {network}: nobody can have it")
 
 
 def _check_gateway(interface: Interface, gateway: str) -> None:
@@ -144,10 +199,17 @@ def _check_gateway(interface: Interface, gateway: str) -> None:
 
 def _proxies(interfaces: Iterable[Interface], facts: NodeFacts) -> Iterable[Proxy]:
     """The addresses that others look for on a network of the node: it answers for them there."""
-    places = [(u.name, [ip_network(net) for net in u.networks]) for u in facts.uplinks]
     for each in interfaces:
         for address in each.routes:
-            ip = addresses.parsed(address)
-            for name, networks in places:
-                if any(ip in net for net in networks):
-                    yield Proxy(address, name)
+            yield from _answered(address, facts.uplinks)
+
+
+@lru_cache(maxsize=1 << 16)
+def _answered(address: str, uplinks: tuple[Uplink, ...]) -> tuple[Proxy, ...]:
+    ip, found = addresses.parsed(address), []
+    for uplink in uplinks:
+        for network in map(ip_network, uplink.networks):
+            if ip in network:
+                _check_host(ip, network)
+                found.append(Proxy(address, uplink.name))
+    return tuple(dict.fromkeys(found))

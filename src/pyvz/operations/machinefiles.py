@@ -14,6 +14,9 @@ from collections.abc import Mapping
 
 from pyvz.model.config import Config
 from pyvz.model.grammar_net import NetIf
+from pyvz.network.base import GATEWAY6
+
+_ON_LINK = ["Destination=0.0.0.0/0", "Scope=link"]
 
 
 def payload(name: str, config: Config) -> str:
@@ -72,8 +75,9 @@ def _routes(nic: NetIf, *, first: bool) -> list[str]:
         if gateway:
             lines += ["", "[Route]", f"Gateway={gateway}", "GatewayOnLink=yes"]
         elif nic.type == "routed" and given and first:
-            everything = "::/0" if given is nic.ip6 else "0.0.0.0/0"
-            lines += ["", "[Route]", f"Destination={everything}", "Scope=link"]
+            # IPv4: the node answers, whoever is asked for (proxy ARP).  IPv6: it has an address.
+            way = [f"Gateway={GATEWAY6}"] if given is nic.ip6 else _ON_LINK
+            lines += ["", "[Route]", *way]
     return lines
 
 

@@ -26,6 +26,8 @@ from pyvz.operations import (
     machinestate,
     machinetpm,
     memory,
+    network,
+    vmcard,
     vncpassword,
 )
 from pyvz.operations.node import Node
@@ -68,7 +70,11 @@ def bring_up(node: Node, env: Environment, config: Config, state: State | None =
     journal = Journal.begin(node.paths, env.uuid, "start", {}, durable=state is not None)
     with ExitStack() as undo:
         undo.callback(journal.done)
+        # One that is resumed had them all the while.
+        asked = vmcard.ask(node, env, config) if state is None else None
         monitor = raise_up(node, env, config, state, undo)
+        if asked is not None:
+            network.refuse_taken(asked, network.START_PATIENCE)
         machinenet.connected(node, env, config, monitor)
         if state is not None:
             machinenet.announce(config, monitor)

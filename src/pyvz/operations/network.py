@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
+from typing import NamedTuple
 
 from pyvz.container.runtime import NetworkAccess
 from pyvz.errors import AddressInUse, NetworkError, NotRunning, VZError
@@ -36,30 +37,54 @@ FIELDS = frozenset({"network.ip", "network.external_ip", "network.interfaces", "
 AUTO = "auto"
 RANGE_KEY = "VE_ADDRESS_RANGE"  # of vz.conf: where --ipadd auto takes addresses from
 PROBE_PATIENCE = 0.25  # seconds for an answer from the wire; the original waits 1
-# Of a start all of it has gone by when the cards are made; on a wire an answer takes less than one
-# millisecond.  One that comes later is told in the log.
-_START_PATIENCE = 0.03
+# On a wire an answer takes less than one millisecond, and a start asks before it does anything
+# else.  An answer that comes later is told in the log.
+START_PATIENCE = 0.03
+
+
+class Asked(NamedTuple):
+    """A start that has begun: its plan, and the questions that are under way."""
+
+    plan: NetworkPlan
+    probe: Probe
+
+
+def ask(node: Node, env: Environment, config: Config, *, plugged: bool = True) -> Asked:
+    """Plan and reserve what a container wants, and ask the wire who has its addresses.
+
+    Answers come while the caller does other things; prepare() reads them.  Nothing is there yet,
+    and a bridge that is missing may still be made (by an action script).  Raises AddressInUse,
+    NetworkError, BadValue.
+    """
+    made = NetworkPlan(env.uuid)
+    if plan.wanted(config):
+        made = _plan(node, env, config)
+    reserve(node, env, config)
+    # One that arrives from another node still has its addresses there: nobody is asked.
+    return Asked(made, Probe(questions(node, made) if plugged else (), late(env)))
 
 
 def prepare(
-    node: Node, env: Environment, config: Config, *, plugged: bool = True
+    node: Node,
+    env: Environment,
+    config: Config,
+    *,
+    plugged: bool = True,
+    asked: Asked | None = None,
 ) -> Callable[[NetworkAccess], None] | None:
-    """Check and reserve what a container needs, and return what furnishes its namespace.
+    """Check, and return what furnishes a container's namespace; asked: by ask(), before.
 
     None: it has no interfaces.  Raises AddressInUse, NetworkError, BadValue; nothing is there
     then.  What the returned function leaves when it fails, clean() takes away.  plugged: False
     leaves the node's ends leading nowhere, until plug().
     """
-    if not plan.wanted(config):
-        Reservations(node.paths).set(env.uuid, ())
+    wanted, probe = asked or ask(node, env, config, plugged=plugged)
+    if wanted.empty:
         return None
-    wanted = planned(node, env, config)
-    Reservations(node.paths).set(env.uuid, plan.reserved(config))
-    # One that arrives from another node still has its addresses there: nobody is asked.
-    probe = Probe(questions(node, wanted) if plugged else (), _late(env))
+    _check_possible(node, wanted)
 
     def ready() -> None:
-        refuse_taken(probe, _START_PATIENCE)
+        refuse_taken(probe, START_PATIENCE)
         if plugged:
             announce(wanted, None, "6")
 
@@ -114,27 +139,33 @@ def planned(node: Node, env: Environment, config: Config) -> NetworkPlan:
     """
     if not plan.wanted(config):
         return NetworkPlan(env.uuid)
-    virtualnet.ensure(node, {each.network for each in plan.netifs(config) if each.network})
-    return _planned(node, env, config)
+    made = _plan(node, env, config)
+    _check_possible(node, made)
+    return made
 
 
-def _planned(node: Node, env: Environment, config: Config) -> NetworkPlan:
+def _plan(node: Node, env: Environment, config: Config) -> NetworkPlan:
     """The plan; what is asked of the kernel does not grow with the number of containers."""
+    wanted = {each.network for each in plan.netifs(config) if each.network}
+    virtualnet.ensure(node, wanted)
     known_networks, asking = networks(node), Requests()
     addresses = asking.addresses()
-    wanted = {each.network for each in plan.netifs(config)}
-    bridges = {known_networks.get(name, name) for name in wanted if name}
+    bridges = {known_networks.get(name, name) for name in wanted}
     links = asking.links(bridges, {each.index for each in addresses})
     known = facts.facts(node.config(), list(links.values()), addresses, known_networks)
-    made = plan.plan(env.uuid, config, known, taps=env.kind == Kind.VM)
-    links |= asking.links(each.host_name for each in made.interfaces)
-    present = Links(node.paths).applied(env.uuid)
-    check_free(made, present, links)
+    return plan.plan(env.uuid, config, known, taps=env.kind == Kind.VM)
+
+
+def _check_possible(node: Node, made: NetworkPlan) -> None:
+    """Raise NetworkError when a bridge is missing, or a name taken by somebody else."""
+    asking = Requests()
+    names = {name for each in made.interfaces for name in (each.bridge, each.host_name) if name}
+    present = Links(node.paths).applied(made.uuid)
+    check_free(made, present, asking.links(names))
     cards = asking.links(made.devices)
     for name in made.devices:
         if present is None or name not in present.devices:
             netdev.check(name, cards.get(name), node.paths.instance)
-    return made
 
 
 def networks(node: Node) -> dict[str, str]:
@@ -148,10 +179,11 @@ def check(node: Node, env: Environment, old: Config, new: Config, undo: ExitStac
     Returns the plan.  Raises AddressInUse, NetworkError, BadValue; undone by UNDO.
     """
     wanted = planned(node, env, new)
-    _reserve(node, env, old, new, undo)
+    undo.callback(reserve, node, env, old)
+    reserve(node, env, new)
     before = set(plan.reserved(old))
     fresh = [each for each in questions(node, wanted) if each.address not in before]
-    refuse_taken(Probe(fresh, _late(env)), PROBE_PATIENCE)
+    refuse_taken(Probe(fresh, late(env)), PROBE_PATIENCE)
     return wanted
 
 
@@ -274,10 +306,14 @@ def _own(node: Node) -> NodeFacts:
     return facts.facts(node.config(), list(links.values()), addresses, {})
 
 
-def _reserve(node: Node, env: Environment, old: Config, new: Config, undo: ExitStack) -> None:
-    reservations = Reservations(node.paths)
-    undo.callback(reservations.set, env.uuid, plan.reserved(old))
-    reservations.set(env.uuid, plan.reserved(new))
+def reserve(node: Node, env: Environment, config: Config) -> None:
+    """Let the addresses of CONFIG be this environment's; AddressInUse names another owner."""
+    try:
+        Reservations(node.paths).set(env.uuid, plan.reserved(config))
+    except AddressInUse as error:
+        for other in node.registry.environments():
+            error.message = error.message.replace(other.uuid, other.name)
+        raise
 
 
 def _change_back(node: Node, env: Environment, new: NetworkPlan, old: NetworkPlan) -> None:
@@ -317,7 +353,7 @@ def refuse_taken(probe: Probe, patience: float) -> None:
         )
 
 
-def _late(env: Environment) -> Late:
+def late(env: Environment) -> Late:
     """Return what tells the log of an answer for which nobody has waited."""
 
     def tell(asked: Question, mac: str) -> None:

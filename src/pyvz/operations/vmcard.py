@@ -3,8 +3,10 @@
 The same virtual networks, anti-spoofing, filters, counters and rates; what is inside (addresses,
 routes) is the guest's own matter.  The caller holds the machine's lease.
 
+    probe = vmcard.ask(node, env, config)       who has its addresses? not for one that arrives
     cards = vmcard.make(node, env, config)      before QEMU starts; -netdev tap,fd=N for each
-    network.plug(node, env.uuid)                when QEMU has the descriptors
+    network.refuse_taken(probe, PATIENCE)       when QEMU has the descriptors
+    network.plug(node, env.uuid)
     vmcard.change(node, env, old, new, undo)    `set` while it runs
     network.clean(node, env.uuid)               when QEMU has ended, or the start has failed
     network.check(node, env, old, new, undo)    `set` while it does not run
@@ -16,10 +18,9 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import NamedTuple
 
+from pyvz.linux.addressprobe import Probe
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
-from pyvz.network import plan as plans
-from pyvz.network.address import Reservations
 from pyvz.network.base import NetworkPlan
 from pyvz.network.links import Between, Links
 from pyvz.operations import network, traffic
@@ -49,6 +50,11 @@ class Change(NamedTuple):
     links: tuple[tuple[str, bool], ...] = ()
 
 
+def ask(node: Node, env: Environment, config: Config) -> Probe:
+    """Ask the wire who has the addresses of a machine that is about to start; as network.ask()."""
+    return network.ask(node, env, config).probe
+
+
 def make(
     node: Node, env: Environment, config: Config, *, plugged: bool = False
 ) -> tuple[Card, ...]:
@@ -57,7 +63,7 @@ def make(
     Raises AddressInUse, NetworkError, BadValue, Unsupported; clean() takes away what is left.
     """
     wanted = network.planned(node, env, config)
-    Reservations(node.paths).set(env.uuid, plans.reserved(config))
+    network.reserve(node, env, config)
     put = traffic.with_rules(node, env, config, wanted)
     taps = Links(node.paths).apply(wanted, None, Between(put), plugged=plugged)
     return _cards(wanted, taps)

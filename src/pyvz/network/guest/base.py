@@ -18,6 +18,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from ipaddress import ip_address, ip_interface
 from typing import NamedTuple, Protocol, cast
 
@@ -255,6 +256,7 @@ def _interface(netif: NetIf, *, mask: bool) -> GuestInterface:
     )
 
 
+@lru_cache(maxsize=1 << 16)
 def _address(address: Address, *, mask: bool) -> GuestAddress:
     ip, _, prefix = with_prefix(address, mask=mask).partition("/")
     return GuestAddress(ip, int(prefix))
