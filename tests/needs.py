@@ -9,9 +9,12 @@ Tests below tests/kernel, tests/system and tests/nodes always need root.
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import mmap
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +75,19 @@ def _ksm() -> str:
     return "" if Path("/proc/self/ksm_stat").exists() else "the kernel merges no pages (Linux 6.4)"
 
 
+def _mem_track() -> str:
+    """Write to a page after all marks were taken away: it has one again (soft-dirty, bit 55)."""
+    with mmap.mmap(-1, mmap.PAGESIZE) as page:
+        page[0] = 1
+        Path("/proc/self/clear_refs").write_text("4")
+        page[0] = 2
+        address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        with open("/proc/self/pagemap", "rb", buffering=0) as file:
+            file.seek(address // mmap.PAGESIZE * 8)
+            marked = int.from_bytes(file.read(8), sys.byteorder) >> 55 & 1
+    return "" if marked else "the kernel does not track pages that are written to"
+
+
 NEEDS: dict[str, Callable[[], str]] = {
     "root": _root,
     "cgroup2": _cgroup2,
@@ -84,6 +100,7 @@ NEEDS: dict[str, Callable[[], str]] = {
     "systemd": _systemd,
     "criu": functools.cache(_criu),
     "ksm": _ksm,
+    "mem_track": functools.cache(_mem_track),
 }
 
 

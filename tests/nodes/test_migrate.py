@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -81,6 +82,30 @@ def test_post_copy(two_nodes: TwoNodes) -> None:
             moved(there, name)
             assert not (there.root / "run/pyvz/images" / uuid).exists()
             assert not list((there.root / "var/lib/pyvz/journal").glob("*"))
+
+
+@pytest.mark.requires("criu", "mem_track")
+def test_memory_goes_in_rounds(two_nodes: TwoNodes) -> None:
+    """Where the kernel tracks pages, what stands still is what changed last."""
+    a, b = two_nodes.a, two_nodes.b
+    two_nodes.lan_networks()
+    name = "rounds"
+    a.create_busy(name, "10.99.0.50")
+    with two_nodes.talk("10.99.0.50", 7777) as talk:
+        for here, there, target in ((a, b, "b"), (b, a, "a")):
+            before = here.counter(name)
+            said = here.vzmigrate("--online", "--json", target, name)
+            result = json.loads(said.splitlines()[-1])["result"]
+            print(result)
+            assert result["precopy"] == ""
+            assert len(result["memory_rounds"]) > 1
+            assert result["memory_rounds"][1] < result["memory_rounds"][0] / 2
+            assert (here.state(name), there.state(name)) == ("", "running")
+            talk.exchange()
+            assert there.counter(name) >= before
+            moved(there, name)
+            assert not list((here.root / "run/pyvz/images").glob("*"))
+            assert not list((there.root / "run/pyvz/images").glob("*"))
 
 
 def moved(side: Side, name: str) -> None:
