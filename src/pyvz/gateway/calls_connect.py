@@ -17,6 +17,8 @@ VERSION: Final = 7_000_001  # OpenVZ 7, as major * 1000000 + minor * 1000 + rele
 LIBRARY: Final = 10_000_000  # the libvirt whose calls we answer; nova wants as much
 READ_ONLY: Final = 1
 SCHEMES: Final = ("vz", "parallels")
+# Clients that know a few drivers only (Terraform's provider) say so and name our socket.
+TAKEN_FOR: Final = "qemu"
 
 # Features that are asked for (reference/libvirt-rpc.md, 2.3); all others are 0.
 FEATURES: Final = frozenset({4, 9, 10, 11, 13, 14, 15, 16})
@@ -38,7 +40,7 @@ async def connect_open(call: Call, arguments: dict[str, Any]) -> None:
     if flags & ~READ_ONLY:
         raise Failure(failure.INVALID_ARGUMENT, f"Unknown flags 0x{flags & ~READ_ONLY:x}")
     parts = urlsplit(name)
-    if name and (parts.scheme not in SCHEMES or parts.path != "/system"):
+    if name and (parts.scheme not in (*SCHEMES, TAKEN_FOR) or parts.path != "/system"):
         raise Failure(
             failure.INTERNAL, f"Unexpected URI '{name}': this node is reached as vz:///system"
         )

@@ -28,17 +28,17 @@ from pyvz.gateway import (
 from pyvz.gateway.calls_lifecycle import change
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.domain import Domain
-from pyvz.gateway.domaindefine import Card, FileSystem, Wanted
+from pyvz.gateway.domaindefine import Card, Wanted
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.machinedefine import Machine
 from pyvz.gateway.notes import parsed
-from pyvz.model import event
-from pyvz.model.environment import Environment
+from pyvz.model.environment import Environment, Kind
 from pyvz.model.grammar_list import Address
 from pyvz.model.grammar_net import NetIf
 from pyvz.model.task import Progress
 from pyvz.operations import configure, lifecycle, provision, register, virtualnet
 from pyvz.operations.configure import SetRequest
+from pyvz.operations.node import Node
 from pyvz.operations.provision import CreateRequest
 from pyvz.storage import base as storage
 from pyvz.units import KIB
@@ -116,36 +116,6 @@ def domain_update_device_flags(
         change(call, progress, dom, *options)
 
 
-def domain_set_metadata(  # noqa: PLR0913  the fields of the call
-    call: Call,
-    progress: Progress,
-    *,
-    dom: Key,
-    type: int,
-    metadata: str | None,
-    key: str | None,
-    uri: str | None,
-    flags: int,
-) -> None:
-    """Note a description (0), a title (1), or XML of the client's own (2) under its URI."""
-    _ = flags
-    if type == 0:
-        change(call, progress, dom, ("description", metadata or ""))
-        return
-    found = domain.find(call.office.node, dom)
-    notes.change(found.env.home, type, metadata, (key or "", uri or ""))
-    call.office.node.publish(event.METADATA, found.env, type=str(type), uri=uri or "")
-
-
-def domain_get_metadata(call: Call, *, dom: Key, type: int, uri: str | None, flags: int) -> Values:
-    """What was noted; raises Failure (80) where nothing was."""
-    _ = flags
-    text = notes.noted(domain.find(call.office.node, dom), type, uri or "")
-    if not text:
-        raise Failure(failure.NO_METADATA, "There is no such metadata")
-    return {"metadata": text}
-
-
 def _define(call: Call, progress: Progress, xml: str) -> Domain:
     wanted = domaindefine.read(xml)
     machine = machinedefine.read(xml) if wanted.os_type == "hvm" else None
@@ -154,10 +124,10 @@ def _define(call: Call, progress: Progress, xml: str) -> Domain:
     if present is not None:
         _change(call, progress, present, (wanted, machine))
         env = present.env
+    elif (home := _left_behind(node, wanted, machine=machine is not None)) is not None:
+        env = _remembered(call, progress, home, (wanted, machine))
     elif machine is None:
         env = _make(call, progress, wanted)
-    elif machinemake.forgotten(node, wanted):
-        env = _remembered(call, progress, (wanted, machine))
     else:
         cards = [_addition(call, each, machine=True) for each in wanted.cards]
         cards += _unplugged(wanted.cards, 0)
@@ -181,12 +151,23 @@ def _change(
     _set(call, progress, present.env, more)
 
 
+def _left_behind(node: Node, wanted: Wanted, *, machine: bool) -> Path | None:
+    """Return the home of a domain with that UUID that was undefined, None without one."""
+    if not wanted.uuid:
+        return None
+    if machine:
+        home, kind = machinemake.home_of(node, wanted), Kind.VM
+    else:
+        request = CreateRequest(name=wanted.name, uuid=wanted.uuid)
+        home, kind = provision.home_for(node, request), Kind.CT
+    return home if (home / kind.conf_name).is_file() else None
+
+
 def _remembered(
-    call: Call, progress: Progress, asked: tuple[Wanted, Machine | None]
+    call: Call, progress: Progress, home: Path, asked: tuple[Wanted, Machine | None]
 ) -> Environment:
-    """Register the machine that was undefined and whose home has stayed."""
+    """Register a domain that was undefined and whose home has stayed."""
     node = call.office.node
-    home = machinemake.home_of(node, asked[0])
     with ExitStack() as undo:
         env = register.register(node, os.fspath(home), uuid=asked[0].uuid, name=asked[0].name)
         undo.callback(register.unregister, node, env.uuid)
@@ -316,16 +297,22 @@ def _updates(call: Call, found: Domain, present: NetIf, wanted: Card) -> list[Op
 def _check_file_systems(call: Call, present: Domain, wanted: Wanted) -> None:
     """Refuse other disks than it has; the root may be named by its template.  Raises Failure."""
     there = domaindefine.read(domainxml.described(call.office.node, present, live=False))
-    template = FileSystem("template", present.config.template.os or "", "/")
+    made_of = (present.config.template.os or "").lstrip(".")
     named, known = set(wanted.file_systems), set(there.file_systems)
-    if template in named:
-        named, known = named - {template}, {each for each in known if each.target != "/"}
+    for each in wanted.file_systems:
+        if each.kind == "template" and _is_of(made_of, each.source) and each.target == "/":
+            named, known = named - {each}, {other for other in known if other.target != "/"}
     if named != known:
         raise Failure(
             failure.OPERATION_UNSUPPORTED,
             f"The filesystems of {present.env.name} are changed with prlctl set --device-add hdd"
             " and --device-del; everything else can be changed here",
         )
+
+
+def _is_of(template: str, named: str) -> bool:
+    """Whether a template is the one that is named, maybe without its architecture."""
+    return bool(named) and template in {named, f"{named}-{os.uname().machine}"}
 
 
 def _addressed(device: str, present: NetIf, wanted: Card) -> list[Options]:

@@ -51,6 +51,27 @@ def connect_num_of_storage_pools(call: Call) -> Values:
     return {"num": sum(each.active for each in poolview.every(call.office.node))}
 
 
+def connect_list_storage_pools(call: Call, *, maxnames: int) -> Values:
+    """Their names."""
+    return _names(call, maxnames, active=True)
+
+
+def connect_num_of_defined_storage_pools(call: Call) -> Values:
+    """How many are stopped."""
+    return {"num": sum(not each.active for each in poolview.every(call.office.node))}
+
+
+def connect_list_defined_storage_pools(call: Call, *, maxnames: int) -> Values:
+    """Their names."""
+    return _names(call, maxnames, active=False)
+
+
+def _names(call: Call, room: int, *, active: bool) -> Values:
+    pools = poolview.every(call.office.node)
+    found = [each.key["name"] for each in pools if each.active == active]
+    return {"names": found[: max(0, room)]}
+
+
 def storage_pool_lookup_by_name(call: Call, *, name: str) -> Values:
     """A pool by its name."""
     return {"pool": poolview.named(call.office.node, name).key}

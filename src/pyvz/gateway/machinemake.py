@@ -76,11 +76,6 @@ def home_of(node: Node, wanted: Wanted) -> Path:
     return machinecreate.parent_of(node) / wanted.uuid
 
 
-def forgotten(node: Node, wanted: Wanted) -> bool:
-    """Whether the home of a machine that was undefined is there."""
-    return bool(wanted.uuid) and (home_of(node, wanted) / Kind.VM.conf_name).is_file()
-
-
 def differences(present: Domain, machine: Machine) -> list[Options]:
     """Return what makes a machine of PRESENT; raises Failure (84) for what cannot be changed."""
     found = _media(present, machine)

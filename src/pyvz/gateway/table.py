@@ -255,6 +255,9 @@ ROWS: Final = """\
 # Storage pools and volumes
 281 r connect_list_all_storage_pools need_results:i flags:u -> pools:*storage_pool ret:u
  71 r connect_num_of_storage_pools -> num:i
+ 72 r connect_list_storage_pools maxnames:i -> names:*s
+ 73 r connect_num_of_defined_storage_pools -> num:i
+ 74 r connect_list_defined_storage_pools maxnames:i -> names:*s
  84 r storage_pool_lookup_by_name name:s -> pool:storage_pool
  85 r storage_pool_lookup_by_uuid uuid:uuid -> pool:storage_pool
  86 r storage_pool_lookup_by_volume vol:storage_vol -> pool:storage_pool

@@ -212,6 +212,11 @@ def identity(node: Node, request: CreateRequest, driver: storage.StorageDriver) 
     return Environment(uuid, envid, name, request.kind, private)
 
 
+def home_for(node: Node, request: CreateRequest) -> Path:
+    """Return where a container would be made; raises BadValue, NotFound."""
+    return identity(node, request, storage.load(_driver_name(node, request))).home
+
+
 def _private(node: Node, request: CreateRequest, driver: storage.StorageDriver) -> str:
     """Return VE_PRIVATE of the new container, $VEID in it; raises UsageError, NotFound."""
     if request.private is not None:
