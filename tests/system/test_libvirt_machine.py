@@ -191,6 +191,7 @@ DOMAIN = """
   <vcpu>1</vcpu>
   <os><type arch='x86_64' machine='q35'>hvm</type><boot dev='cdrom'/><boot dev='hd'/></os>
   <features><acpi/><apic/></features>
+  <cpu mode='custom' match='exact'><model fallback='allow'>Westmere</model></cpu>
   <devices>
     <disk type='file' device='disk'>
       <driver name='qemu' type='qcow2'/><source file='{disk}'/><target dev='vda' bus='virtio'/>
@@ -219,11 +220,20 @@ def test_define(world: World, virsh: Virsh, tiny_iso: Path, tmp_path: Path) -> N
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "256M"], check=True)
     file.write_text(text.replace("<controller", "<hostdev/><controller"))
     assert "devices/hostdev" in virsh("define", os.fspath(file), code=1)
+    file.write_text(text.replace("Westmere", "Abacus"))
+    assert "no processor 'Abacus'" in virsh("define", os.fspath(file), code=1)
     assert "vm2" not in virsh("list", "--all", "--name")
     file.write_text(text)
     virsh("define", os.fspath(file))
     shown = world.run("prlctl", "list", "-i", "vm2")
-    for wanted in ("192Mb", "card=e1000", os.fspath(disk), "Boot order: cdrom0 hdd0", "10.99.0.7"):
+    for wanted in (
+        "192Mb",
+        "model=Westmere",
+        "card=e1000",
+        os.fspath(disk),
+        "Boot order: cdrom0 hdd0",
+        "10.99.0.7",
+    ):
         assert wanted in shown
     assert '<link state="down" />' in virsh("dumpxml", "vm2")
     file.write_text(text.replace("'down'", "'up'"))

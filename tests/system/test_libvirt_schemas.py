@@ -24,7 +24,17 @@ CONTAINER = (
 )  # fmt: skip
 MACHINE = (
     ("--device-add", "net", "--network", "inner", "--adapter-type", "e1000"),
-    ("--vnc-mode", "auto", "--vnc-nopasswd", "--efi-boot", "on", "--description", "words"),
+    (
+        "--vnc-mode",
+        "auto",
+        "--vnc-nopasswd",
+        "--efi-boot",
+        "on",
+        "--description",
+        "words",
+        "--cpu-model",
+        "Westmere",
+    ),
 )
 
 

@@ -90,6 +90,7 @@ MACHINES = {
         firmware=Firmware("/usr/share/OVMF/CODE.secboot.fd", "/dev/fdset/21", secure=True),
         tpm=27,
         hugepages=True,
+        cpu_model="Westmere",
     ),
 }
 

@@ -85,6 +85,7 @@ PRLCTL: tuple[OptionRow, ...] = (
     ("--tpm", "on|off", ""),
     ("--hugepages", "on|off", ""),
     ("--select-boot-device", "on|off", ""),
+    ("--cpu-model", "MODEL|host", ""),
     ("--on-crash", "pause|restart", ""),
     ("--nested-virt", "on|off", ""),
     ("--vnc-mode", "auto|manual|off", ""),

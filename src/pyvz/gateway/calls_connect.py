@@ -11,6 +11,7 @@ from pyvz.gateway import failure, nodexml
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.failure import Failure
 from pyvz.units import KIB
+from pyvz.vm import cpumodel
 
 TYPE: Final = "vz"
 VERSION: Final = 7_000_001  # OpenVZ 7, as major * 1000000 + minor * 1000 + release
@@ -109,6 +110,13 @@ def connect_get_domain_capabilities(
     if virttype not in (None, *SCHEMES):
         raise Failure(failure.INVALID_ARGUMENT, f"This node has no domains of type '{virttype}'")
     return {"capabilities": nodexml.domain_capabilities(call.office.node, arch, machine)}
+
+
+def connect_get_cpu_model_names(_call: Call, *, arch: str, need_results: int, flags: int) -> Values:
+    """The processors that a machine's description may name."""
+    _ = flags
+    models = cpumodel.known() if arch == os.uname().machine else ()
+    return {"models": list(models) if need_results else [], "ret": len(models)}
 
 
 def connect_get_sysinfo(_call: Call, *, flags: int) -> Values:

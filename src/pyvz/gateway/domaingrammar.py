@@ -74,7 +74,8 @@ devices/filesystem/alias            name
 """
 MACHINE: Final = f"""\
 {_HEAD}{_CARD}
-cpu                                 mode check migratable match
+cpu  mode=custom|host-model|host-passthrough|maximum check migratable match=exact
+cpu/model                           fallback
 os                                  firmware=efi|bios
 os/bootmenu                         enable=yes|no
 os/loader/**

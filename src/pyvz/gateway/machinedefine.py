@@ -42,12 +42,16 @@ class Display(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """What only a machine has.  boot: kinds of devices (hdd, cdrom, net) in their order."""
+    """What only a machine has.  boot: kinds of devices (hdd, cdrom, net) in their order.
+
+    cpu: QEMU's model of the processor; "": the best that there is.
+    """
 
     disks: tuple[Disk, ...]
     display: Display | None
     efi: bool
     boot: tuple[str, ...]
+    cpu: str = ""
 
 
 def read(text: str) -> Machine:
@@ -63,6 +67,7 @@ def read(text: str) -> Machine:
         display=_display(displays[0]) if displays else None,
         efi=_efi(system),
         boot=_boot(system),
+        cpu=_processor(top.find("cpu")),
     )
 
 
@@ -136,6 +141,19 @@ def _efi(system: Element | None) -> bool:
     return system.get("firmware") == "efi" or (
         loader is not None and loader.get("type") == "pflash"
     )
+
+
+def _processor(element: Element | None) -> str:
+    """Return the model that is named; the modes host-* and maximum mean the best that there is."""
+    if element is None:
+        return ""
+    model = (element.findtext("model") or "").strip()
+    mode = element.get("mode") or ("custom" if model else "host-passthrough")
+    if mode == "custom" and not model:
+        raise Failure(failure.XML, "<cpu mode='custom'> names no <model>")
+    if mode != "custom" and model:
+        raise Failure(failure.UNSUPPORTED, f"<cpu mode='{mode}'> with a <model> is not supported")
+    return model
 
 
 def _boot(system: Element | None) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def make(node: Node, order: Order, progress: Progress) -> Environment:
         name=order.wanted.name,
         kind=Kind.VM,
         uuid=order.wanted.uuid or None,
-        options=[*order.limits, *_firmware(order.machine)],
+        options=[*order.limits, *_board(order.machine)],
         no_disk=True,
     )
     with ExitStack() as undo:
@@ -90,6 +90,8 @@ def differences(present: Domain, machine: Machine) -> list[Options]:
         found.append(display(wanted))
     elif wanted is not None and wanted != known:
         found.append([each for each in display(wanted) if each[0] != "vnc-nopasswd"])
+    if machine.cpu != config.cpu_model:
+        found.append([("cpu-model", machine.cpu or "host")])
     if machine.efi != config.efi:
         found.append([("efi-boot", "on" if machine.efi else "off")])
     sequence = _sequence(present.config, machine)
@@ -159,8 +161,9 @@ def _drive(present: Domain, element: Element) -> Drive:
     return machineblock.find(present, name or path)
 
 
-def _firmware(machine: Machine) -> Options:
-    return [("efi-boot", "on")] if machine.efi else []
+def _board(machine: Machine) -> Options:
+    found: Options = [("efi-boot", "on")] if machine.efi else []
+    return [*found, ("cpu-model", machine.cpu)] if machine.cpu else found
 
 
 def _addition(disk: Disk) -> Options:

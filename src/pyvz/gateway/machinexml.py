@@ -47,6 +47,9 @@ def described(node: Node, domain: Domain, *, live: bool) -> str:
     kind.set("machine", machine.type or ("q35" if machine.chipset == "q35" else "pc"))
     if machine.boot_menu:
         SubElement(system, "bootmenu", enable="yes")
+    if machine.cpu_model:
+        cpu = SubElement(top, "cpu", mode="custom", match="exact", check="none")
+        SubElement(cpu, "model", fallback="forbid").text = machine.cpu_model
     SubElement(top, "clock", offset="utc")
     crash = _CRASH.get(machine.on_crash, "preserve")
     domainxml.add_actions(top, crash=crash)

@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 from pyvz.operations import query
 from pyvz.operations.node import Node
 from pyvz.units import KIB
-from pyvz.vm import machinetype
+from pyvz.vm import cpumodel, machinetype
 from pyvz.vm.commandline import PROGRAM
 
 # element -> name of an entry -> file below /sys/class/dmi/id that everybody may read
@@ -97,6 +97,7 @@ def domain_capabilities(_node: Node, arch: str | None, machine: str | None) -> s
     SubElement(top, "arch").text = arch or os.uname().machine
     SubElement(top, "vcpu", max=str(os.cpu_count() or 1))
     SubElement(top, "os", supported="yes")
+    _processors(top)
     devices = SubElement(top, "devices")
     disk = SubElement(devices, "disk", supported="yes")
     _enumeration(disk, "diskDevice", "disk", "cdrom")
@@ -106,6 +107,17 @@ def domain_capabilities(_node: Node, arch: str | None, machine: str | None) -> s
     video = SubElement(devices, "video", supported="yes")
     _enumeration(video, "modelType", "vga")
     return text_of(top)
+
+
+def _processors(top: Element) -> None:
+    """Add the ways to say which processor a machine has, and the models that can be named."""
+    cpu = SubElement(top, "cpu")
+    for mode in ("host-passthrough", "maximum", "host-model"):
+        SubElement(cpu, "mode", name=mode, supported="yes")
+    models = cpumodel.known()
+    named = SubElement(cpu, "mode", name="custom", supported="yes" if models else "no")
+    for name in models:
+        SubElement(named, "model", usable="unknown", vendor="unknown").text = name
 
 
 def _enumeration(parent: Element, name: str, *values: str) -> None:

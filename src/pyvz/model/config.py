@@ -245,6 +245,7 @@ class Machine(_Section):
     type = _Value(machine.MACHINE_TYPE)
     on_crash = _Value(machine.ON_CRASH)
     nested = _Value(machine.NESTED)
+    cpu_model = _Value(machine.CPU_MODEL)
     vnc_mode = _Value(machine.VNC_MODE)
     vnc_port = _Value(machine.VNC_PORT)
     vnc_address = _Value(machine.VNC_ADDRESS)

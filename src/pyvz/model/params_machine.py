@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 
 from pyvz.errors import BadValue
@@ -12,6 +13,7 @@ from pyvz.units import MIB, parse_size
 
 _ON_CRASH = Choice(("pause", "restart"))
 _VNC_PORTS = Integer(5900, 65535)
+_CPU_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class IpAddress:
@@ -27,6 +29,27 @@ class IpAddress:
     def format(self, value: str) -> str:
         """Return the address."""
         return value
+
+
+class CpuModel:
+    """The name of a model of processors as QEMU has it, or nothing."""
+
+    def parse(self, text: str) -> str:
+        """Return the name."""
+        name = text.strip()
+        if name and not _CPU_MODEL.fullmatch(name):
+            raise BadValue(
+                f"'{text}' is not the name of a processor (qemu-system-x86_64 -cpu help)"
+            )
+        return name
+
+    def format(self, value: str) -> str:
+        """Return the name."""
+        return value
+
+
+def _cpu_model(text: str) -> str:
+    return "" if text.strip() == "host" else CpuModel().parse(text)
 
 
 def _option(name: str, metavar: str, about: str, **more: object) -> dict[str, tuple[Option, ...]]:
@@ -122,6 +145,14 @@ BOOT_MENU = _switch(
     "select-boot-device",
     "let people choose the boot device",
     "show a boot menu",
+)
+CPU_MODEL = Param(
+    "machine.cpu_model",
+    "VM_CPU_MODEL",
+    CpuModel(),
+    "",
+    "QEMU's model of the processor; empty: the node's own, or all that emulation has",
+    _option("cpu-model", "MODEL|host", "the processor that the guest sees", parse=_cpu_model),
 )
 CHIPSET = Param(
     "machine.chipset", "VM_CHIPSET", Choice(("q35", "piix")), "q35", "chipset: q35 or piix"

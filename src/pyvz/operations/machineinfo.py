@@ -130,6 +130,8 @@ def _cpu(config: Config) -> Row:
         "cores": max(1, count // config.machine.sockets), "hotplug": config.machine.cpu_hotplug,
         "accl": "high", "mode": 64, "cpuunits": config.cpu.units or 1000,
     }  # fmt: skip
+    if config.machine.cpu_model:
+        cpu["model"] = config.machine.cpu_model
     return cpu | fields.cpu_limits(config)
 
 

@@ -19,6 +19,7 @@ from pyvz.model.secret import Secret
 from pyvz.operations import netdevice, options, vncpassword
 from pyvz.operations.options import GivenOptions, NewPassword
 from pyvz.units import KIB, MIB, UNLIMITED, parse_size
+from pyvz.vm import cpumodel
 
 _VERBS = ("device-add", "device-set", "device-del", "device-connect", "device-disconnect")
 _DEVICE = re.compile(r"(hdd|cdrom|serial)(\d{1,2})")
@@ -62,6 +63,8 @@ def plan(config: Config, dialect: str, given: GivenOptions) -> MachinePlan:
     nics = netdevice.take(config, dialect, reader.rest)
     made = options.plan(nics.config, dialect, nics.rest, Kind.VM)
     _check_board(made.config)
+    if "machine.cpu_model" in made.fields:
+        _check_cpu(made.config.machine.cpu_model)
     changes = reader.changes(config)
     secret = reader.secret
     if made.config.machine.vnc_open and "machine.vnc_open" in made.fields:
@@ -88,6 +91,17 @@ def _check_board(config: Config) -> None:
         )
     if machine.secure_boot and machine.chipset != "q35":
         raise UsageError("Secure boot needs the chipset q35")
+
+
+def _check_cpu(model: str) -> None:
+    """Raise BadValue for a model that QEMU here does not know; without QEMU nobody can tell."""
+    models = cpumodel.known()
+    if model and models and model not in models:
+        near = [name for name in models if name.lower().startswith(model[:4].lower())]
+        raise BadValue(
+            f"QEMU on this node knows no processor '{model}'",
+            hint=f"Like it are: {', '.join(near)}" if near else "qemu-system-x86_64 -cpu help",
+        )
 
 
 def _check_one_device(given: GivenOptions) -> None:

@@ -113,8 +113,9 @@ def memory_backend(name: str, size: int, *, hugepages: bool) -> Object:
 def _accelerator(spec: MachineSpec) -> list[str]:
     if spec.accelerator == "kvm":
         features = "" if spec.nested else ",vmx=off,svm=off"
-        return ["-accel", "kvm", "-cpu", f"host,migratable=on{features}"]
-    return ["-accel", f"tcg,tb-size={TRANSLATION_CACHE}", "-cpu", "max"]
+        model = spec.cpu_model or "host,migratable=on"
+        return ["-accel", "kvm", "-cpu", f"{model}{features}"]
+    return ["-accel", f"tcg,tb-size={TRANSLATION_CACHE}", "-cpu", spec.cpu_model or "max"]
 
 
 def _channel(name: str, descriptor: int) -> list[str]:

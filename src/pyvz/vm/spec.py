@@ -97,6 +97,7 @@ class MachineSpec(NamedTuple):
     files: descriptors that drives and firmware name as /dev/fdset/N.
     secrets: objects that hold a key, each with the descriptor that the key is read from.
     told: what the inside is told by fw_cfg, in base64.  incoming: it goes on from a saved state.
+    cpu_model: of QEMU; "": the node's own with KVM, else all that can be emulated.
     tpm: descriptor of the way to its TPM (tpm.py); -1: it has none.
     hugepages: the guest's memory is taken from the node's huge pages.
     """
@@ -114,6 +115,7 @@ class MachineSpec(NamedTuple):
     video: int = 16
     usb: bool = False
     nested: bool = False
+    cpu_model: str = ""
     boot_menu: bool = False
     remote: Remote | None = None
     firmware: Firmware | None = None
@@ -181,6 +183,7 @@ def from_config(
         video=machine.video,
         usb=machine.usb or machine.vnc_mode != "off",
         nested=machine.nested,
+        cpu_model=machine.cpu_model,
         boot_menu=machine.boot_menu,
         hugepages=machine.hugepages,
         remote=_remote(config),
