@@ -2,10 +2,11 @@
 
     script/bench libvirt [--domains N] [--seconds S]
 
-The same client (python-libvirt) asks both, in turns: vzd with N defined containers, and libvirtd
-with N defined domains of its driver `test`, which answers from memory.  None of them runs.
-Latencies are medians.  The peer is Debian's package libvirt-daemon; its daemon is started here and
-ended by its pid.
+The same client (python-libvirt) asks all, in turns: vzd with N defined containers, and one libvirtd
+with N defined domains of its driver `test`, which answers from memory, and N of its driver `qemu`.
+None of them runs.  Latencies are medians; a ratio is that of the rates.  The processor time that a
+daemon takes for a call hardly depends on what else the machine does.  The peer is Debian's
+libvirt-daemon with libvirt-daemon-driver-qemu; it is started here and ended by its pid.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import json
 import os
 import shutil
 import signal
+import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -25,37 +28,23 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from bench import libvirtd
 from bench.peer import unmount_below
 from pyvz.container.client import KeeperClient
 
 PYTHON = "/usr/bin/python3"  # the distribution's, with its package python3-libvirt
-LIBVIRTD = "/usr/sbin/libvirtd"
 ROUNDS = 3
 CALLS = ("list all", "state", "info", "description", "bulk statistics")
-# It sees directories of its own, and Debian's user for QEMU need not be there.
-ALONE = """
-for place in /etc/libvirt /run/libvirt /var/lib/libvirt /var/cache/libvirt; do
-    mkdir -p $place && mount -t tmpfs none $place || exit
-done
-for file in passwd group; do
-    grep -v '^libvirt-qemu:' /etc/$file > /etc/libvirt/$file
-done
-echo 'libvirt-qemu:x:64055:64055::/:/bin/false' >> /etc/libvirt/passwd
-echo 'libvirt-qemu:x:64055:' >> /etc/libvirt/group
-for file in passwd group; do
-    mount --bind /etc/libvirt/$file /etc/$file || exit
-done
-exec "$0" "$@"
-"""
 CONF = 'OSTEMPLATE="debian-12-x86_64"\nPHYSPAGES="131072:131072"\nCPUS="1"\nVE_TYPE="regular"\n'
 CLIENT = """
 import json, sys, time, libvirt
 connection = libvirt.open(sys.argv[1])
 seconds, count = float(sys.argv[2]), int(sys.argv[3])
-if sys.argv[1].startswith("test"):
+kind = sys.argv[1].partition("+")[0]
+if kind != "vz":
     for number in range(count):
-        connection.defineXML("<domain type='test'><name>ct%d</name><memory>524288</memory>"
-                             "<vcpu>1</vcpu><os><type>hvm</type></os></domain>" % number)
+        connection.defineXML("<domain type='%s'><name>ct%d</name><memory>524288</memory>"
+                             "<vcpu>1</vcpu><os><type>hvm</type></os></domain>" % (kind, number))
 one = connection.lookupByName("ct7")
 calls = {
     "list all": lambda: connection.listAllDomains(0),
@@ -81,19 +70,21 @@ class Client:
     """One program of python-libvirt that stays connected."""
 
     def __init__(self, uri: str, seconds: float, domains: int) -> None:
+        self._daemon = daemon_behind(uri.partition("socket=")[2])
         self._process = subprocess.Popen(
             [PYTHON, "-c", CLIENT, uri, str(seconds), str(domains)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         self._line()
 
-    def measure(self, call: str) -> list[float]:
-        """Make a call again and again; returns the seconds of each."""
+    def measure(self, call: str) -> tuple[list[float], float]:
+        """Make a call again and again; returns the seconds of each, and the daemon's for all."""
         assert self._process.stdin is not None
+        before = processor_time(self._daemon)
         self._process.stdin.write(f"{call}\n")
         self._process.stdin.flush()
         times: list[float] = json.loads(self._line())
-        return times
+        return times, processor_time(self._daemon) - before
 
     def close(self) -> None:
         """End it."""
@@ -121,7 +112,7 @@ def main() -> None:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pyvz-bl-")))
         ours = stack.enter_context(our_daemon(place / "node", args.domains))
         theirs = stack.enter_context(their_daemon(place / "peer"))
-        clients = [Client(uri, args.seconds, args.domains) for uri in (ours, theirs)]
+        clients = [Client(uri, args.seconds, args.domains) for uri in (ours, *theirs)]
         for client in clients:
             stack.callback(client.close)
         report(clients, args.domains)
@@ -130,16 +121,39 @@ def main() -> None:
 def report(clients: list[Client], domains: int) -> None:
     """Measure each call on both in turns, and print what was seen."""
     print(f"{domains} domains, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
-    print(f"{'call':18}{'vzd/s':>9}{'libvirtd/s':>12}{'ratio':>8}{'vzd ms':>9}{'libvirtd ms':>13}")
+    names = ("vzd", "test", "qemu")
+    columns = [*names, "/test", "/qemu", *(f"{name} ms" for name in names)]
+    columns += [f"{name} us" for name in names]
+    print(f"{'calls per second':18}" + "".join(f"{name:>8}" for name in columns))
     for call in CALLS:
-        seen: list[list[float]] = [[], []]
+        seen: list[list[float]] = [[] for _ in clients]
+        worked = [0.0 for _ in clients]
         for _ in range(ROUNDS):
             for index, client in enumerate(clients):
-                seen[index] += client.measure(call)
+                times, work = client.measure(call)
+                seen[index] += times
+                worked[index] += work
         rates = [len(times) / sum(times) for times in seen]
+        ratios = [rates[0] / rate for rate in rates[1:]]
         medians = [statistics.median(times) * 1e3 for times in seen]
-        print(f"{call:18}{rates[0]:9.0f}{rates[1]:12.0f}{rates[0] / rates[1]:8.2f}"
-              f"{medians[0]:9.2f}{medians[1]:13.2f}", flush=True)  # fmt: skip
+        work_each = [work / len(times) * 1e6 for work, times in zip(worked, seen, strict=True)]
+        words = [*(f"{each:8.0f}" for each in rates), *(f"{each:8.2f}" for each in ratios)]
+        words += [*(f"{each:8.2f}" for each in medians), *(f"{each:8.0f}" for each in work_each)]
+        print(f"{call:18}{''.join(words)}", flush=True)
+
+
+def daemon_behind(path: str) -> int:
+    """Return the process that listens at a socket (unix(7): SO_PEERCRED)."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(path)
+        data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", data)[0])
+
+
+def processor_time(pid: int) -> float:
+    """Return the seconds that all threads of a process have run (/proc/PID/task/TID/schedstat)."""
+    files = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(file.read_text().split()[0]) for file in files) / 1e9
 
 
 @contextmanager
@@ -154,10 +168,11 @@ def our_daemon(root: Path, domains: int) -> Iterator[str]:
         conf = f'{CONF}UUID="{ident}"\nNAME="ct{number}"\nVELAYOUT="simfs"\n'
         (home / "ve.conf").write_text(conf)
         (links / f"{ident}.conf").symlink_to(home / "ve.conf")
-    argv = [sys.executable, "-P", "-m", "pyvz.daemon.main", "--root", os.fspath(root)]
+    argv = [sys.executable, "-P", "-m", "pyvz.daemon.main", "--foreground"]
+    argv += ["--root", os.fspath(root)]
     try:
-        with running(argv, root / "run/libvirt/virtvzd-sock") as socket:
-            yield f"vz+unix:///system?socket={socket}"
+        with running(argv, root / "run/libvirt/virtvzd-sock") as path:
+            yield f"vz+unix:///system?socket={path}"
     finally:
         keeper = KeeperClient(root / "run/pyvz/keeper.sock")
         os.kill(int(keeper.call("ping").data["pid"]), signal.SIGKILL)
@@ -167,35 +182,32 @@ def our_daemon(root: Path, domains: int) -> Iterator[str]:
 
 
 @contextmanager
-def their_daemon(place: Path) -> Iterator[str]:
-    """Serve libvirt's driver `test`; yields its URI."""
-    if not Path(LIBVIRTD).exists():
-        subprocess.run(
-            ["apt-get", "install", "-qy", "--no-install-recommends", "libvirt-daemon"],
-            check=True, stdout=sys.stderr,
-        )  # fmt: skip
+def their_daemon(place: Path) -> Iterator[tuple[str, str]]:
+    """Serve libvirt's drivers `test` and `qemu`; yields their URIs."""
+    if why := libvirtd.missing():
+        sys.exit(f"bench: {why} is not installed")
     place.mkdir()
-    conf = place / "libvirtd.conf"
-    conf.write_text(f'unix_sock_dir = "{place}"\nauth_unix_rw = "none"\nauth_unix_ro = "none"\n')
-    words = [LIBVIRTD, "-f", os.fspath(conf), "-p", os.fspath(place / "pid")]
-    argv = ["unshare", "--mount", "--propagation=private", "sh", "-c", ALONE, *words]
-    with running(argv, place / "libvirt-sock") as socket:
-        yield f"test+unix:///default?socket={socket}"
+    peer = libvirtd.Libvirtd(place)
+    try:
+        way = f"socket={place}/libvirt-sock"
+        yield f"test+unix:///default?{way}", f"qemu+unix:///system?{way}"
+    finally:
+        peer.end()
 
 
 @contextmanager
-def running(argv: list[str], socket: Path) -> Iterator[Path]:
+def running(argv: list[str], path: Path) -> Iterator[Path]:
     """Run a daemon; yields its socket when it is there."""
     if shutil.which(argv[0]) is None:
         sys.exit(f"bench: {argv[0]} is not there")
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=sys.stderr)
     try:
         deadline = time.monotonic() + 120
-        while not socket.exists():
+        while not path.exists():
             if process.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"bench: {argv[0]} does not serve {socket}")
+                sys.exit(f"bench: {argv[0]} does not serve {path}")
             time.sleep(0.1)
-        yield socket
+        yield path
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
