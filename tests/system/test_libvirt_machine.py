@@ -129,6 +129,14 @@ INSIDE = [
     ("guestinfo vm1 --interface", r"if\.0\.name *: lo"),
     ("domfsinfo vm1", ""),
     ("guestvcpus vm1", r"online +: 0"),
+    ("vcpucount vm1 --guest", "1"),
+    ("setvcpus vm1 1 --guest", ""),
+    ("setvcpus vm1 9 --guest", "cannot use 9 processors", 1),
+    ("domfsfreeze vm1", r"Froze \d+ filesystem"),
+    ("domfsthaw vm1", r"Thawed \d+ filesystem"),
+    ("domfstrim vm1", ""),
+    ("domtime vm1 --sync", "", 1),
+    ("domifaddr vm1 --source arp", ""),
     ("set-user-password vm1 root secret", "set"),
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from pyvz.gateway import domain, domainxml, failure, machinexml
+from pyvz.gateway import domain, domainxml, failure, guestview, machinexml
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.domain import Domain
 from pyvz.gateway.failure import Failure
@@ -27,6 +27,7 @@ from pyvz.units import KIB
 INACTIVE: Final = 2  # flag of the description: what is stored, not what runs
 SECURE: Final = 1
 MAXIMUM: Final = 4
+GUEST: Final = 8
 
 # (bit, what it selects); bits 2i and 2i+1 are a pair: "or" inside, "and" between.
 _FILTERS: Final[tuple[Callable[[Domain], bool], ...]] = (
@@ -273,9 +274,23 @@ def domain_get_max_vcpus(found: Domain) -> Values:
     return {"num": domainxml.most_processors(found)}
 
 
-@of_domain
-def domain_get_vcpus_flags(found: Domain, *, flags: int) -> Values:
-    """Its processors; with flag 4 the most that it can have."""
+def _known_vcpus(call: Call, *, dom: dict[str, Any], flags: int) -> Values | None:
+    known = call.office.roster.known(dom["uuid"])
+    return None if known is None or flags & GUEST else _vcpus(domain.seen(known), flags)
+
+
+@first(_known_vcpus)
+def domain_get_vcpus_flags(call: Call, *, dom: dict[str, Any], flags: int) -> Values:
+    """Its processors; with flag 4 the most that it can have, with 8 those that the guest uses."""
+    if flags & GUEST:
+        if call.client.readonly:
+            raise Failure(failure.DENIED, "The agent is not asked for read-only access")
+        found = domain.find_running(call.office.node, dom)
+        return {"num": guestview.processors(call.office.node, found, most=bool(flags & MAXIMUM))}
+    return _vcpus(read(call, dom), flags)
+
+
+def _vcpus(found: Domain, flags: int) -> Values:
     count = domainxml.most_processors if flags & MAXIMUM else domainxml.processors
     return {"num": count(found)}
 

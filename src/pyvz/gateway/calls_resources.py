@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pyvz.gateway import domain, domainxml, failure
+from pyvz.gateway import domain, domainxml, failure, guestview
 from pyvz.gateway.calls_lifecycle import change
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.domain import Domain
@@ -24,6 +24,7 @@ Key = dict[str, Any]
 
 LIVE: Final = 1
 MAXIMUM: Final = 4
+GUEST: Final = 8
 SCHEDULER: Final = "posix"
 NO_LIMIT: Final = 9007199254740991  # KiB; what clients show as "unlimited"
 PERIOD: Final = 100_000  # microseconds of one CPU that quotas are shown for
@@ -55,7 +56,14 @@ def domain_set_vcpus(call: Call, progress: Progress, *, dom: Key, nvcpus: int) -
 def domain_set_vcpus_flags(
     call: Call, progress: Progress, *, dom: Key, nvcpus: int, flags: int
 ) -> None:
-    """Set how many processors it has; the most that is possible (flag 4) is the node's."""
+    """Set how many processors it has; the most that is possible (flag 4) is the node's.
+
+    With flag 8 it has what it had, and its guest uses so many of them.
+    """
+    if flags & GUEST:
+        found = domain.find_running(call.office.node, dom)
+        guestview.use_processors(call.office.node, found, nvcpus)
+        return
     _check_live(call, dom, flags)
     if flags & MAXIMUM:
         if nvcpus != os.cpu_count():

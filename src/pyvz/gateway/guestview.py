@@ -6,6 +6,7 @@ numbers are made to fit, lists are short.  Of a container the node knows it.
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,8 +15,9 @@ from ipaddress import ip_address, ip_interface
 from typing import Any, Final
 
 from pyvz.errors import VZError
-from pyvz.gateway import xdr
+from pyvz.gateway import failure, xdr
 from pyvz.gateway.domain import Domain, is_machine
+from pyvz.gateway.failure import Failure
 from pyvz.gateway.xdr import Typed
 from pyvz.linux.mount import mounts
 from pyvz.linux.netlink import Netlink
@@ -297,6 +299,36 @@ def _interfaces(node: Node, found: Domain) -> Iterator[Typed]:
             yield _string(f"{here}.type", "ipv6" if one["type"] else "ipv4")
             yield _string(f"{here}.addr", one["addr"])
             yield _count(f"{here}.prefix", one["prefix"])
+
+
+def processors(node: Node, found: Domain, *, most: bool = False) -> int:
+    """Return how many processors a guest uses, or (most) could use."""
+    if not is_machine(found):
+        return found.config.cpu.cpus or os.cpu_count() or 1
+    cpus = rows(asked(node, found, "guest-get-vcpus"))
+    return sum(bool(each.get("online")) or most for each in cpus)
+
+
+def use_processors(node: Node, found: Domain, count: int) -> None:
+    """Have a guest use COUNT of its processors; raises Failure when it has fewer, or will not."""
+    if not is_machine(found):
+        raise Failure(
+            failure.OPERATION_UNSUPPORTED,
+            f"{found.env.name} is a container: it uses those that it is given",
+        )
+    cpus = rows(asked(node, found, "guest-get-vcpus"))
+    online = [each for each in cpus if each.get("online")]
+    if len(online) < count:
+        change = [each for each in cpus if not each.get("online")][: count - len(online)]
+    else:
+        spare = [each for each in reversed(online) if each.get("can-offline")]
+        change = spare[: len(online) - count]
+    if len(change) != abs(count - len(online)):
+        raise Failure(failure.INVALID_ARGUMENT, f"The guest cannot use {count} processors")
+    up = len(online) < count
+    wanted = [{"logical-id": number(each.get("logical-id")), "online": up} for each in change]
+    if wanted:
+        asked(node, found, "guest-set-vcpus", {"vcpus": wanted})
 
 
 def clock(node: Node, found: Domain) -> int:
