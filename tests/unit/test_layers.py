@@ -9,10 +9,9 @@ the engine, at any time: a command line has 20 ms to start.
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 from typing import NamedTuple
-
-import pytest
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 PACKAGE = SRC / "pyvz"
@@ -81,6 +80,7 @@ class Import(NamedTuple):
     late: bool
 
 
+@functools.cache
 def imports(path: Path) -> list[Import]:
     """Every import statement in a file, also those inside functions."""
     found: list[Import] = []
@@ -135,65 +135,80 @@ def own_layer(path: Path) -> str:
 
 
 CODE = [path for path in modules() if path.name != "__init__.py"]
-each_module = pytest.mark.parametrize("path", CODE, ids=name_of)
 
 
-@each_module
-def test_a_module_imports_only_lower_layers(path: Path) -> None:
-    own = own_layer(path)
-    assert own in RANKS, f"{name_of(path)} is in no layer"
+def test_a_module_imports_only_lower_layers() -> None:
+    nowhere = [name_of(path) for path in CODE if own_layer(path) not in RANKS]
+    assert not nowhere, f"in no layer: {nowhere}"
     wrong = []
-    for item in imports(path):
-        other = layer(item.module)
-        if other is None or other == own:
+    for path in CODE:
+        own = own_layer(path)
+        for item in imports(path):
+            other = layer(item.module)
+            if other is None or other == own:
+                continue
+            if RANKS.get(other, 99) >= RANKS[own]:
+                wrong.append(f"{name_of(path)}:{item.line}: {own} must not import {item.module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_command_lines_import_none_of_the_engine() -> None:
+    wrong = [
+        f"{name_of(path)}:{item.line}: {item.module}"
+        for path in CODE
+        if own_layer(path) == "cli"
+        for item in imports(path)
+        if not cli_may_import(item)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def cli_may_import(item: Import) -> bool:
+    """Whether a command line may: what keeps its start short."""
+    other = layer(item.module)
+    if other is not None:
+        return other in CLI_MAY_IMPORT
+    name = item.module.split(".")[0]
+    return item.typing_only or name in CLI_STANDARD_LIBRARY or (item.late and name in CLI_LATE)
+
+
+def test_programs_are_run_through_one_door() -> None:
+    wrong = []
+    for path in CODE:
+        if name_of(path) == "linux/run.py":
             continue
-        if RANKS.get(other, 99) >= RANKS[own]:
-            wrong.append(f"line {item.line}: {own} must not import {item.module}")
+        text = path.read_text()
+        uses = [call for call in ("os.system(", "os.popen(", "create_subprocess_") if call in text]
+        if "subprocess" in top_names(path):
+            uses.append("subprocess")
+        wrong += [f"{name_of(path)} uses {call}" for call in uses]
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("path", [p for p in CODE if own_layer(p) == "cli"], ids=name_of)
-def test_the_command_lines_import_none_of_the_engine(path: Path) -> None:
-    wrong = []
-    for item in imports(path):
-        other = layer(item.module)
-        if other is not None:
-            allowed = other in CLI_MAY_IMPORT
-        else:
-            name = item.module.split(".")[0]
-            allowed = (
-                item.typing_only or name in CLI_STANDARD_LIBRARY or (item.late and name in CLI_LATE)
-            )
-        if not allowed:
-            wrong.append(f"line {item.line}: {item.module}")
-    assert not wrong, "\n".join(wrong)
-
-
-@each_module
-def test_programs_are_run_through_one_door(path: Path) -> None:
-    if name_of(path) == "linux/run.py":
-        return
-    found = {item.module.split(".")[0] for item in imports(path)}
-    assert "subprocess" not in found
-    text = path.read_text()
-    for call in ("os.system(", "os.popen(", "create_subprocess_"):
-        assert call not in text, f"{name_of(path)} uses {call}"
-
-
-@each_module
-def test_syscalls_are_made_through_one_door(path: Path) -> None:
+def test_syscalls_are_made_through_one_door() -> None:
     # A library is not a system call, and needs a door of its own.
-    doors = path.name.startswith("syscall") or path.name == "libnftables.py"
-    if own_layer(path) == "linux" and doors:
-        return
-    assert "ctypes" not in {item.module.split(".")[0] for item in imports(path)}
+    wrong = [
+        name_of(path)
+        for path in CODE
+        if "ctypes" in top_names(path)
+        and not (
+            own_layer(path) == "linux"
+            and (path.name.startswith("syscall") or path.name == "libnftables.py")
+        )
+    ]
+    assert not wrong, f"use ctypes: {wrong}"
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in modules() if path.name == "__init__.py"], ids=name_of
-)
-def test_package_files_are_empty(path: Path) -> None:
-    assert path.read_text() == ""
+def top_names(path: Path) -> set[str]:
+    """The packages that a file imports from."""
+    return {item.module.split(".")[0] for item in imports(path)}
+
+
+def test_package_files_are_empty() -> None:
+    filled = [
+        name_of(path) for path in modules() if path.name == "__init__.py" and path.read_text()
+    ]
+    assert not filled
 
 
 def test_every_folder_is_a_package() -> None:
