@@ -27,9 +27,10 @@ TOP = Path(__file__).resolve().parents[2]
 ROOT_QUERIES = {
     f"io.pyvz.Image.{name}" for name in ("Snapshots", "Info", "Usage", "Estimate", "List", "Open")
 }
-ROOT_QUERIES |= {"io.pyvz.Pool.List", "io.pyvz.Machine.Capture"}
+ROOT_QUERIES |= {"io.pyvz.Pool.List", "io.pyvz.Hdd.Info", "io.pyvz.Machine.Capture"}
 SESSIONS = {"SignalSession", "Console", "Exec", "Receive", "Serve"}
 STREAMS = {
+    "Hdd": "Convert",
     "Image": "Init Resize Check FsCheck Convert Copy Discard Reserve",
     "Environment": "Create Start Stop Restart Reset Resume Delete Clone Move Exec",
     "Checkpoint": "Suspend Restore",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from pyvz.cli import arguments
+from pyvz.cli import arguments, prl_disk_vm
 from pyvz.cli.ploop_size import SECTOR, parse_size
 from pyvz.cli.program import run
 from pyvz.cli.server import Server
@@ -19,9 +19,17 @@ if TYPE_CHECKING:
     from pyvz.cli.arguments import Arguments, OptionRow
 
 OPTIONS: tuple[OptionRow, ...] = (
-    ("--hdd", "DIR", "the disk: the directory with its DiskDescriptor.xml, or a file in it"),
+    (
+        "--hdd",
+        "DIR",
+        "directory with a DiskDescriptor.xml, a file in it, or the image of a machine",
+    ),
     ("--size", "SIZE", "resize: with the suffix K, M, G, T (default: M); whole MiB"),
-    ("--resize_partition", "", "accepted: partition and file system always follow"),
+    (
+        "--resize_partition",
+        "",
+        "accepted: a container's always follow, a machine's are its own",
+    ),
     ("--plain", "", "convert: keep the space of the whole disk from now on"),
     ("--expanding", "", "convert: take space as it is needed"),
     ("--merge", "", "convert: without its snapshots"),
@@ -61,25 +69,34 @@ def dispatch(argv: list[str]) -> int:
     if name not in functions:
         raise UsageError(f"Unknown action: {name}", hint="prl_disk_tool --help lists them.")
     path = _disk_of(args.value("hdd"))
+    found = functions[name]
+    if not os.path.isdir(path):
+        _only_said(args, f"prl_disk_tool {name} on {path}, the image of a virtual machine")
+        found = prl_disk_vm.COMMANDS[name]
     with Server("prl_disk_tool") as server:
-        return functions[name](args, path, server)
+        return found(args, path, server)
 
 
 def _disk_of(given: str | None) -> str:
-    """Return the directory of the disk that --hdd names: it, or a file beside the descriptor."""
+    """Return the directory of the disk that --hdd names: it, or a file beside the descriptor.
+
+    A file without one is an image of a virtual machine, and returned itself.
+    """
     if given is None:
         raise UsageError("Invalid disk path", details="A disk is not specified (--hdd).")
     path = os.path.abspath(given)
     if not os.path.exists(path):
         raise UsageError("Invalid disk path", details=f"{path} is not there.")
     directory = path if os.path.isdir(path) else os.path.dirname(path)
-    if not os.path.exists(os.path.join(directory, DESCRIPTOR)):
+    if os.path.exists(os.path.join(directory, DESCRIPTOR)):
+        return directory
+    if os.path.isdir(path):
         raise UsageError(
             "Invalid disk path",
             details=f"{directory} has no {DESCRIPTOR}.",
-            hint="Disks of virtual machines: prlctl set VM --device-set hddN --size; qemu-img(1).",
+            hint="The disk of a virtual machine is named by its image file.",
         )
-    return directory
+    return path
 
 
 def _only_said(args: Arguments, what: str) -> bool:

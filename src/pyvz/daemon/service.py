@@ -35,6 +35,7 @@ from pyvz.daemon.access import Caller
 from pyvz.daemon.api_backup import Backup
 from pyvz.daemon.api_checkpoint import Checkpoint
 from pyvz.daemon.api_environment import Environment
+from pyvz.daemon.api_hdd import Hdd
 from pyvz.daemon.api_image import Image
 from pyvz.daemon.api_machine import Machine
 from pyvz.daemon.api_memory import Memory
@@ -67,7 +68,7 @@ from pyvz.version import VERSION
 PATIENCE = 2.0  # seconds that clients wait for the recovery; then they are served beside it
 DRAIN = 30.0  # seconds that running tasks get at the end
 INTERFACES = (
-    *(Environment, Node, Template, Image, Pool, Storage, Backup, Traffic, Network, Memory),
+    *(Environment, Node, Template, Image, Hdd, Pool, Storage, Backup, Traffic, Network, Memory),
     *(Migration, Checkpoint, Machine),
 )
 URL = "https://github.com/pyvz/pyvz"

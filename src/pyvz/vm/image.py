@@ -221,6 +221,43 @@ def snapshot(path: Path, verb: str, tag: str, *, key: Secret | None = None) -> N
         _run([*argv, *words], path, keys, timeout=600.0)
 
 
+def rewrite(
+    path: Path, target: Path, progress: Progress, *, key: Secret | None, reserved: bool
+) -> None:
+    """Write a qcow2 image anew into TARGET and compare; RESERVED: with the space of a full disk.
+
+    Can be called off.  Raises StorageError (they differ), NoSpace; TARGET is removed then.
+    """
+    with ExitStack() as opened:
+        keys = _Keys(opened)
+        source = keys.image(path, "", key)[-1]
+        options = f"cluster_size={CLUSTER}{keys.format(key)}"
+        options += ",preallocation=falloc" if reserved else ""
+        copy = keys.image(target, "", key)[-1]
+        given: list[str | Path] = ["--image-opts"] if key else ["-f", "qcow2"]
+        both: list[str | Path] = ["--image-opts"] if key else ["-f", "qcow2", "-F", "qcow2"]
+        convert_: list[str | Path] = [PROGRAM, "convert", *keys.objects, "-O", "qcow2"]
+        convert_ += ["-o", options, *given, source, target]
+        compare: list[str | Path] = [PROGRAM, "compare", "-q", *keys.objects, *both, source, copy]
+        try:
+            for argv in (convert_, compare):
+                run(argv, timeout=None, poll=progress.check, pass_fds=keys.descriptors)
+        except BaseException as error:
+            target.unlink(missing_ok=True)
+            if isinstance(error, CommandFailed):
+                raise explained(error, path) from error
+            raise
+
+
+def snapshots(path: Path, *, key: Secret | None = None) -> tuple[str, ...]:
+    """Return the names of the snapshots inside a qcow2 image, which may be in use."""
+    with ExitStack() as opened:
+        keys = _Keys(opened)
+        words = keys.image(path, "qcow2", key)
+        told = _run([PROGRAM, "info", "-U", "--output=json", *keys.objects, *words], path, keys)
+    return tuple(str(each["name"]) for each in json.loads(told).get("snapshots", ()))
+
+
 class _Keys:
     """Keys for one run of qemu-img: in files of memory, of which only the number is in its words.
 
