@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+from _pytest.mark import ParameterSet
+
 _CHANGES = frozenset(
     {
         *("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.link"),
@@ -62,6 +65,11 @@ def at_step(number: int, act: Act, below: Path) -> Iterator[list[str]]:
         yield seen
     finally:
         _hook.clear()
+
+
+def strides(some: int) -> list[ParameterSet]:
+    """How far apart the steps are: every one in the long run, every `some`-th in the short one."""
+    return [pytest.param(1, marks=pytest.mark.long, id="all"), pytest.param(some, id="some")]
 
 
 def fail(step: str) -> None:

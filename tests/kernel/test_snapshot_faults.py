@@ -105,16 +105,19 @@ VERBS: dict[str, Callable[[Node], object]] = {
 }
 
 
+@pytest.mark.parametrize("stride", faults.strides(17))
 @pytest.mark.parametrize("verb", VERBS)
-def test_killed(node: Node, verb: str) -> None:
-    sweep(node, lambda: VERBS[verb](node), first=3, by=6)
+def test_killed(node: Node, verb: str, stride: int) -> None:
+    first = 1 if stride == 1 else 2 + len(verb)
+    sweep(node, lambda: VERBS[verb](node), first=first, by=stride)
 
 
 @pytest.mark.parametrize("act", [faults.fail, faults.full], ids=["error", "full"])
 @pytest.mark.parametrize("verb", ["create", "switch"])
-def test_failing(node: Node, verb: str, act: faults.Act) -> None:
+@pytest.mark.parametrize("stride", faults.strides(13))
+def test_failing(node: Node, verb: str, act: faults.Act, stride: int) -> None:
     before = state(node)
-    for number in range(2, MAX, 7):
+    for number in range(1 + len(verb) % stride, MAX, stride):
         try:
             with faults.at_step(number, act, node.paths.root) as seen:
                 VERBS[verb](node)

@@ -60,13 +60,14 @@ SWEEP: dict[str, tuple[Verb, Verb]] = {
 @pytest.mark.parametrize(
     ("verb", "act"), [*((verb, faults.fail) for verb in SWEEP), ("create", faults.full)]
 )
-def test_failure_at_every_step(node: Node, verb: str, act: faults.Act) -> None:
+@pytest.mark.parametrize("stride", faults.strides(4))
+def test_failure_at_every_step(node: Node, verb: str, act: faults.Act, stride: int) -> None:
     """Afterwards the world is as before, or (past the commit of a delete) as if it had worked."""
     prepare, run = SWEEP[verb]
     (node.paths.root / "data").mkdir(mode=0o700)
     prepare(node)
     before = world(node)
-    for number in range(1, MAX_STEPS):
+    for number in range(1 + len(verb) % stride, MAX_STEPS, stride):
         failed = False
         with faults.at_step(number, act, node.paths.root) as seen:
             try:
@@ -89,13 +90,14 @@ def test_failure_at_every_step(node: Node, verb: str, act: faults.Act) -> None:
 
 
 @pytest.mark.parametrize("verb", ["create", "delete", "move"])
-def test_death_at_every_step(node: Node, verb: str) -> None:
+@pytest.mark.parametrize("stride", faults.strides(4))
+def test_death_at_every_step(node: Node, verb: str, stride: int) -> None:
     """After kill -9 and the next start of vzd: all of it or nothing, and it can be done again."""
     prepare, run = SWEEP[verb]
     (node.paths.root / "data").mkdir(mode=0o700)
     prepare(node)
     before = world(node)
-    for number in range(1, MAX_STEPS):
+    for number in range(1 + len(verb) % stride, MAX_STEPS, stride):
         if not faults.killed_at(number, lambda: run(node), node.paths.root):
             break
         leftovers.repair_all(node)
@@ -111,13 +113,16 @@ def test_death_at_every_step(node: Node, verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", ["create", "delete", "move"])
-@pytest.mark.parametrize("number", [8, 18, 28])
-def test_death_in_the_repair_of_a_death(node: Node, verb: str, number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "stride"),
+    [pytest.param(18, 4), *(pytest.param(n, 1, marks=pytest.mark.long) for n in (8, 18, 28))],
+)
+def test_death_in_the_repair_of_a_death(node: Node, verb: str, number: int, stride: int) -> None:
     prepare, run = SWEEP[verb]
     (node.paths.root / "data").mkdir(mode=0o700)
     prepare(node)
     before = world(node)
-    for second in range(1, MAX_STEPS):
+    for second in range(1 + len(verb) % stride, MAX_STEPS, stride):
         if not faults.killed_at(number, lambda: run(node), node.paths.root):
             return
         died = faults.killed_at(second, lambda: leftovers.repair_all(node), node.paths.root)

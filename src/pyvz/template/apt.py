@@ -78,6 +78,8 @@ def build_argv(root: Path, recipe: Recipe) -> list[str]:
         "--aptopt=APT::Install-Recommends \"false\"",
         # What apt leaves in the tree besides: without Translation files lists are half as big.
         "--aptopt=Acquire::Languages \"none\"",
+        # A build that dies is begun anew, so no file has to be on the disk before it ends.
+        "--dpkgopt=force-unsafe-io",
         "", os.fspath(root), "-",
     ]
     # fmt: on

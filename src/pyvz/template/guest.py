@@ -94,18 +94,20 @@ class Family(NamedTuple):
     locale: str = "etc/locale.conf"
 
 
+_OF_THE_BUILD = ("etc/apt/apt.conf.d/99mmdebstrap", "etc/dpkg/dpkg.cfg.d/99mmdebstrap")
+
 DEBIAN = Family(
     "debian",
     frozenset({"debian"}),
     (("etc/network/interfaces", INTERFACES),),
-    ("etc/apt/apt.conf.d/99mmdebstrap",),
+    _OF_THE_BUILD,
     "etc/default/locale",
 )
 UBUNTU = Family(
     "ubuntu",
     frozenset({"ubuntu"}),
     (("etc/default/motd-news", "ENABLED=0\n"),),
-    ("etc/apt/apt.conf.d/99mmdebstrap",),
+    _OF_THE_BUILD,
     "etc/default/locale",
 )
 REDHAT = Family(
