@@ -254,6 +254,7 @@ def test_define(world: World, virsh: Virsh, tiny_iso: Path, tmp_path: Path) -> N
     file.write_text(virsh("dumpxml", "vm2", "--inactive"))
     virsh("define", os.fspath(file))
     assert _stable(world.run("prlctl", "list", "-i", "vm2")) == _stable(before)
+    _redefine_running(world, virsh, file)
     more = tmp_path / "more.raw"
     more.write_bytes(bytes(1 << 20))
     virsh("attach-disk", "vm2", os.fspath(more), "vdb", "--targetbus", "virtio", "--live")
@@ -269,6 +270,28 @@ def test_define(world: World, virsh: Virsh, tiny_iso: Path, tmp_path: Path) -> N
     assert disk.exists()
     virsh("define", os.fspath(file))
     world.run("prlctl", "delete", "vm2")
+
+
+def _redefine_running(world: World, virsh: Virsh, file: Path) -> None:
+    """What can change while it runs does; its state is told as it is, whoever changes it."""
+    for verb, state in (("pause", "paused"), ("resume", "running")):
+        world.run("prlctl", verb, "vm2")
+        assert state in virsh("domstate", "vm2")
+        assert re.search(rf"vm2 +{state}", virsh("list"))
+    text = virsh("dumpxml", "vm2")
+    changed = text.replace("A machine", "Another text").replace(
+        '<mac address="42:1c:00:00:11:22" />',
+        '<mac address="42:1c:00:00:11:22" /><link state="down"/>',
+    )
+    file.write_text(changed.replace("</vcpu>", "</vcpu><cputune><shares>500</shares></cputune>"))
+    virsh("define", os.fspath(file))
+    live = virsh("dumpxml", "vm2")
+    for wanted in ("Another text", '<link state="down" />', "<shares>500</shares>"):
+        assert wanted in live
+    assert "running" in virsh("domstate", "vm2")
+    file.write_text(text.replace("<shares>500</shares>", ""))
+    virsh("define", os.fspath(file))
+    assert "A machine" in virsh("dumpxml", "vm2")
 
 
 def _stable(text: str) -> str:
