@@ -41,13 +41,14 @@ FAULTS: dict[str, Callable[[Fault], None]] = {
     "kill_ssh": Fault.kill_ssh,
     "kill_target_qemu": lambda fault: _qemu(fault.there),
 }
+DECIDED = "Committing"  # whoever kills QEMU from here on kills the only copy
 SHORT = (
     ("interrupt_client", "Sending memory"),
     ("kill_target_vzd", "Copying disks"),
     ("kill_source_vzd", "Switching over"),
+    *((fault, DECIDED) for fault in ("kill_source_vzd", "kill_target_vzd", "kill_ssh")),
 )
 STAGES = ("Reserving", "Preparing", "Copying disks", "Sending memory", "Switching over")
-DECIDED = "Committing"  # whoever kills QEMU from here on kills the only copy
 
 
 @pytest.mark.long

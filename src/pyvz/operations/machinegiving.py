@@ -83,6 +83,8 @@ class MachineGiving(Giving):
         self.progress.stage("Switching over")
         self.peer.call("restore", progress=self.progress)
         self.memory = livememory.figures(monitor.execute("query-migrate")).sent
+        # Before it is asked: whoever repairs after a death must not let it go on here unasked.
+        journal.note(departure.DECIDING)
         return self._decide(journal)
 
     def _note_frozen(self, journal: Journal) -> None:
