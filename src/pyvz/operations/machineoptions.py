@@ -172,6 +172,11 @@ class _Reader:
         return True
 
     def _add(self, kind: str) -> bool:
+        if kind == "pci":
+            raise UsageError(
+                "Devices of the node's PCI bus are not given to virtual machines by this version",
+                hint="A disk of the node can be: --device-add hdd --device /dev/...",
+            )
         if kind in _GONE:
             raise UsageError(f"A device of type {kind} is not supported by this version")
         if kind not in _TYPES:
