@@ -35,6 +35,7 @@ MACHINE = (
         "--cpu-model",
         "Westmere",
     ),
+    ("--efi-secure-boot", "on", "--tpm", "on"),
 )
 
 

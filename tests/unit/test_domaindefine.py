@@ -165,3 +165,20 @@ def test_what_a_container_cannot_have(part: str, words: str) -> None:
         domaindefine.read(f"<domain type='vz'><name>a</name><memory>1024</memory>{inner}</domain>")
     assert caught.value.code == failure.UNSUPPORTED
     assert words in caught.value.message
+
+
+def test_what_is_on_the_board_of_a_machine() -> None:
+    def board(inside: str, devices: str = "") -> tuple[bool, bool, bool]:
+        text = (
+            f"<domain type='vz'><name>a</name><os{inside}</os><devices>{devices}</devices></domain>"
+        )
+        found = machinedefine.read(text)
+        return found.efi, found.secure_boot, found.tpm
+
+    kind = "<type>hvm</type>"
+    secure = "<firmware><feature enabled='yes' name='secure-boot'/></firmware>"
+    tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
+    assert board(f">{kind}") == (False, False, False)
+    assert board(f" firmware='efi'>{kind}{secure}", tpm) == (True, True, True)
+    assert board(f">{kind}<loader type='pflash' secure='yes'>x</loader>") == (True, True, False)
+    assert not board(f" firmware='efi'>{kind}{secure.replace('yes', 'no')}")[1]

@@ -102,6 +102,9 @@ devices/audio/**
 devices/sound/**
 devices/redirdev/**
 devices/hub/**
+devices/tpm                         model=tpm-crb|tpm-tis
+devices/tpm/backend                 type=emulator version=2.0
+devices/tpm/alias                   name
 """
 _KINDS: Final = {CONTAINER: "a container", MACHINE: "a virtual machine"}
 

@@ -52,6 +52,8 @@ class Machine(NamedTuple):
     efi: bool
     boot: tuple[str, ...]
     cpu: str = ""
+    secure_boot: bool = False
+    tpm: bool = False
 
 
 def read(text: str) -> Machine:
@@ -68,6 +70,8 @@ def read(text: str) -> Machine:
         efi=_efi(system),
         boot=_boot(system),
         cpu=_processor(top.find("cpu")),
+        secure_boot=_secure_boot(system),
+        tpm=any(each.tag == "tpm" for each in parts),
     )
 
 
@@ -132,6 +136,14 @@ def _display(element: Element) -> Display:
     if not password and not loopback and element.get("passwd") is not None:
         raise Failure(failure.XML, "<graphics>: the password is empty")
     return Display(address, number, password)
+
+
+def _secure_boot(system: Element | None) -> bool:
+    if system is None:
+        return False
+    loader = system.find("loader")
+    features = {each.get("name") for each in system.iterfind("firmware/feature[@enabled='yes']")}
+    return "secure-boot" in features or (loader is not None and loader.get("secure") == "yes")
 
 
 def _efi(system: Element | None) -> bool:

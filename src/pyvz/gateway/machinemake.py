@@ -18,6 +18,7 @@ from pyvz.gateway.domain import Domain
 from pyvz.gateway.domaindefine import Wanted
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.machinedefine import Disk, Display, Machine
+from pyvz.model import config as settings
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.grammar_machine import Drive
@@ -92,8 +93,10 @@ def differences(present: Domain, machine: Machine) -> list[Options]:
         found.append([each for each in display(wanted) if each[0] != "vnc-nopasswd"])
     if machine.cpu != config.cpu_model:
         found.append([("cpu-model", machine.cpu or "host")])
-    if machine.efi != config.efi:
-        found.append([("efi-boot", "on" if machine.efi else "off")])
+    board = _switches(machine)
+    if board != (there := _switches(config)):
+        new = [each for each in board if each not in there]
+        found.append([(name, "on" if on else "off") for name, on in new])
     sequence = _sequence(present.config, machine)
     if sequence:
         found.append([("device-bootorder", sequence)])
@@ -161,8 +164,17 @@ def _drive(present: Domain, element: Element) -> Drive:
     return machineblock.find(present, name or path)
 
 
+def _switches(machine: Machine | settings.Machine) -> list[tuple[str, bool]]:
+    """Return what of a machine is on or off."""
+    return [
+        ("efi-boot", machine.efi),
+        ("efi-secure-boot", machine.secure_boot),
+        ("tpm", machine.tpm),
+    ]
+
+
 def _board(machine: Machine) -> Options:
-    found: Options = [("efi-boot", "on")] if machine.efi else []
+    found: Options = [(name, "on") for name, on in _switches(machine) if on]
     return [*found, ("cpu-model", machine.cpu)] if machine.cpu else found
 
 

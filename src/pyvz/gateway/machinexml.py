@@ -45,6 +45,10 @@ def described(node: Node, domain: Domain, *, live: bool) -> str:
     kind = SubElement(system, "type", arch=os.uname().machine)
     kind.text = "hvm"
     kind.set("machine", machine.type or ("q35" if machine.chipset == "q35" else "pc"))
+    if machine.secure_boot:
+        features = SubElement(system, "firmware")
+        for name in ("enrolled-keys", "secure-boot"):
+            SubElement(features, "feature", enabled="yes", name=name)
     if machine.boot_menu:
         SubElement(system, "bootmenu", enable="yes")
     if machine.cpu_model:
@@ -94,6 +98,9 @@ def _devices(node: Node, top: Element, domain: Domain, *, live: bool) -> None:
     SubElement(SubElement(devices, "console", type="pty"), "target", type="serial", port="0")
     _agent_channel(node, devices, domain, live=live)
     _graphics(node, devices, domain, live=live)
+    if domain.config.machine.tpm:
+        tpm = SubElement(devices, "tpm", model="tpm-crb")
+        SubElement(tpm, "backend", type="emulator", version="2.0")
     video = SubElement(devices, "video")
     SubElement(video, "model", type="vga", vram=str(domain.config.machine.video * KIB), heads="1")
 
