@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -70,6 +71,11 @@ def test_everything_is_valid(world: World, tmp_path: Path) -> None:
     for kind, texts in found.items():
         for number, text in enumerate(texts):
             _validate(tmp_path / f"{kind}{number}.xml", text, kind)
+    changed = tmp_path / "changed.xml"
+    changed.write_text(re.sub(r"<tpm.*?</tpm>", "", virsh("dumpxml", "vm1"), flags=re.DOTALL))
+    virsh("define", str(changed))
+    info = world.run("prlctl", "list", "-i", "vm1")
+    assert ("tpm0" in info, "EFI secure boot: on" in info) == (False, True)
     for name in ("ct1", "vm1"):
         world.run("prlctl", "delete", name, "--force")
     world.run("prlsrvctl", "net", "del", "inner")

@@ -169,10 +169,8 @@ def test_what_a_container_cannot_have(part: str, words: str) -> None:
 
 def test_what_is_on_the_board_of_a_machine() -> None:
     def board(inside: str, devices: str = "") -> tuple[bool, bool, bool]:
-        text = (
-            f"<domain type='vz'><name>a</name><os{inside}</os><devices>{devices}</devices></domain>"
-        )
-        found = machinedefine.read(text)
+        parts = f"<name>a</name><os{inside}</os><devices>{devices}</devices>"
+        found = machinedefine.read(f"<domain type='vz'>{parts}</domain>")
         return found.efi, found.secure_boot, found.tpm
 
     kind = "<type>hvm</type>"
