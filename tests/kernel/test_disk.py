@@ -258,9 +258,26 @@ def test_converted_there_and_back(node: Node) -> None:
     assert loopdevice.below(node.paths.private) == []
 
 
-def test_conversion_killed(node: Node) -> None:
+def test_all_disks_are_converted(node: Node) -> None:
+    add(node)
+    write(node, "inside", "data/file")
     write(node, "content")
-    for number in range(3, 300, 5):
+    with pytest.raises(InvalidState, match=r"hdd1\.hdd"):
+        convert.convert(node, "ct1", "simfs")
+    for layout in ("qcow2", "ploop"):
+        convert.convert(node, "ct1", layout)
+        many = base.many_disks(base.find(home_of(node)), home_of(node))
+        assert many.disks(home_of(node)) == ["root.hdd", "hdd1.hdd"]
+        assert many.size(home_of(node), disk="hdd1.hdd") == 64 << 20
+        assert (read(node), read(node, "data/file")) == ("content", "inside")
+    assert not (home_of(node) / "qcow2").exists()
+    assert loopdevice.below(node.paths.private) == []
+
+
+@pytest.mark.parametrize("stride", faults.strides(11))
+def test_conversion_killed(node: Node, stride: int) -> None:
+    write(node, "content")
+    for number in range(1 + 3 % stride, 300, stride):
         to = "simfs" if base.find(home_of(node)).name == "ploop" else "ploop"
         died = faults.killed_at(
             number, lambda to=to: convert.convert(node, "ct1", to), node.paths.root

@@ -21,11 +21,11 @@ class Converted(NamedTuple):
 
 
 def convert(node: Node, ref: str, layout: str, *, progress: Progress | None = None) -> Converted:
-    """Give the stopped container a disk of another layout with the same content.
+    """Give the stopped container disks of another layout with the same content.
 
     layout: a driver, or a number of the original ("5").  There already: nothing happens.
-    Raises AlreadyRunning, InvalidState (snapshots, more disks), NoSpace, StorageError (the copy
-    differs), Cancelled: nothing has changed then.
+    Raises AlreadyRunning, InvalidState (snapshots, more disks than it can have), NoSpace,
+    StorageError (a copy differs), Cancelled: nothing has changed then.
     """
     progress = progress or NoProgress()
     env = node.registry.resolve(ref)
@@ -40,7 +40,7 @@ def convert(node: Node, ref: str, layout: str, *, progress: Progress | None = No
         storage.check_unmounted(env.home)
         files = 0
         if not _handed_over(env, source, target, progress):
-            convertlayout.check(env, source)
+            convertlayout.check(env, source, target)
             files = convertlayout.change(node, env, (source, target), progress)
     node.publish("ve-config", env, fields="disk.layout")
     return Converted(source.name, files)

@@ -1,11 +1,11 @@
-"""How a disk goes over into another layout: copied, compared, journalled.
+"""How the disks of a container go over into another layout: copied, compared, journalled.
 
-    <home>/.convert/              the new disk, made by its driver as in a home of its own
-    <vz>/root/.convert/<uuid>/    from, to: where both are mounted meanwhile
+    <home>/.convert/              the new disks, made by their driver as in a home of their own
+    <vz>/root/.convert/<uuid>/    from.<disk>, to.<disk>: where both are mounted meanwhile
 
-The copy is compared with the original, file by file, and written out.  It commits when the journal
-says so: before, all that was made is removed; after, its parts are moved into the home and the old
-disk is removed, also by whoever repairs.
+Each copy is compared with the original, file by file, and written out.  All commit when the journal
+says so: before, what was made is removed; after, the old disks are removed and the new ones, which
+may have their names, are moved into the home, also by whoever repairs.
 """
 
 from __future__ import annotations
@@ -46,26 +46,32 @@ def repair(node: Node, record: Record) -> None:
     Journal.forget(node.paths, record.uuid)
 
 
-def check(env: Environment, source: StorageDriver) -> None:
+def check(env: Environment, source: StorageDriver, target: StorageDriver) -> None:
     """Raise InvalidState when there is what the other layout could not take over."""
     if savedstates.load(env.home).items:
         raise InvalidState(
             f"{env.name} has snapshots, which another layout cannot take over",
             hint=f"Delete them first: prlctl snapshot-list {env.name}",
         )
-    if source.capabilities(env.home).disks:
-        names = storage.many_disks(source, env.home).disks(env.home)
-        if len(names) > 1:
-            raise InvalidState(
-                f"{env.name} has more than one disk: {', '.join(names)}",
-                hint="Convert containers with one disk only.",
-            )
+    names = _names(env, source)
+    if len(names) > 1 and not target.capabilities(env.home).disks:
+        raise InvalidState(
+            f"{env.name} has more than one disk: {', '.join(names)}",
+            hint=f"A container of layout {target.name} has one: take the others away first.",
+        )
+
+
+def _names(env: Environment, driver: StorageDriver) -> list[str]:
+    """Return the disks of a home, the root disk first."""
+    if not driver.capabilities(env.home).disks:
+        return [storage.ROOT_DISK]
+    return storage.many_disks(driver, env.home).disks(env.home)
 
 
 def change(
     node: Node, env: Environment, drivers: tuple[StorageDriver, StorageDriver], progress: Progress
 ) -> int:
-    """Copy the disk from the first driver's layout into the second's; returns how many files.
+    """Copy the disks from the first driver's layout into the second's; returns how many files.
 
     The caller holds the lease; the container is stopped.  Raises NoSpace, StorageError, Cancelled:
     nothing has changed then.
@@ -74,7 +80,7 @@ def change(
     data = home.to_data(env) | {"from": source.name}
     with Journal.begin(node.paths, env.uuid, VERB, data) as journal:
         try:
-            with home.storage_errors(f"The disk of {env.name} could not be converted"):
+            with home.storage_errors(f"The disks of {env.name} could not be converted"):
                 files = _copied(node, env, drivers, progress)
                 progress.check()
                 journal.note(_COMMIT)
@@ -90,21 +96,60 @@ def change(
 def _copied(
     node: Node, env: Environment, drivers: tuple[StorageDriver, StorageDriver], progress: Progress
 ) -> int:
-    """Make the new disk beside the old one, and compare; returns the number of files."""
+    """Make the new disks beside the old ones, and compare; returns the number of files."""
+    (env.home / _STAGING).mkdir(mode=0o700)
+    files = _copy_root(node, env, drivers, progress)
+    for name in _names(env, drivers[0])[1:]:
+        old, new = (storage.many_disks(each, env.home) for each in drivers)
+        files += _copy_data(node, env, (old, new, name), progress)
+    return files
+
+
+def _copy_root(
+    node: Node, env: Environment, drivers: tuple[StorageDriver, StorageDriver], progress: Progress
+) -> int:
     source, target = drivers
     staging = env.home / _STAGING
-    staging.mkdir(mode=0o700)
     progress.stage(f"Creating a disk of layout {target.name}")
     target.create(staging, size=_size(node, env, target), source=None, progress=progress)
-    old, new = (_places(node, env) / name for name in ("from", "to"))
+    old, new = _pair(node, env, storage.ROOT_DISK)
     source.mount(env.home, old, readonly=True)
     target.mount(staging, new)
-    progress.stage("Copying")
-    file.copy_tree(old, new, progress)
+    _fill(old, new, progress)
     target.umount(staging, new)
     target.mount(staging, new, readonly=True)
+    return _compared(node, env, (old, new), progress)
+
+
+def _copy_data(
+    node: Node,
+    env: Environment,
+    what: tuple[storage.ManyDisks, storage.ManyDisks, str],
+    progress: Progress,
+) -> int:
+    source, target, name = what
+    staging = env.home / _STAGING
+    progress.stage(f"Creating {name}")
+    size = source.size(env.home, disk=name)
+    target.create(staging, size=size, source=None, progress=progress, disk=name)
+    old, new = _pair(node, env, name)
+    source.mount(env.home, old, readonly=True, disk=name)
+    target.mount(staging, new, disk=name)
+    _fill(old, new, progress)
+    target.umount(staging, new, disk=name)
+    target.mount(staging, new, readonly=True, disk=name)
+    return _compared(node, env, (old, new), progress)
+
+
+def _fill(old: Path, new: Path, progress: Progress) -> None:
+    progress.stage("Copying")
+    file.copy_tree(old, new, progress)
+
+
+def _compared(node: Node, env: Environment, pair: tuple[Path, Path], progress: Progress) -> int:
+    """Compare both mounts and take them away; returns the number of files."""
     progress.stage("Comparing")
-    found = treecompare.compare(old, new, progress)
+    found = treecompare.compare(*pair, progress)
     if found.difference:
         raise StorageError("The copy differs from the original", details=found.difference)
     _umount(node, env)
@@ -119,14 +164,14 @@ def _size(node: Node, env: Environment, target: StorageDriver) -> int | None:
 
 
 def _take_over(env: Environment, source: StorageDriver) -> None:
-    """Move the parts of the new disk into the home, and remove the old disk; repeatable."""
+    """Remove the old disks, and move the parts of the new ones into the home; repeatable."""
     staging = env.home / _STAGING
+    source.remove(env.home, NoProgress())
     if staging.is_dir():
         for entry in sorted(os.scandir(staging), key=lambda entry: entry.name):
             Path(entry.path).rename(env.home / entry.name)
         file.fsync_directory(env.home)
         staging.rmdir()
-    source.remove(env.home, NoProgress())
 
 
 def _abandon(node: Node, env: Environment) -> None:
@@ -134,25 +179,37 @@ def _abandon(node: Node, env: Environment) -> None:
     home.dismantle(env.home / _STAGING, NoProgress())
 
 
+def _pair(node: Node, env: Environment, disk: str) -> tuple[Path, Path]:
+    """Return where the old and the new disk are mounted."""
+    top = _places(node, env)
+    return top / f"from.{disk}", top / f"to.{disk}"
+
+
 def _places(node: Node, env: Environment) -> Path:
     return node.paths.ve_root / _STAGING / env.uuid
 
 
 def _umount(node: Node, env: Environment) -> None:
-    """Unmount both disks, by their drivers; not mounted is fine."""
+    """Unmount all disks, by their drivers; not mounted is fine."""
     top = _places(node, env)
-    for place, directory in ((top / "to", env.home / _STAGING), (top / "from", env.home)):
+    for place in sorted(top.iterdir(), reverse=True) if top.is_dir() else ():
+        side, _, disk = place.name.partition(".")
         if mount.is_mount_point(place):
-            try:
-                driver: StorageDriver | None = storage.find(directory)
-            except PrivateMissing:
-                driver = None
-            if driver is None:
-                mount.umount(place)
-            else:
-                driver.umount(directory, place)
+            _umount_one(env.home / _STAGING if side == "to" else env.home, place, disk)
         with suppress(OSError):
             place.rmdir()
     for directory in (top, top.parent):
         with suppress(OSError):
             directory.rmdir()
+
+
+def _umount_one(directory: Path, place: Path, disk: str) -> None:
+    try:
+        driver = storage.find(directory)
+    except PrivateMissing:
+        mount.umount(place)
+        return
+    if driver.capabilities(directory).disks:
+        storage.many_disks(driver, directory).umount(directory, place, disk=disk)
+    else:
+        driver.umount(directory, place)
