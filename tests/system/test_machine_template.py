@@ -18,7 +18,7 @@ __all__ = ["busybox_root", "busybox_tar", "networld"]
 pytestmark = [
     pytest.mark.requires("program:qemu-system-x86_64", "program:qemu-img", "program:mmdebstrap"),
     pytest.mark.long,
-    pytest.mark.timeout(2400),
+    pytest.mark.timeout(3600),
 ]
 NAME = "debian-12-x86_64.qcow2"
 BUILD, BOOT = 1500, 600  # seconds; emulated, on a machine that others use
