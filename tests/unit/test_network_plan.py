@@ -22,7 +22,7 @@ from pyvz.model.vzconf import NodeConfig
 from pyvz.network import antispoof, base, facts, plan
 from pyvz.network.address import Reservations
 from pyvz.network.base import Filter, Interface, NetworkPlan, NodeFacts, Proxy, Uplink
-from pyvz.operations import netdevice
+from pyvz.operations import netdevice, netinfo
 from pyvz.store.paths import Paths
 
 UUID = "1f2e3d4c-0000-4000-8000-00000000000a"
@@ -123,7 +123,8 @@ def test_what_looks_like_all_of_a_network_and_is_not() -> None:
 
 
 def test_the_cards_of_a_machine() -> None:
-    [tap] = plan.plan(UUID, config(NETIF=f"{CARD},type=routed,ip=10.5.0.1"), NODE, taps=True)[1]
+    given = config(NETIF="ifname=eth0,mac=00:18:51:aa:bb:cc,type=routed,ip=10.5.0.1")
+    [tap] = plan.plan(UUID, given, NODE, taps=True).interfaces
     assert tap.tap
     assert tap.host_mac != tap.mac  # else both ends have the same link-local address
 
@@ -276,3 +277,18 @@ def test_cards_get_what_nobody_gave_them() -> None:
     assert again.network.interfaces[0].mac != one.mac
     with pytest.raises(BadValue):
         netdevice.with_macs(made, UUID, {one.mac})
+
+
+def test_what_list_tells_of_a_card() -> None:
+    text = f"{CARD},gw=10.1.0.1,dhcp6=yes,mac_filter=off,ip=10.1.0.2"
+    [given] = config(NETIF=text).network.interfaces
+    told = netinfo.card(given._replace(connected=False), full=True)
+    assert list(told.items()) == [
+        ("enabled", True), ("dev", ""), ("ifname", "eth0"), ("network", "lan"),
+        ("mac", "001851AABBCC"), ("card", "virtio"), ("preventpromisc", "off"),
+        ("mac_filter", "off"), ("ip_filter", "on"), ("ips", "10.1.0.2 "), ("dhcp6", "yes"),
+        ("gw", "10.1.0.1"), ("state", "disconnected"),
+    ]  # fmt: skip
+    routed = netinfo.card(given._replace(type="routed"), full=False)
+    assert routed["type"] == "routed"
+    assert not routed.keys() & {"network", "dhcp6", "gw"}

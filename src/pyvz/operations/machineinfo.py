@@ -8,8 +8,7 @@ from contextlib import suppress
 from pyvz.errors import VZError
 from pyvz.model.config import Config
 from pyvz.model.grammar_machine import Drive, SerialPort
-from pyvz.model.grammar_net import NetIf
-from pyvz.operations import fields, machinedrives
+from pyvz.operations import fields, machinedrives, netinfo
 from pyvz.operations.fields import ALIVE, Source
 from pyvz.units import KIB
 from pyvz.vm import channels
@@ -113,7 +112,7 @@ def _hardware(source: Source, *, full: bool) -> Row:
         hardware[drive.name] = _drive(source, drive, full=full)
     cards = [nic for nic in config.network.interfaces if nic.ifname != "venet0"]
     for index, nic in enumerate(cards):
-        hardware[f"net{index}"] = _nic(nic, full=full)
+        hardware[f"net{index}"] = netinfo.card(nic._replace(ifname=""), full=full)
     for port in settings.serials:
         hardware[port.name] = _port(port)
     if settings.usb:
@@ -159,30 +158,6 @@ def _drive(source: Source, drive: Drive, *, full: bool) -> Row:
 
 def _has_disc(drive: Drive) -> bool:
     return drive.connected and bool(drive.image or drive.device)
-
-
-def _nic(nic: NetIf, *, full: bool) -> Row:
-    other = dict(nic.other)
-    device: Row = {
-        "enabled": True,
-        "dev": nic.host_ifname,
-        "network": nic.network,
-        "mac": nic.mac.replace(":", "").upper(),
-        "card": other.get("card", "virtio"),
-    }
-    if nic.ip or nic.ip6:
-        device["ips"] = "".join(f"{address} " for address in (*nic.ip, *nic.ip6))
-    for name, value in (("dhcp", nic.dhcp), ("dhcp6", nic.dhcp6)):
-        if value:
-            device[name] = "yes"
-    device |= {name: value for name, value in (("gw", nic.gw), ("gw6", nic.gw6)) if value}
-    if full:
-        device |= {
-            "preventpromisc": "on" if nic.mac_filter else "off",
-            "mac_filter": "on" if nic.mac_filter else "off",
-            "ip_filter": "on" if nic.ip_filter else "off",
-        }
-    return device | {"state": "connected" if nic.connected else "disconnected"}
 
 
 def _port(port: SerialPort) -> Row:

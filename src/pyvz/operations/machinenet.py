@@ -15,7 +15,7 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_net import NetIf
 from pyvz.model.param import normal
-from pyvz.operations import netdevice, network, traffic, vmcard
+from pyvz.operations import netdevice, netinfo, network, traffic, vmcard
 from pyvz.operations.node import Node
 from pyvz.operations.options import GivenOptions
 from pyvz.vm import plug
@@ -25,7 +25,6 @@ from pyvz.vm.spec import NicSpec, boot_places
 log = logging.getLogger(__name__)
 
 MOST = 8  # cards: as many places as the command line has for them
-MODEL = "card"  # key of NETIF, of ours
 _FIRST = frozenset(
     {"ipadd", "ipdel", "ipset", "gw", "gw6", "dhcp", "dhcp6", "mac", "network", "configure"}
     | {"ipfilter", "macfilter", "adapter-type"}
@@ -70,7 +69,7 @@ def _specs(config: Config, cards: tuple[vmcard.Card, ...]) -> tuple[NicSpec, ...
 
 
 def _model(nic: NetIf) -> str:
-    return dict(nic.other).get(MODEL, "virtio")
+    return dict(nic.other).get(netinfo.MODEL, "virtio")
 
 
 def connected(node: Node, env: Environment, config: Config, monitor: Monitor) -> None:

@@ -13,9 +13,8 @@ from typing import NamedTuple
 from pyvz.errors import BadValue, Unsupported, VZError
 from pyvz.linux.mount import is_mount_point
 from pyvz.model.environment import Environment, Kind
-from pyvz.model.grammar_net import NetIf
 from pyvz.model.status import Status
-from pyvz.operations import clone, diskinfo, fields, machineinfo, memory
+from pyvz.operations import clone, diskinfo, fields, machineinfo, memory, netinfo
 from pyvz.operations.fields import FIELDS, Source
 from pyvz.operations.node import Node, StatusReader
 from pyvz.units import MIB, PAGE_SIZE, UNLIMITED
@@ -207,27 +206,8 @@ def _hardware(source: Source, *, full: bool) -> Row:
         ips = "".join(f"{address} " for address in fields.configured_addresses(config))
         hardware["venet0"] = {"enabled": True, "type": "routed", "ips": ips}
     for index, nic in enumerate(source.bridged):
-        hardware[f"net{index}"] = _interface(nic, full=full)
+        hardware[f"net{index}"] = netinfo.card(nic, full=full)
     return hardware
-
-
-def _interface(nic: NetIf, *, full: bool) -> Row:
-    device: Row = {
-        "enabled": True,
-        "dev": nic.host_ifname,
-        "ifname": nic.ifname,
-        "network": nic.network,
-        "mac": nic.mac.replace(":", "").upper(),
-        "card": "virtio",
-    }
-    if nic.ip or nic.ip6:
-        device["ips"] = "".join(f"{address} " for address in (*nic.ip, *nic.ip6))
-    if full:
-        device |= {
-            "mac_filter": "on" if nic.mac_filter else "off",
-            "ip_filter": "on" if nic.ip_filter else "off",
-        }
-    return device | {"state": "connected"}
 
 
 def _cpu(source: Source) -> Row:

@@ -1,0 +1,27 @@
+"""How `list -i` tells of a network card; the order is that of the original (PrlDev.cpp)."""
+
+from __future__ import annotations
+
+from pyvz.model.grammar_net import NetIf
+
+MODEL = "card"  # key of NETIF, of ours: the model of a virtual machine's card
+
+
+def card(nic: NetIf, *, full: bool) -> dict[str, object]:
+    """Return what is told of one card of a container or a virtual machine; full: with -f."""
+    shown: dict[str, object] = {"enabled": True, "dev": nic.host_ifname}
+    if nic.ifname:
+        shown["ifname"] = nic.ifname
+    shown |= {"type": "routed"} if nic.type == "routed" else {"network": nic.network}
+    shown["mac"] = nic.mac.replace(":", "").upper()
+    shown["card"] = dict(nic.other).get(MODEL, "virtio")
+    if full:
+        filtered = "on" if nic.mac_filter else "off"
+        shown |= {"preventpromisc": filtered, "mac_filter": filtered}
+        shown["ip_filter"] = "on" if nic.ip_filter else "off"
+    if nic.ip or nic.ip6:
+        shown["ips"] = "".join(f"{address} " for address in (*nic.ip, *nic.ip6))
+    if nic.type != "routed":
+        shown |= {name: "yes" for name in ("dhcp", "dhcp6") if getattr(nic, name)}
+        shown |= {name: getattr(nic, name) for name in ("gw", "gw6") if getattr(nic, name)}
+    return shown | {"state": "connected" if nic.connected else "disconnected"}
