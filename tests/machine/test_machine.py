@@ -35,7 +35,8 @@ def qemu(base: image.Image, payload: Path, work: Path) -> list[str | Path]:
         "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048",
         "-kernel", base.kernel, "-initrd", base.initrd,
         "-append", "root=/dev/vda rw console=ttyS0 quiet panic=-1 net.ifnames=0 "
-                   "systemd.unified_cgroup_hierarchy=1 mitigations=off",
+                   "systemd.unified_cgroup_hierarchy=1 mitigations=off "
+                   "systemd.default_device_timeout_sec=600",
         "-drive", f"file={base.root},if=virtio,format=raw,snapshot=on,cache=unsafe",
         "-drive", f"file={payload},if=virtio,format=raw,readonly=on",
         "-serial", f"file:{work}/console", "-serial", f"file:{work}/report",

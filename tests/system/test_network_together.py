@@ -19,10 +19,10 @@ PLACES = {
 
 
 def at(world: NetWorld, place: str, *argv: str, code: int | None = 0) -> str:
-    """Run a program of busybox in a container, or in the outside world."""
+    """Run a program of busybox in the network of a container, or in the outside world."""
     if place == "outside":
         return world.at(world.outside, "busybox", *argv, code=code)
-    return world.inside(place, *argv, code=code)
+    return world.near(place, "busybox", *argv, code=code)
 
 
 def serve(world: NetWorld, place: str) -> None:

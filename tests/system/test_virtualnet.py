@@ -89,7 +89,7 @@ def test_shared_network(world: NetWorld) -> None:
     assert world.pings("a", address(world, "b"))
     assert world.pings("a", OUTSIDE4)  # which has no route back: by NAT
     world.at(world.outside, "ip", "route", "add", "10.66.0.0/24", "via", NODE4)
-    assert not world.reached(first, patience=1)
+    assert not world.answering(("", first))
     world.at(world.outside, "ip", "route", "del", "10.66.0.0/24")
     assert ":53 " in world.at(world.node, "ss", "-lun")
     _forwarded_ports(world)
@@ -165,8 +165,7 @@ def test_the_networks_of_every_node(world: NetWorld) -> None:
     assert world.pings("a", "10.37.130.1")
     world.inside("a", "ip", "route", "add", "default", "via", "10.37.130.1")
     world.at(world.outside, "ip", "route", "add", "10.37.130.0/24", "via", NODE4)
-    assert not world.pings("a", OUTSIDE4, patience=1)
-    assert not world.reached(address(world, "a"), patience=1)
+    assert not world.answering(("a", OUTSIDE4), ("", address(world, "a")))
     # The node boots: nothing of it is left but its files.
     end(world.vzd(), signal.SIGTERM)
     end(dnsmasq(world), signal.SIGKILL)
@@ -230,7 +229,7 @@ def test_private_networks(world: NetWorld) -> None:
     privnet = ("prlsrvctl", "privnet")
     world.cli(*privnet, "add", "p", "-a", "10.66.0.0/26")
     assert world.pings("a", "10.66.0.3")
-    assert not world.pings("c", "10.66.0.3", patience=1)
+    assert not world.answering(("c", "10.66.0.3"))
     assert world.pings("c", "10.66.0.1")  # the node is not concerned
     assert world.cli(*privnet, "list") == (
         "Name              G Netmasks\np                   10.66.0.0/26\n"
