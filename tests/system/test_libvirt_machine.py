@@ -135,7 +135,7 @@ INSIDE = [
     ("domfsfreeze vm1", r"Froze \d+ filesystem"),
     ("domfsthaw vm1", r"Thawed \d+ filesystem"),
     ("domfstrim vm1", ""),
-    ("domtime vm1 --sync", "", 1),
+    ("domtime vm1 --sync", ""),
     ("domifaddr vm1 --source arp", ""),
     ("set-user-password vm1 root secret", "set"),
 ]
