@@ -82,6 +82,6 @@ def test_a_machine(guest: Guest, python: LibvirtPython, tiny_iso: Path) -> None:
     assert 'name="org.qemu.guest_agent.0" state="connected"' in python("dom('vm1').XMLDesc(0)")
     guest.prlctl("set", "vm1", "--device-disconnect", "cdrom0")
     python.hears(TRAY, "vm1", "cdrom0", 0, None)
-    guest.inside("kill $(cat /run/ga.pid)")
+    guest.inside("(sleep 1; kill $(cat /run/ga.pid)) >/dev/null 2>&1 &")
     python.hears(AGENT, "vm1", 2, 2, None)
     guest.prlctl("stop", "vm1", "--kill")
