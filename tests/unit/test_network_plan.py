@@ -92,6 +92,12 @@ def test_one_default_route_per_family() -> None:
     assert (venet.default, card.default) == ("6", "4")
 
 
+def test_a_gateway_waits_for_an_address() -> None:
+    given = config(IP_ADDRESS="10.5.0.1", NETIF=f"{CARD},gw=10.1.0.1,dhcp=yes")
+    venet, card = plan.plan(UUID, given, NODE).interfaces
+    assert (venet.default, card.default, card.gateways) == ("4", "", ())
+
+
 @pytest.mark.parametrize(
     ("keys", "kind"),
     [

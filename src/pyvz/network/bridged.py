@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyvz.errors import NetworkError
 from pyvz.model.grammar_net import NetIf
-from pyvz.network.address import bare, family, with_prefix
+from pyvz.network.address import bare, family, parsed, with_prefix
 from pyvz.network.base import Filter, Interface, NodeFacts, card_mac, host_mac_of, host_name_of
 
 
@@ -12,7 +12,13 @@ def interface(uuid: str, netif: NetIf, facts: NodeFacts) -> Interface:
     """Return the plan of a bridged interface; NetworkError when its network is not there."""
     mac = netif.mac or card_mac(uuid, netif.ifname)
     given = [each for each in (*netif.ip, *netif.ip6) if facts.ipv6 or ":" not in each.ip]
-    gateways = tuple(each for each in (netif.gw, netif.gw6) if each)
+    families = {family(bare(each.ip)) for each in given}
+    # Without an address nothing can be sent there yet (DHCP brings one, with a gateway).
+    gateways = tuple(
+        each
+        for each in (netif.gw, netif.gw6)
+        if each and (family(each) in families or parsed(each).is_link_local)
+    )
     configured = netif.configure != "none"
     return Interface(
         kind="bridged",
