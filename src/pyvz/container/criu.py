@@ -32,9 +32,9 @@ BUILT = Path("/usr/local/lib/pyvz/criu")
 _DISTRIBUTION = (Path("/usr/sbin/criu"), Path("/usr/bin/criu"))
 _CACHE = "criu.json"
 _FORMAT = 1
-_TEST_TIMEOUT = 60.0
+_TEST_TIMEOUT = 150.0
 _DOUBT = 60.0  # seconds for which a verdict is believed that no CRIU works
-_LOCK_TIMEOUT = 150.0
+_LOCK_TIMEOUT = 400.0
 _VERSION = re.compile(r"^Version: (\d+)\.(\d+)(?:\.(\d+))?", re.MULTILINE)
 _HINT = "script/criu builds one that works with this kernel."
 

@@ -21,7 +21,7 @@ from pyvz.errors import CommandFailed, VZError
 from pyvz.linux import run, syscall
 
 _TICK = 0.01
-_PATIENCE = 10.0
+_PATIENCE = 30.0
 _COUNTER = 8  # bytes
 
 
