@@ -45,7 +45,7 @@ OPTIONS: tuple[OptionRow, ...] = (
     ("--keep-dst", "", "accepted, no effect: what is not complete never stays"),
     ("--keep-images", "", "accepted, no effect"),
     ("--keeper", "[=ID]", "accepted, no effect"),
-    ("--noiter", "", "accepted, no effect"),
+    ("--noiter", "", "with --online: send no memory while it runs (no rounds of pre-copy)"),
     ("--readonly", "", "accepted, no effect"),
     ("--require-realtime", "", "the same as --online"),
     ("-W,--whole-file", "", "accepted, no effect"),
@@ -167,6 +167,7 @@ def parameters_of(args: Arguments) -> dict[str, Any]:
     return {
         "online": args.has("online") or args.has("require-realtime") or lazy,
         "post_copy": lazy,
+        "memory_rounds": not args.has("noiter"),
         "clone": args.has("keep-src"),
         "remove": remove == "yes",
         "start": not args.has("nostart"),

@@ -92,6 +92,7 @@ class Migration(Api, VarlinkInterface, name="io.pyvz.Migration"):
         source: str | None = None,
         online: bool = False,
         post_copy: bool = False,
+        memory_rounds: bool = True,
         clone: bool = False,
         name: str | None = None,
         uuid: str | None = None,
@@ -108,6 +109,7 @@ class Migration(Api, VarlinkInterface, name="io.pyvz.Migration"):
         """Move an environment to the node `target`, [user@]host[:port], which ssh reaches without
         a question; with `source`, from that node to this one.  Can be called off.
 
+        memory_rounds: False: no memory goes while it runs (pre-copy).
         online: do not stop a running one.  post_copy: a running one is let go over there before its
         memory is there, which follows (post-copy); if that cannot come to an end, it is started
         anew from its disks.  clone: a copy goes, it stays.  name, uuid, private: what
@@ -120,6 +122,7 @@ class Migration(Api, VarlinkInterface, name="io.pyvz.Migration"):
             target=target,
             online=online,
             post_copy=post_copy,
+            memory_rounds=memory_rounds,
             clone=clone,
             name=name,
             uuid=uuid,

@@ -17,6 +17,7 @@ class Request(NamedTuple):
     ignore: checks to skip.  ssh: options for ssh.  silence: seconds after which a quiet
     connection counts as broken.  compress: worth it on all but the fastest networks.
     post_copy: it runs there before all of its memory has followed.
+    memory_rounds: memory may go in rounds while it runs (pre-copy).
     """
 
     target: str
@@ -34,6 +35,7 @@ class Request(NamedTuple):
     compress: bool = True
     dry_run: bool = False
     post_copy: bool = False
+    memory_rounds: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return it for a message."""
@@ -43,7 +45,7 @@ class Request(NamedTuple):
     def from_json(cls, fields: dict[str, Any]) -> Request:
         """Return the request in a message; raises ProtocolError."""
         try:
-            known = {name: fields[name] for name in cls._fields}
+            known = {name: fields[name] for name in cls._fields if name in fields}
             known |= {"ignore": tuple(known["ignore"]), "ssh": ()}
             return cls(**known)
         except (KeyError, TypeError) as error:

@@ -307,7 +307,10 @@ class Giving:
     def _memory_rounds(self, images: Path, frame: Frame) -> str:
         """Send memory while it runs, where that can be; returns the name of the last round."""
         assert self._journal is not None  # noqa: S101  begun by _reserve
-        self._no_precopy = precopy.reason_against(self.node, self._there)
+        if self.request.memory_rounds:
+            self._no_precopy = precopy.reason_against(self.node, self._there)
+        else:
+            self._no_precopy = "it is not wanted (--noiter)"
         if self._no_precopy:
             log.info("%s: memory goes in one piece: %s", self.env.name, self._no_precopy)
             return ""
