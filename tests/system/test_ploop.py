@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_vzpkg import LAUNCH, World
+
+from realnode import World
 
 pytestmark = pytest.mark.requires("root", "loop")
 ONE = "{11111111-1111-4111-8111-111111111111}"
@@ -137,8 +137,7 @@ def test_copy_through_a_pipe_and_a_socket(world: World, tmp_path: Path) -> None:
 
 
 def started(world: World, fd: int, *words: str) -> subprocess.Popen[bytes]:
-    argv = [sys.executable, "-IS", "-c", LAUNCH.format("ploop"), *words]
-    return subprocess.Popen(argv, env=world.env, pass_fds=[fd])
+    return subprocess.Popen(world.argv("ploop", *words), env=world.env, pass_fds=[fd])
 
 
 def test_the_disk_tool_tells_and_converts(world: World, tmp_path: Path) -> None:

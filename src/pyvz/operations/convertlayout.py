@@ -57,7 +57,9 @@ def check(env: Environment, source: StorageDriver, target: StorageDriver) -> Non
     if len(names) > 1 and not target.capabilities(env.home).disks:
         raise InvalidState(
             f"{env.name} has more than one disk: {', '.join(names)}",
-            hint=f"A container of layout {target.name} has one: take the others away first.",
+            hint=f"A container of layout {target.name} has one. Remove the others: prlctl set CT "
+            "--device-del hddN --destroy-image; what is only detached, attach for that first "
+            "(--device-add hdd --image NAME.hdd).",
         )
 
 
