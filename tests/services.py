@@ -9,6 +9,7 @@ lost answer or a failed transaction is an error at once; standing still is not.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -32,6 +33,7 @@ echo "host all all {network} trust" >> pg_hba.conf
 cat > /etc/nginx/conf.d/patient.conf <<END
 keepalive_requests 1000000000;
 keepalive_timeout 1h;
+keepalive_time 24h;
 END
 sed -i /keepalive_timeout/d /etc/nginx/nginx.conf
 echo served > /var/www/html/index.html
@@ -201,7 +203,8 @@ class Load:
     def __exit__(self, *_: object) -> None:
         for process in self._processes:
             process.kill()
-            process.communicate()
+            with contextlib.suppress(ValueError):  # it has ended, and told why
+                process.communicate()
 
     def goes_on(self) -> None:
         """Raise when a client has given up."""
