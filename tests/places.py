@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 MKFS = {"btrfs": ["mkfs.btrfs", "-q"], "xfs": ["mkfs.xfs", "-q"], "ext4": ["mkfs.ext4", "-q"]}
+PATIENCE = 60.0  # seconds that a dead mount of another test may last
 FILE_SYSTEM = {"btrfs": "btrfs", "ploop": "xfs", "rawfile": "xfs"}  # what a driver is made for
 
 
@@ -20,7 +22,7 @@ def file_system(fstype: str, directory: Path, size: int) -> Iterator[Path]:
     with image.open("wb") as file:
         file.truncate(size)
     try:
-        subprocess.run([*MKFS[fstype], image], check=True)
+        _format(fstype, image)
         subprocess.run(["mount", "-o", "loop", image, directory], check=True)
         try:
             yield directory
@@ -29,6 +31,22 @@ def file_system(fstype: str, directory: Path, size: int) -> Iterator[Path]:
     finally:
         image.unlink()
         directory.rmdir()
+
+
+def _format(fstype: str, image: Path) -> None:
+    """Make a file system; again when mkfs.btrfs, which asks every mount of the machine, met the
+    dead one of a test elsewhere that kills a FUSE server.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        made = subprocess.run(
+            [*MKFS[fstype], image], check=False, stderr=subprocess.PIPE, text=True
+        )
+        if made.returncode == 0:
+            return
+        assert "not connected" in made.stderr, made.stderr
+        assert time.monotonic() < deadline, made.stderr
+        time.sleep(0.2)
 
 
 @contextlib.contextmanager

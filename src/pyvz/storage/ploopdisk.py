@@ -178,11 +178,7 @@ def mount_image(
     if unclean:
         recover(image)
     if readonly:
-        with attached(image, readonly=True) as (loop, kind):
-            words = options.words
-            place(
-                filesystem.mount_detached(loop.device, kind, readonly=True, options=words), target
-            )
+        _mount_unwritten(image, target, options.words)
         return
     identity.set_in_use(image)
     try:
@@ -197,12 +193,26 @@ def mount_image(
         raise
 
 
+def _mount_unwritten(image: Path, target: Path, words: tuple[str, ...]) -> None:
+    """Mount without writing; a log (a frozen xfs leaves one) is replayed before."""
+    try:
+        _mount_readonly(image, target, words)
+    except MountError as error:
+        if error.details != "EROFS":
+            raise
+        recover(image)
+        _mount_readonly(image, target, words)
+
+
+def _mount_readonly(image: Path, target: Path, words: tuple[str, ...]) -> None:
+    with attached(image, readonly=True) as (loop, kind):
+        place(filesystem.mount_detached(loop.device, kind, readonly=True, options=words), target)
+
+
 def mount_readonly(image: Path, target: Path) -> None:
     """Mount a snapshot's image at `target` without writing to it, not even its journal."""
-    with attached(image, readonly=True) as (loop, kind):
-        options = ("norecovery",) if kind == "xfs" else ("noload",)
-        mounted = filesystem.mount_detached(loop.device, kind, readonly=True, options=options)
-        place(mounted, target)
+    unreplayed = ("norecovery",) if part_of(image).kind == "xfs" else ("noload",)
+    _mount_readonly(image, target, unreplayed)
 
 
 def place(mounted: int, target: Path) -> None:
