@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from networld import run
+from places import file_system
 from twonodes import Side, TwoNodes, busybox_root, busybox_tar, two_nodes, wait_for
 
 __all__ = ["busybox_root", "busybox_tar", "two_nodes"]
@@ -19,14 +22,36 @@ SMALL = 4 << 20  # bytes on the wire: no disk was among them
 @pytest.fixture
 def shared(two_nodes: TwoNodes) -> Iterator[TwoNodes]:
     """Both nodes with one /vz/private, as on NFS."""
-    places = [side.root / "vz/private" for side in (two_nodes.a, two_nodes.b)]
-    for place in places:
-        place.mkdir(mode=0o700)
-    run("mount", "--bind", str(places[0]), str(places[1]))
-    try:
+    place = private_of(two_nodes.a)
+    place.mkdir(mode=0o700)
+    with seen_by_b(two_nodes):
         yield two_nodes
+
+
+@pytest.fixture
+def shared_xfs(two_nodes: TwoNodes) -> Iterator[TwoNodes]:
+    """The same on a file system that shares blocks: images lie there, not in a pool of the node."""
+    place = private_of(two_nodes.a)
+    with file_system("xfs", place, 4 << 30):
+        place.chmod(0o700)
+        with seen_by_b(two_nodes):
+            yield two_nodes
+
+
+def private_of(side: Side) -> Path:
+    return side.root / "vz/private"
+
+
+@contextmanager
+def seen_by_b(nodes: TwoNodes) -> Iterator[None]:
+    """Have the other node see the same private areas, until its daemons have ended."""
+    place = private_of(nodes.b)
+    place.mkdir(mode=0o700)
+    run("mount", "--bind", str(private_of(nodes.a)), str(place))
+    try:
+        yield
     finally:
-        run("umount", str(places[1]))
+        run("umount", str(place))
 
 
 def migrate(here: Side, there: Side, *options: str) -> dict[str, int]:
@@ -66,10 +91,10 @@ def test_live_and_stopped(shared: TwoNodes) -> None:
 
 @pytest.mark.requires("criu")
 @pytest.mark.long
-def test_images_have_one_node_at_a_time(shared: TwoNodes) -> None:
+def test_images_have_one_node_at_a_time(shared_xfs: TwoNodes) -> None:
     """One file system is never mounted by two kernels: it is stopped for the move."""
-    a, b = shared.a, shared.b
-    shared.lan_networks()
+    a, b = shared_xfs.a, shared_xfs.b
+    shared_xfs.lan_networks()
     a.create_busy("ct", "10.99.0.50", layout="ploop")
     before = a.counter("ct")
     assert "disk images" in a.vzmigrate("--online", "b", "ct", code=32)
@@ -77,6 +102,7 @@ def test_images_have_one_node_at_a_time(shared: TwoNodes) -> None:
     assert migrate(a, b)["sent"] < SMALL
     assert (a.state("ct"), b.state("ct")) == ("", "running")
     assert b.counter("ct") >= before
+    b.prlctl("delete", "ct", "--force")  # it keeps the file system busy
 
 
 def test_what_is_refused_on_shared_storage(shared: TwoNodes) -> None:
