@@ -48,5 +48,23 @@ def test_they_get_the_ids_of_this_node(top: Path) -> None:
     assert owner(top / "cgroup.procs") == 0
 
 
+def test_controllers_are_enabled_from_the_top_down(top: Path) -> None:
+    """As far as this kernel has controllers in its cgroup2 tree; what it has not is named."""
+    there = (top / "cgroup.controllers").read_text().split()
+    wanted = " ".join(["nosuch", *there[:1]])
+    control = "cgroup.subtree_control"
+    saved = {"": {control: wanted}, "system.slice": {control: wanted}, "gone": {control: wanted}}
+    refused = cgroup_inner.enable(os.fspath(top), saved)
+    assert refused == [f"/{control}: nosuch", f"system.slice/{control}: nosuch"]
+    for path in ("", "system.slice"):
+        assert (top / path / control).read_text().split() == there[:1]
+    if there:
+        kept = cgroup_inner.save(os.fspath(top))
+        assert {path: kept[path][control].split() for path in ("", "system.slice")} == {
+            "": there[:1],
+            "system.slice": there[:1],
+        }
+
+
 def owner(path: Path) -> int:
     return path.stat().st_uid

@@ -357,9 +357,13 @@ class Checkpoint:
             protocol.close_all(fds)
 
     def own(self, spec: ContainerSpec, frame: Frame) -> None:
-        """Let the container's root have the cgroups that CRIU has made, before it opens them."""
+        """Make the cgroups that CRIU has made what they were, before programs open their files:
+        their controllers, and that they are the container's root's.
+        """
+        top = self._runtime.cgroup_directory(spec.uuid)
+        for what in cgroup_inner.enable(top, frame.inner):
+            logger.warning("%s: a controller could not be enabled: %s", spec.uuid, what)
         if spec.ids is not None:
-            top = self._runtime.cgroup_directory(spec.uuid)
             cgroup_inner.own(top, frame.ids or (spec.ids.first, 0), spec.ids.first)
 
     def give_back(self, spec: ContainerSpec, frame: Frame) -> None:

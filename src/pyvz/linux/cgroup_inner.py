@@ -1,8 +1,9 @@
 """The cgroups that a container has made inside its own: their limits, kept over a dump.
 
 CRIU makes the directories of the cgroup2 tree again, with their owners, but neither the limits of
-its controllers (it knows those of v1) nor the owners of the files in them.  What is saved comes
-from the kernel's files of a hostile container's cgroups and goes back to just those.
+its controllers (it knows those of v1) nor the owners of the files in them; and what the topmost
+one, which is ours, gives to those below it, it leaves alone.  What is saved comes from the kernel's
+files of a hostile container's cgroups and goes back to just those.
 """
 
 from __future__ import annotations
@@ -32,18 +33,23 @@ LIMITS = {
     "cpuset.cpus": "",
     "cpuset.mems": "",
 }
-_DELEGATED = ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control")
+_CONTROL = "cgroup.subtree_control"
+_DELEGATED = ("cgroup.procs", "cgroup.threads", _CONTROL)
 _MOST = 8192  # cgroups; linux/cgroup_tree.py allows a container no more
 
 Saved = dict[str, dict[str, str]]
 
 
 def save(top: str) -> Saved:
-    """Return what differs from a fresh cgroup in every cgroup below TOP, by its path from there."""
-    found: Saved = {}
+    """Return what differs from a fresh cgroup in every cgroup below TOP, by its path from there.
+
+    Of TOP itself, "", only the controllers of those below it: its limits are the node's.
+    """
+    enabled = cgroupfs.read(f"{top}/{_CONTROL}")
+    found: Saved = {"": {_CONTROL: enabled}} if enabled else {}
     for path in _below(top):
         texts = {}
-        for file, fresh in LIMITS.items():
+        for file, fresh in {**LIMITS, _CONTROL: ""}.items():
             text = cgroupfs.read(f"{top}/{path}/{file}")
             if text is not None and text != fresh:
                 texts[file] = text
@@ -64,6 +70,23 @@ def restore(top: str, saved: Mapping[str, Mapping[str, str]]) -> list[str]:
                         cgroupfs.write_if_there(f"{top}/{path}/{file}", line)
                     except OSError:
                         refused.append(f"{path}/{file}")
+    return refused
+
+
+def enable(top: str, saved: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Enable the controllers that TOP and the cgroups below it had given to those below them.
+
+    Before any process is in them (none may be beside a cgroup that is given a controller), and
+    before a program opens a file of a controller again: systemd watches memory.events.
+    Returns what this kernel refused.
+    """
+    refused = []
+    for path in ("", *_below(top)):
+        for controller in saved.get(path, {}).get(_CONTROL, "").split():
+            try:
+                cgroupfs.write_if_there(f"{top}/{path}/{_CONTROL}", f"+{controller}")
+            except OSError:
+                refused.append(f"{path}/{_CONTROL}: {controller}")
     return refused
 
 
