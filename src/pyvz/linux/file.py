@@ -90,6 +90,15 @@ def fsync_directory(path: str | Path) -> None:
         os.close(fd)
 
 
+def syncfs(directory: str | Path) -> None:
+    """Write out the whole file system that a directory is in: syncfs(2)."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syscall.syncfs(fd)
+    finally:
+        os.close(fd)
+
+
 def read_text_limited(path: str | Path, limit: int = 1 << 20) -> str:
     """Return a text file; bytes that are not UTF-8 survive as surrogates.
 

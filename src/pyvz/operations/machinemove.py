@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from pyvz.errors import InvalidState, Unsupported, VZError
-from pyvz.linux import run, syscall
+from pyvz.linux import file, run
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.grammar_machine import Drive
 from pyvz.model.status import Status
@@ -91,7 +91,7 @@ class _Journey:
             if entry.name not in _STAYS and entry not in images:
                 argv = ["cp", "--archive", "--reflink=auto", "--sparse=always", "--"]
                 run.run([*argv, entry, staging], timeout=None, poll=self._progress.check)
-        _sync(staging)
+        file.syncfs(staging)
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -176,11 +176,3 @@ def repair(node: Node, record: Record) -> None:
         except VZError:
             log.exception("%s: its QEMU could not be brought to a known state", env.name)
     transfer.repair(node, record)
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        syscall.syncfs(fd)
-    finally:
-        os.close(fd)

@@ -15,11 +15,10 @@ where it was.
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 from pyvz.errors import InvalidState, VZError
-from pyvz.linux import file, run, syscall
+from pyvz.linux import file, run
 from pyvz.model.environment import Environment
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
@@ -109,7 +108,7 @@ class _Journey:
         if not self._restart:  # the memory
             file.remove_tree(staging / "dump")
             _copy_entry(self._env.home / "dump", staging / "dump", self._progress)
-        _sync(staging)
+        file.syncfs(staging)
 
     def _stop(self) -> None:
         if self._restart:
@@ -151,11 +150,3 @@ def _copy_rest(old: Path, new: Path, images: set[Path], progress: Progress) -> N
 def _copy_entry(source: Path, target: Path, progress: Progress) -> None:
     argv = ["cp", "--archive", "--reflink=auto", "--sparse=always", "--no-target-directory"]
     run.run([*argv, "--", source, target], timeout=None, poll=progress.check)
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        syscall.syncfs(fd)
-    finally:
-        os.close(fd)

@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from pyvz.errors import ConfigError, StorageError
-from pyvz.linux import archive, file, mount, run, syscall
+from pyvz.linux import archive, file, mount, run
 from pyvz.model.conffile import ConfFile
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.task import NoProgress, Progress
@@ -140,11 +140,7 @@ def _copy(old: Environment, staging: Path, progress: Progress) -> None:
     if missing:
         raise StorageError(f"The copy of {old.home} is incomplete", details="\n".join(missing))
     progress.stage("Writing to disk")
-    fd = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        syscall.syncfs(fd)
-    finally:
-        os.close(fd)
+    file.syncfs(staging)
 
 
 def _verify(node: Node, old: Environment, staging: Path, progress: Progress) -> None:

@@ -220,11 +220,7 @@ def _kept(home: Path) -> Kept:
 def _copied(source: Path, target: Path) -> None:
     """Copy a tree and have it on the disk."""
     file.copy_tree(source, target)
-    fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        syscall.syncfs(fd)
-    finally:
-        os.close(fd)
+    file.syncfs(target)
 
 
 @contextlib.contextmanager
@@ -276,11 +272,7 @@ def _brought(template: Path, templates: Path, progress: Progress) -> Path:
 def _finish(new: Path, made: Path) -> None:
     """Flush a new template and give it its name: containers will trust it for years."""
     (new / "user").write_text(f"{made.resolve()}\n")
-    fd = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        syscall.syncfs(fd)
-    finally:
-        os.close(fd)
+    file.syncfs(new)
     new.rename(made)
     file.fsync_directory(made.parent)
 
