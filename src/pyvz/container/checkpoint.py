@@ -357,14 +357,21 @@ class Checkpoint:
             protocol.close_all(fds)
 
     def own(self, spec: ContainerSpec, frame: Frame) -> None:
-        """Make the cgroups that CRIU has made what they were, before programs open their files:
-        their controllers, and that they are the container's root's.
+        """Let the container's root have the cgroups that CRIU has made, before it opens them."""
+        if spec.ids is not None:
+            top = self._runtime.cgroup_directory(spec.uuid)
+            cgroup_inner.own(top, frame.ids or (spec.ids.first, 0), spec.ids.first)
+
+    def pass_on(self, spec: ContainerSpec, frame: Frame) -> None:
+        """Enable the controllers inside, before programs open the files that come with them.
+
+        Not before CRIU has put the init where it was: it goes through the topmost cgroup.
         """
         top = self._runtime.cgroup_directory(spec.uuid)
-        for what in cgroup_inner.enable(top, frame.inner):
-            logger.warning("%s: a controller could not be enabled: %s", spec.uuid, what)
-        if spec.ids is not None:
-            cgroup_inner.own(top, frame.ids or (spec.ids.first, 0), spec.ids.first)
+        if cgroup_inner.passes_on(frame.inner):
+            for what in cgroup_inner.enable(top, frame.inner):
+                logger.warning("%s: a controller could not be enabled: %s", spec.uuid, what)
+            self.own(spec, frame)
 
     def give_back(self, spec: ContainerSpec, frame: Frame) -> None:
         """Put back what CRIU does not restore of the cgroups inside."""
@@ -460,6 +467,7 @@ class _Restored:
         if event == "pre-restore":
             self._engine.own(self._spec, self._frame)
         elif event == "setup-namespaces":
+            self._engine.pass_on(self._spec, self._frame)
             with self._engine.network_of(self._pid) as access:
                 self._hooks.namespaces(access)
         elif event == "post-restore":

@@ -73,10 +73,15 @@ def restore(top: str, saved: Mapping[str, Mapping[str, str]]) -> list[str]:
     return refused
 
 
+def passes_on(saved: Mapping[str, Mapping[str, str]]) -> bool:
+    """Whether a cgroup had given controllers to those below it."""
+    return any(_CONTROL in texts for texts in saved.values())
+
+
 def enable(top: str, saved: Mapping[str, Mapping[str, str]]) -> list[str]:
     """Enable the controllers that TOP and the cgroups below it had given to those below them.
 
-    Before any process is in them (none may be beside a cgroup that is given a controller), and
+    While no process is in those (none may be beside a cgroup that is given a controller), and
     before a program opens a file of a controller again: systemd watches memory.events.
     Returns what this kernel refused.
     """
