@@ -9,6 +9,7 @@ can be answered, so there the data are packets of the type that wants no answer.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -47,8 +48,10 @@ def _pieces(image: int) -> Iterator[tuple[int, int]]:
     while end < size:
         try:
             start = os.lseek(image, end, os.SEEK_DATA)
-        except OSError:  # ENXIO: nothing but a hole is left
-            break
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            break  # nothing but a hole is left
         end = os.lseek(image, start, os.SEEK_HOLE)
         for position in range(start, end, PIECE):
             yield position, min(PIECE, end - position)
