@@ -20,6 +20,7 @@ NAMES = "sorted(each.name() for each in connection.listAllDomains(0))"
 STATS = "{d.name(): v['state.state'] for d, v in connection.getAllDomainStats(0, 0)}"
 RUNNING, PAUSED, OFF = 1, 3, 5
 NO_DOMAIN = 42
+INVALID_ARGUMENT = 8
 
 
 @pytest.fixture
@@ -102,3 +103,23 @@ def test_files_that_others_change(ct: World, python: LibvirtPython) -> None:
     shared = ct.root / "etc/vz/vz.conf"
     shared.write_text(shared.read_text() + 'CPUS="1"\n')
     assert python("dom('other').info()[3]") == 1
+
+
+def test_what_clients_note(ct: World, python: LibvirtPython) -> None:
+    """A title, in the description of a container and of a machine, asked before and after."""
+    ct.run("prlctl", "create", "vm", "--vmtype", "vm", "--no-hdd")
+    for name in ("web", "vm"):
+        for title in ("first", "second"):
+            assert f"<title>{title}</title>" not in python(f"dom('{name}').XMLDesc(0)")
+            python(f"dom('{name}').setMetadata(1, '{title}', None, None, 2)")
+            assert f"<title>{title}</title>" in python(f"dom('{name}').XMLDesc(0)")
+
+
+def test_statistics_of_other_kinds(ct: World, python: LibvirtPython) -> None:
+    """A question for kinds that are not there (64: perf) is not one for all, or for some."""
+    for _ in range(2):
+        assert python(STATS) == {"web": OFF, "other": OFF}
+        assert python("[len(v) for d, v in connection.getAllDomainStats(64, 0)]") == [0, 0]
+        enforced = "connection.getAllDomainStats({}, 1 << 31)"
+        assert python("len(" + enforced.format(1) + ")") == 2
+        assert python.fails(enforced.format(65))[0] == INVALID_ARGUMENT

@@ -29,9 +29,9 @@ ROOT: Final = "root"  # the name of a container's disk
 
 def _known_stats(call: Call, *, doms: list[Key], stats: int, flags: int) -> Packed | None:
     table = call.office.roster.table()
-    if table is None or doms:
+    if table is None or doms or stats & ~ALL:
         return None
-    return remembered(table.memo, ("stats", stats & ALL, flags))
+    return remembered(table.memo, ("stats", stats or ALL, flags))
 
 
 @first(_known_stats)
@@ -47,7 +47,7 @@ def connect_get_all_domain_stats(call: Call, *, doms: list[Key], stats: int, fla
     answer = packed_answer("connect_get_all_domain_stats", {"retStats": records})
     if table is None or any(each.running for each in wanted):
         return answer
-    return remember(table.memo, ("stats", stats & ALL, flags), answer)
+    return remember(table.memo, ("stats", kinds, flags), answer)
 
 
 def _record(node: Node, each: Domain, kinds: int) -> Packed:

@@ -18,8 +18,8 @@ from pyvz.gateway import failure
 from pyvz.gateway.domain import Domain
 from pyvz.gateway.failure import Failure
 from pyvz.linux import file
+from pyvz.model.environment import NOTES
 
-NAME: Final = "libvirt.xml"
 LIMIT: Final = 1 << 20  # bytes
 DESCRIPTION, TITLE, ELEMENT = range(3)  # kinds of metadata
 
@@ -36,7 +36,7 @@ def parsed(text: str, what: str) -> Element:
 def load(home: Path) -> Element:
     """Return the notes about a domain; empty ones where there are none or they are damaged."""
     try:
-        return parsed(file.read_text_limited(home / NAME, LIMIT), NAME)
+        return parsed(file.read_text_limited(home / NOTES, LIMIT), NOTES)
     except (OSError, Failure):
         return Element("notes")
 
@@ -44,9 +44,9 @@ def load(home: Path) -> Element:
 def save(home: Path, notes: Element) -> None:
     """Write the notes down; none at all leave no file."""
     if len(notes):
-        file.write_atomic(home / NAME, tostring(notes, encoding="unicode"), 0o600)
+        file.write_atomic(home / NOTES, tostring(notes, encoding="unicode"), 0o600)
     else:
-        (home / NAME).unlink(missing_ok=True)
+        (home / NOTES).unlink(missing_ok=True)
 
 
 def add(top: Element, domain: Domain) -> None:

@@ -11,6 +11,7 @@ from uuid import UUID
 from pyvz.errors import BadValue
 
 MAX_LEGACY_CTID = 2147483644  # vzctl 4, include/types.h: VEID_MAX
+NOTES = "libvirt.xml"  # in the home: what libvirt's clients have noted (gateway/notes.py)
 _NAME = re.compile(r"[A-Za-z0-9+\-_.{} \x80-\U0010ffff]{1,255}")
 
 

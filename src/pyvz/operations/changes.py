@@ -22,13 +22,13 @@ from typing import Final, NamedTuple
 
 from pyvz.linux import inotify
 from pyvz.linux.inotify import Inotify
-from pyvz.model.environment import Environment, Kind, canonical_uuid
+from pyvz.model.environment import NOTES, Environment, Kind, canonical_uuid
 from pyvz.store.paths import Paths
 
 ALL: Final = "*"  # in place of a UUID: anything may have changed
 MOUNTS: Final = "mounts"  # something was mounted or unmounted
 
-_TOLD_OF_MACHINES: Final = frozenset({"", Kind.VM.conf_name, "dump"})
+_TOLD_OF_MACHINES: Final = frozenset({"", Kind.VM.conf_name, "dump", NOTES})
 
 log = logging.getLogger(__name__)
 
