@@ -31,8 +31,7 @@ class GatewayOffice:
         self._services = services
         self._roster = Roster(services.node)
         self._ended: deque[Job] = deque(maxlen=REMEMBERED)
-        self._listeners: list[Callable[[Job], None]] = []
-        services.tasks.on_end.append(self._task_ended)
+        self.on_end(self._ended.appendleft)
 
     @property
     def node(self) -> Node:
@@ -68,13 +67,7 @@ class GatewayOffice:
 
     def on_end(self, listener: Callable[[Job], None]) -> None:
         """Have the listener called for each task that ends."""
-        self._listeners.append(listener)
-
-    def _task_ended(self, task: Task) -> None:
-        job = _job(task)
-        self._ended.appendleft(job)
-        for listener in self._listeners:
-            listener(job)
+        self._services.tasks.on_end.append(lambda task: listener(_job(task)))
 
     def cancel(self, job: Job) -> None:
         """Call one off; raises NotFound, InvalidState."""

@@ -12,6 +12,7 @@ from pyvz.gateway.failure import Failure
 from pyvz.gateway.prompt import (
     everyone,
     first,
+    known,
     of_domain,
     packed_answer,
     read,
@@ -72,7 +73,7 @@ def connect_list_all_domains(call: Call, *, need_results: int, flags: int) -> Pa
     table = call.office.roster.read()
     found = [each for each in map(domain.seen, table.rows) if selected(each, flags)]
     keys = [each.packed_key for each in found] if need_results else []
-    answer = packed_answer("connect_list_all_domains", {"domains": keys, "ret": len(found)})
+    answer = packed_answer(call, {"domains": keys, "ret": len(found)})
     if flags & _ON_DISK:
         return answer
     return remember(table.memo, ("list", bool(need_results), flags), answer)
@@ -120,9 +121,9 @@ def _numbered(domains: Iterable[Domain], number: int) -> Domain:
 
 def _known_names(call: Call, *, name: str) -> Values | None:
     table = call.office.roster.table()
-    for known in table.rows if table is not None else ():
-        if known.env.name == name:
-            return {"dom": domain.seen(known).key}
+    for each in table.rows if table is not None else ():
+        if each.env.name == name:
+            return {"dom": domain.seen(each).key}
     return None
 
 
@@ -136,8 +137,8 @@ def domain_lookup_by_name(call: Call, *, name: str) -> Values:
 
 
 def _known_uuids(call: Call, *, uuid: str) -> Values | None:
-    known = call.office.roster.known(uuid)
-    return None if known is None else {"dom": domain.seen(known).key}
+    found = known(call, uuid)
+    return None if found is None else {"dom": found.key}
 
 
 @first(_known_uuids)
@@ -156,8 +157,7 @@ def domain_get_state(found: Domain, *, flags: int) -> Values:
 
 def _known_info(call: Call, *, dom: dict[str, Any]) -> Values | None:
     """Of one that does not run: what another uses has to be read."""
-    known = call.office.roster.known(dom["uuid"])
-    found = None if known is None else domain.seen(known)
+    found = known(call, dom["uuid"])
     return None if found is None or found.running else _info(found, Usage())
 
 
@@ -182,10 +182,9 @@ def _info(found: Domain, usage: Usage) -> Values:
 
 
 def _known_description(call: Call, *, dom: dict[str, Any], flags: int) -> Packed | None:
-    known = call.office.roster.known(dom["uuid"])
-    if known is None or flags & SECURE:
+    found = known(call, dom["uuid"])
+    if found is None or flags & SECURE:
         return None
-    found = domain.seen(known)
     return remembered(found.memo, ("xml", found.running and not flags & INACTIVE))
 
 
@@ -197,7 +196,7 @@ def domain_get_xml_desc(call: Call, *, dom: dict[str, Any], flags: int) -> Packe
     found = read(call, dom)
     live = found.running and not flags & INACTIVE
     text = description(call.office.node, found, live=live)
-    answer = packed_answer("domain_get_xml_desc", {"xml": text})
+    answer = packed_answer(call, {"xml": text})
     if live and domain.is_machine(found):  # the port of its display may change
         return answer
     return remember(found.memo, ("xml", live), answer)
@@ -275,8 +274,8 @@ def domain_get_max_vcpus(found: Domain) -> Values:
 
 
 def _known_vcpus(call: Call, *, dom: dict[str, Any], flags: int) -> Values | None:
-    known = call.office.roster.known(dom["uuid"])
-    return None if known is None or flags & GUEST else _vcpus(domain.seen(known), flags)
+    found = known(call, dom["uuid"])
+    return None if found is None or flags & GUEST else _vcpus(found, flags)
 
 
 @first(_known_vcpus)

@@ -44,7 +44,7 @@ def connect_get_all_domain_stats(call: Call, *, doms: list[Key], stats: int, fla
     found = map(domain.seen, table.rows) if table else (read(call, dom) for dom in doms)
     wanted = [each for each in found if _selected(each, flags)]
     records = [_record(call.office.node, each, kinds) for each in wanted]
-    answer = packed_answer("connect_get_all_domain_stats", {"retStats": records})
+    answer = packed_answer(call, {"retStats": records})
     if table is None or any(each.running for each in wanted):
         return answer
     return remember(table.memo, ("stats", kinds, flags), answer)

@@ -129,7 +129,7 @@ class Client:
             results = quick(Call(self, procedure, request), **arguments)
             if results is None:
                 return False
-            payload = _packed(procedure, results)
+            payload = packed(procedure, results)
         except Exception:  # noqa: BLE001  told, and logged, on the long way
             return False
         self._writer.write(request.answer(Status.OK, payload).to_bytes())
@@ -170,7 +170,7 @@ class Client:
             arguments = _unpacked(procedure, request)
             call = Call(self, procedure, request)
             results = await handler(call, arguments)
-            payload = _packed(procedure, results)
+            payload = packed(procedure, results)
             await self.send(request.answer(Status.OK, payload))
             self.streams.answered(request.serial)
         except VZError as error:
@@ -213,7 +213,8 @@ class Client:
                 await self._writer.wait_closed()
 
 
-def _packed(procedure: Procedure, results: Results) -> bytes:
+def packed(procedure: Procedure, results: Results) -> bytes:
+    """Return the results of a procedure as they are sent."""
     if isinstance(results, Packed):
         return results
     assert procedure.results is not None  # noqa: S101  nobody answers for an event

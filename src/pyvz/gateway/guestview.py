@@ -6,7 +6,6 @@ numbers are made to fit, lists are short.  Of a container the node knows it.
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +14,7 @@ from ipaddress import ip_address, ip_interface
 from typing import Any, Final
 
 from pyvz.errors import VZError
-from pyvz.gateway import failure, xdr
+from pyvz.gateway import domainxml, failure, xdr
 from pyvz.gateway.domain import Domain, is_machine
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.xdr import Typed
@@ -304,7 +303,7 @@ def _interfaces(node: Node, found: Domain) -> Iterator[Typed]:
 def processors(node: Node, found: Domain, *, most: bool = False) -> int:
     """Return how many processors a guest uses, or (most) could use."""
     if not is_machine(found):
-        return found.config.cpu.cpus or os.cpu_count() or 1
+        return domainxml.processors(found)
     cpus = rows(asked(node, found, "guest-get-vcpus"))
     return sum(bool(each.get("online")) or most for each in cpus)
 

@@ -12,10 +12,10 @@ from functools import wraps
 from typing import Any, Final
 
 from pyvz.errors import EnvironmentNotFound
-from pyvz.gateway import domain, procedures
-from pyvz.gateway.connection import Call, Values
+from pyvz.gateway import domain
+from pyvz.gateway.connection import Call, Values, packed
 from pyvz.gateway.domain import Domain
-from pyvz.gateway.xdr import Packed, pack
+from pyvz.gateway.xdr import Packed
 
 Answer = Values | Packed
 Question = Callable[..., Answer]
@@ -29,8 +29,8 @@ def of_domain(function: Callable[..., Values]) -> Question:
     """Make a question of FUNCTION, which gets the domain, and looks at nothing else."""
 
     def quick(call: Call, *, dom: Mapping[str, Any], **arguments: Any) -> Values | None:  # noqa: ANN401
-        known = call.office.roster.known(dom["uuid"])
-        return None if known is None else function(domain.seen(known), **arguments)
+        found = known(call, dom["uuid"])
+        return None if found is None else function(found, **arguments)
 
     @wraps(function)
     def ask(call: Call, *, dom: Mapping[str, Any], **arguments: Any) -> Values:  # noqa: ANN401
@@ -49,6 +49,12 @@ def first(quick: Quick) -> Callable[[Question], Question]:
     return marked
 
 
+def known(call: Call, uuid: str) -> Domain | None:
+    """Return a domain from memory, None when it has to be read."""
+    found = call.office.roster.known(uuid)
+    return None if found is None else domain.seen(found)
+
+
 def read(call: Call, dom: Mapping[str, Any]) -> Domain:
     """Return a domain, read where it is not known (in a thread); raises Failure (42)."""
     try:
@@ -59,14 +65,12 @@ def read(call: Call, dom: Mapping[str, Any]) -> Domain:
 
 def everyone(call: Call) -> list[Domain]:
     """Return every domain, read where they are not known (in a thread)."""
-    return [domain.seen(known) for known in call.office.roster.read().rows]
+    return [domain.seen(each) for each in call.office.roster.read().rows]
 
 
-def packed_answer(name: str, values: Values) -> Packed:
-    """Return the results of a procedure as they are sent."""
-    results = procedures.by_name()[name].results
-    assert results is not None  # noqa: S101  it is no event
-    return Packed(pack(results, values))
+def packed_answer(call: Call, values: Values) -> Packed:
+    """Return the results of a call as they are sent."""
+    return Packed(packed(call.procedure, values))
 
 
 def remembered(memo: Mapping[Any, Any], key: object) -> Packed | None:
