@@ -216,7 +216,7 @@ def capture(node: Node, ref: str) -> bytes:
             monitor.execute("screendump", words, timeout=SCREEN)
         finally:
             with contextlib.suppress(VZError):
-                monitor.execute("remove-fd", {"fdset-id": int(name.rpartition("/")[2])})
+                monitor.remove_file(name)
         os.lseek(memory, 0, os.SEEK_SET)
         with os.fdopen(os.dup(memory), "rb") as file:
             return file.read()

@@ -40,10 +40,11 @@ class Facts(NamedTuple):
 
 
 class Hdd(NamedTuple):
-    """An image, and whose disk it is, if it is known."""
+    """An image, and whose disk it is, if it is known.  size: of the disk, in bytes."""
 
     path: Path
     format: str
+    size: int
     env: Environment | None
     drive: Drive | None
     key: Secret | None
@@ -63,7 +64,7 @@ def find(node: Node, path: str) -> Hdd:
     keyed, base = (bool(drive.keyid), bool(drive.base)) if drive is not None else (False, False)
     image.check(found, real, kind, base=base, keyed=keyed)
     key = machinekeys.of(node, drive) if drive is not None else None
-    return Hdd(real, kind, env, drive, key)
+    return Hdd(real, kind, found.size, env, drive, key)
 
 
 def _owner(node: Node, path: Path) -> tuple[Environment, Drive] | None:
@@ -92,9 +93,8 @@ def _held(node: Node, path: str, action: str) -> Iterator[Hdd]:
 def facts(node: Node, path: str) -> Facts:
     """Return what an image is; it may be in use."""
     hdd = find(node, path)
-    found = image.look(hdd.path)
     inside = image.snapshots(hdd.path, key=hdd.key) if hdd.format == "qcow2" else ()
-    return Facts(found.size, hdd.path.stat().st_blocks * 512, _BLOCK, inside)
+    return Facts(hdd.size, hdd.path.stat().st_blocks * 512, _BLOCK, inside)
 
 
 def resize(node: Node, path: str, size: int) -> None:
@@ -103,15 +103,15 @@ def resize(node: Node, path: str, size: int) -> None:
     Raises BadValue (smaller: what is behind the new end would be lost), NoSpace.
     """
     hdd = find(node, path)
-    now = image.look(hdd.path).size
-    if size < now:
+    if size < hdd.size:
+        had = hdd.size >> 20
         raise BadValue(
-            f"A disk of a virtual machine cannot be made smaller than the {now >> 20} MiB it has"
+            f"A disk of a virtual machine cannot be made smaller than the {had} MiB it has"
         )
     if hdd.env is not None and hdd.drive is not None:
         options = (("device-set", hdd.drive.name), ("size", f"{-(-size // MIB)}M"))
         configure.set_options(node, hdd.env.uuid, SetRequest("prlctl", options))
-    elif size > now:
+    elif size > hdd.size:
         image.resize(hdd.path, size, hdd.format)
 
 

@@ -12,7 +12,8 @@ import json
 import os
 import stat
 import struct
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -170,16 +171,22 @@ def convert(
     """Copy an image of format KIND whole into TARGET; can be called off.  TARGET is removed on
     failure.  KEYS: of the source, and of the copy.
     """
-    try:
-        with ExitStack() as opened:
-            held = _Keys(opened)
-            words = held.image(source, kind, keys[0])
-            options = f"cluster_size={CLUSTER}{held.format(keys[1])}"
-            argv: list[str | Path] = [PROGRAM, "convert", *held.objects, "-O", wanted]
-            argv += ["-o", options] if wanted == "qcow2" else []
-            descriptors = held.descriptors
-            run([*argv, *words, target], timeout=None, poll=progress.check, pass_fds=descriptors)
+    with _whole(source, target), ExitStack() as opened:
+        held = _Keys(opened)
+        words = held.image(source, kind, keys[0])
+        options = f"cluster_size={CLUSTER}{held.format(keys[1])}"
+        argv: list[str | Path] = [PROGRAM, "convert", *held.objects, "-O", wanted]
+        argv += ["-o", options] if wanted == "qcow2" else []
+        descriptors = held.descriptors
+        run([*argv, *words, target], timeout=None, poll=progress.check, pass_fds=descriptors)
         target.chmod(0o600)
+
+
+@contextmanager
+def _whole(source: Path, target: Path) -> Iterator[None]:
+    """Have TARGET made by the block, or not be there; what qemu-img says is said of SOURCE."""
+    try:
+        yield
     except BaseException as error:
         target.unlink(missing_ok=True)
         if isinstance(error, CommandFailed):
@@ -228,7 +235,7 @@ def rewrite(
 
     Can be called off.  Raises StorageError (they differ), NoSpace; TARGET is removed then.
     """
-    with ExitStack() as opened:
+    with _whole(path, target), ExitStack() as opened:
         keys = _Keys(opened)
         source = keys.image(path, "", key)[-1]
         options = f"cluster_size={CLUSTER}{keys.format(key)}"
@@ -239,14 +246,8 @@ def rewrite(
         convert_: list[str | Path] = [PROGRAM, "convert", *keys.objects, "-O", "qcow2"]
         convert_ += ["-o", options, *given, source, target]
         compare: list[str | Path] = [PROGRAM, "compare", "-q", *keys.objects, *both, source, copy]
-        try:
-            for argv in (convert_, compare):
-                run(argv, timeout=None, poll=progress.check, pass_fds=keys.descriptors)
-        except BaseException as error:
-            target.unlink(missing_ok=True)
-            if isinstance(error, CommandFailed):
-                raise explained(error, path) from error
-            raise
+        for argv in (convert_, compare):
+            run(argv, timeout=None, poll=progress.check, pass_fds=keys.descriptors)
 
 
 def snapshots(path: Path, *, key: Secret | None = None) -> tuple[str, ...]:

@@ -1,16 +1,11 @@
-"""The machine types that QEMU on this node knows, asked once per program that is installed."""
+"""The machine types that QEMU on this node knows."""
 
 from __future__ import annotations
 
 import re
-import shutil
-from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
-from pyvz.errors import CommandFailed
-from pyvz.linux.run import ENVIRONMENT, run
-from pyvz.vm.commandline import PROGRAM
+from pyvz.vm import helptext
 
 # A line is a name, a text, and perhaps for what version the name is short, "(alias of pc-q35-7.2)".
 _LINE = re.compile(r"^((?:pc|q35)\S*)\s.*?(?:\(alias of (\S+)\))?(?: \(default\))?$", re.MULTILINE)
@@ -25,16 +20,4 @@ class MachineType(NamedTuple):
 
 def known() -> tuple[MachineType, ...]:
     """Return the types of PCs, none without QEMU."""
-    program = shutil.which(PROGRAM, path=ENVIRONMENT["PATH"])
-    if program is None:
-        return ()
-    return _of(program, Path(program).stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=2)
-def _of(program: str, _changed: int) -> tuple[MachineType, ...]:
-    try:
-        text = run([program, "-machine", "help"], timeout=30.0).stdout
-    except CommandFailed:
-        return ()
-    return tuple(MachineType(name, alias) for name, alias in _LINE.findall(text))
+    return tuple(MachineType(*found) for found in _LINE.findall(helptext.of("-machine")))

@@ -80,7 +80,7 @@ def begin_here(monitor: Monitor, name: str, target: tuple[int, str, str]) -> Non
     try:
         monitor.execute("blockdev-add", words)
     finally:
-        monitor.execute("remove-fd", {"fdset-id": int(path.rpartition("/")[2])})
+        monitor.remove_file(path)
     _mirror(monitor, name, whole=True)
 
 

@@ -103,7 +103,7 @@ def shadow(monitor: Monitor, name: str, descriptor: int) -> None:
         image = {"driver": "qcow2", "node-name": node, "file": f"{node}-file", "backing": name}
         monitor.execute("blockdev-add", image)
     finally:
-        monitor.execute("remove-fd", {"fdset-id": int(path.rpartition("/")[2])})
+        monitor.remove_file(path)
 
 
 def begin(monitor: Monitor, views: tuple[View, ...], marks: dict[str, str]) -> None:

@@ -152,6 +152,10 @@ class Monitor:
         answer = self._answer(self._with_descriptor(descriptor, "add-fd", {}), "add-fd", ANSWER)
         return f"/dev/fdset/{answer['fdset-id']}"
 
+    def remove_file(self, name: str) -> None:
+        """Take back the name that add_file returned; what QEMU has opened stays open."""
+        self.execute("remove-fd", {"fdset-id": int(name.rpartition("/")[2])})
+
     def give(self, descriptor: int, name: str) -> None:
         """Give QEMU a descriptor under a name (for tap devices and saved states)."""
         work = self._with_descriptor(descriptor, "getfd", {"fdname": name})

@@ -1,0 +1,27 @@
+"""What QEMU on this node lists as the values of an option, asked once per installed program."""
+
+from __future__ import annotations
+
+import shutil
+from functools import lru_cache
+from pathlib import Path
+
+from pyvz.errors import CommandFailed
+from pyvz.linux.run import ENVIRONMENT, run
+from pyvz.vm.commandline import PROGRAM
+
+
+def of(option: str) -> str:
+    """Return what QEMU says to `OPTION help`; "" without QEMU, or when it fails."""
+    program = shutil.which(PROGRAM, path=ENVIRONMENT["PATH"])
+    if program is None:
+        return ""
+    return _asked(program, Path(program).stat().st_mtime_ns, option)
+
+
+@lru_cache(maxsize=4)
+def _asked(program: str, _changed: int, option: str) -> str:
+    try:
+        return run([program, option, "help"], timeout=30.0).stdout
+    except CommandFailed:
+        return ""
