@@ -24,7 +24,7 @@ from typing import Final
 import zstandard
 
 from pyvz.errors import BackupDamaged
-from pyvz.linux import file, syscall
+from pyvz.linux import file
 
 SIZE: Final = 256 << 10  # bytes of a chunk before compression
 LIMIT: Final = 8 << 20  # no chunk is larger (the catalog entry of a file with huge attributes)
@@ -180,24 +180,17 @@ class Writer:
         """Make every chunk given so far durable, with its name."""
         self._name()
         if self.new:
-            self._sync()
+            file.syncfs(self._directory)
 
     def _name(self) -> None:
         """Write out what is pending, then give it its names."""
         with self._lock:
             if not self._pending:
                 return
-            self._sync()
+            file.syncfs(self._directory)
             for digest, path in self._pending.items():
                 path.rename(self._chunks.place(digest))
             self._pending.clear()
-
-    def _sync(self) -> None:
-        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            syscall.syncfs(fd)
-        finally:
-            os.close(fd)
 
 
 def packed(data: bytes | memoryview) -> bytes:

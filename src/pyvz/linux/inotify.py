@@ -17,7 +17,6 @@ from pyvz.linux.syscall_inotify import inotify_add_watch, inotify_init, inotify_
 
 # linux/inotify.h
 MODIFY: Final = 0x2
-ATTRIB: Final = 0x4
 CLOSE_WRITE: Final = 0x8
 MOVED_FROM: Final = 0x40
 MOVED_TO: Final = 0x80

@@ -85,7 +85,7 @@ def _word(text: str) -> str:
 def _type(text: str) -> str:
     if text not in {"routed", "bridge", "bridged"}:
         raise BadValue(f"'{text}' is not one of routed, bridged")
-    return text.removesuffix("d") if text == "bridged" else text
+    return "bridge" if text == "bridged" else text
 
 
 def _choice(*words: str) -> Callable[[str], str]:

@@ -49,6 +49,9 @@ ROOT_DISK = "root.hdd"  # the directory, in the home, of the disk that is the co
 LAYOUT_LINK = ".ve.layout"  # a symbolic link whose text is the layout's number, as vzctl makes it
 
 
+Fill = Callable[[int, int], None]  # (descriptor of the image file, where the disk begins in it)
+
+
 class Capabilities(NamedTuple):
     """What a driver can do at one place (a directory of the file system that holds the homes)."""
 
@@ -252,7 +255,7 @@ class Extras(Protocol):
         self,
         home: Path,
         size: int,
-        fill: Callable[[int, int], None],
+        fill: Fill,
         *,
         disk: str = ROOT_DISK,
     ) -> None:

@@ -78,19 +78,13 @@ class Driver(base.Extras):
             raise _no_quota()
         if self.present(home):
             return
-        new = home / "subvol.new"
-        btrfs.destroy(new)
-        try:
+        with self._built(home) as new:
             btrfs.create(new)
             new.chmod(0o755)
             if size is not None:
                 btrfs.set_limit(new, size)
             if source is not None:
                 archive.unpack(source, new, progress)
-            self._name(home, new)
-        except BaseException:
-            btrfs.destroy(new)
-            raise
 
     def mount(self, home: Path, target: Path, *, readonly: bool = False) -> None:
         """Bind the subvolume on the target."""
@@ -240,19 +234,14 @@ class Driver(base.Extras):
     def receive_streams(self, home: Path, size: int | None) -> Iterator[btrfssend.Sink]:
         """Make the disk a snapshot of what was received last, and give it its name."""
         _check_place(home)
-        new = home / "subvol.new"
-        btrfs.destroy(new)
         btrfssend.forget(home)
         sink = btrfssend.Sink(home)
         try:
-            yield sink
-            btrfs.snapshot(sink.newest, new)
-            if size is not None:
-                btrfs.set_limit(new, size)
-            self._name(home, new)
-        except BaseException:
-            btrfs.destroy(new)
-            raise
+            with self._built(home) as new:
+                yield sink
+                btrfs.snapshot(sink.newest, new)
+                if size is not None:
+                    btrfs.set_limit(new, size)
         finally:
             btrfssend.forget(home)
 
@@ -264,8 +253,20 @@ class Driver(base.Extras):
         if not self.present(home):
             raise PrivateMissing(f"There is no container disk in {home}")
 
+    @contextlib.contextmanager
+    def _built(self, home: Path) -> Iterator[Path]:
+        """Yield where to make the subvolume that becomes the disk when the block ends well."""
+        new = home / "subvol.new"
+        btrfs.destroy(new)
+        try:
+            yield new
+            self._name(home, new)
+        except BaseException:
+            btrfs.destroy(new)
+            raise
+
     def _name(self, home: Path, new: Path) -> None:
-        """Make `new` the disk: the last act of create and clone."""
+        """Make `new` the disk: the last act of all that makes one."""
         tree.mark(home, self.layout)
         new.rename(home / "subvol")
 

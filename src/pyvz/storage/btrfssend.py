@@ -146,14 +146,10 @@ def _close(*fds: int) -> None:
             os.close(fd)
 
 
-def installed() -> bool:
-    """Whether the program is there."""
-    return shutil.which("btrfs", path=run.ENVIRONMENT["PATH"]) is not None
-
-
 def possible(subvolumes: list[Path]) -> bool:
     """Whether all of them can be sent: by the program, and with all that is in them."""
-    return installed() and not any(btrfs.nested(each) for each in subvolumes)
+    installed = shutil.which("btrfs", path=run.ENVIRONMENT["PATH"]) is not None
+    return installed and not any(btrfs.nested(each) for each in subvolumes)
 
 
 def forget(home: Path) -> None:

@@ -408,7 +408,7 @@ class Driver(base.Extras):
         return self._disk(home, disk).top()
 
     def restore_image(
-        self, home: Path, size: int, fill: ploopcopy.Fill, *, disk: str = ROOT_DISK
+        self, home: Path, size: int, fill: base.Fill, *, disk: str = ROOT_DISK
     ) -> None:
         """Fill a new image beside, then give it its name."""
         new = _empty(home / f"{diskname.checked(disk)}.new")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from pyvz.errors import Unsupported
@@ -12,14 +11,13 @@ from pyvz.image import disk as format_
 from pyvz.image.disk import Descriptor
 from pyvz.linux import file
 from pyvz.model.task import NoProgress, Progress
-from pyvz.storage import changes, ploopdisk
+from pyvz.storage import base, changes, ploopdisk
 from pyvz.storage.changes import Ranges
 from pyvz.storage.ploopdisk import Disk
 
-__all__ = ["Fill", "Ranges", "changed", "copy_disk", "copy_out", "fill_new", "image_changes"]
+__all__ = ["Ranges", "changed", "copy_disk", "copy_out", "fill_new", "image_changes"]
 
 TEMPLATES = "templates"
-Fill = Callable[[int, int], None]  # (descriptor of the image file, where the disk begins in it)
 
 
 def copy_out(found: Disk, target: Path) -> tuple[int, int]:
@@ -47,7 +45,7 @@ def image_changes(old: Path, new: Path) -> Ranges:
     return changes.between(old, new, offset, identity.size(new))
 
 
-def fill_new(new: Path, size: int, fill: Fill) -> None:
+def fill_new(new: Path, size: int, fill: base.Fill) -> None:
     """Make a disk of `size` bytes in the directory `new` and let `fill` write its content.
 
     The content is that of a file system that was unmounted, or frozen (`copy_out`): the first mount

@@ -21,7 +21,7 @@ import functools
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -196,23 +196,29 @@ def mount_image(
 def _mount_unwritten(image: Path, target: Path, words: tuple[str, ...]) -> None:
     """Mount without writing; a log (a frozen xfs leaves one) is replayed before."""
     try:
-        _mount_readonly(image, target, words)
+        _mount_readonly(image, target, lambda _: words)
     except MountError as error:
         if error.details != "EROFS":
             raise
         recover(image)
-        _mount_readonly(image, target, words)
+        _mount_readonly(image, target, lambda _: words)
 
 
-def _mount_readonly(image: Path, target: Path, words: tuple[str, ...]) -> None:
+def _mount_readonly(image: Path, target: Path, options: Callable[[str], tuple[str, ...]]) -> None:
+    """Mount with the options for the kind of file system that is found."""
     with attached(image, readonly=True) as (loop, kind):
+        words = options(kind)
         place(filesystem.mount_detached(loop.device, kind, readonly=True, options=words), target)
 
 
 def mount_readonly(image: Path, target: Path) -> None:
     """Mount a snapshot's image at `target` without writing to it, not even its journal."""
-    unreplayed = ("norecovery",) if part_of(image).kind == "xfs" else ("noload",)
     _mount_readonly(image, target, unreplayed)
+
+
+def unreplayed(kind: str) -> tuple[str, ...]:
+    """Return the options with which a file system is mounted without replaying its log."""
+    return ("norecovery",) if kind == "xfs" else ("noload",)
 
 
 def place(mounted: int, target: Path) -> None:

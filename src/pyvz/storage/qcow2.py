@@ -14,8 +14,8 @@ The file system inside is chosen as for ploop.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -118,18 +118,12 @@ class Driver(base.Extras):
         """Make the image, unpack `source` into it, and give it its name."""
         if _disk(home, disk).exists:
             return
-        if why := why_not():
-            raise Unsupported(f"A container cannot have the layout qcow2 on this node: {why}")
+        _check_possible()
         wanted = (size or DEFAULT_SIZE) // qcow2size.GRAIN * qcow2size.GRAIN
-        new = empty(_new(home, disk))
-        try:
+        with self._built(home, disk) as new:
             with spaceless(home), new.locked():
                 qcow2size.build(new, wanted, source, progress, made)
             progress.check()
-            self._name(home, new, disk)
-        except BaseException:
-            discard(new)
-            raise
 
     def mount(
         self,
@@ -264,14 +258,8 @@ class Driver(base.Extras):
             return False
         if why := why_not():
             raise Unsupported(f"A disk cannot be run where it lies on this node: {why}")
-        new = empty(_new(home, ROOT_DISK))
-        try:
-            with new.locked():
-                qcow2adopt.put_above(new, stack)
-            self._name(home, new, ROOT_DISK)
-        except BaseException:
-            discard(new)
-            raise
+        with self._built(home, ROOT_DISK) as new, new.locked():
+            qcow2adopt.put_above(new, stack)
         return True
 
     def hand_over(self, home: Path, driver: str, progress: Progress) -> bool:
@@ -343,21 +331,14 @@ class Driver(base.Extras):
         self,
         home: Path,
         size: int,
-        fill: Callable[[int, int], None],
+        fill: base.Fill,
         *,
         disk: str = ROOT_DISK,
     ) -> None:
         """Have a new image beside filled through its daemon, then give it its name."""
-        if why := why_not():
-            raise Unsupported(f"A container cannot have the layout qcow2 on this node: {why}")
-        new = empty(_new(home, disk))
-        try:
-            with spaceless(home), new.locked():
-                qcow2size.fill(new, size, fill)
-            self._name(home, new, disk)
-        except BaseException:
-            discard(new)
-            raise
+        _check_possible()
+        with self._built(home, disk) as new, spaceless(home), new.locked():
+            qcow2size.fill(new, size, fill)
 
     def limit_inodes(self, home: Path, count: int, *, disk: str = ROOT_DISK) -> None:
         """Limit those of an xfs; an ext4 has what it was made with."""
@@ -404,8 +385,7 @@ class Driver(base.Extras):
 
     def _clone(self, home: Path, new_home: Path, name: str, progress: Progress) -> None:
         disk = self._existing(home, name)
-        new = empty(_new(new_home, name))
-        try:
+        with self._built(new_home, name) as new:
             with disk.locked():
                 disk.check_idle()
                 disk.make_whole()
@@ -416,10 +396,6 @@ class Driver(base.Extras):
                     stack.write(new.path)
                     qcow2adopt.clone_below(stack, new_home, progress)
             progress.check()
-            self._name(new_home, new, name)
-        except BaseException:
-            discard(new)
-            raise
 
     def _put_away(self, home: Path, name: str) -> Disk:
         """Rename a disk, and return what it is now."""
@@ -432,12 +408,28 @@ class Driver(base.Extras):
     def _remove(self, home: Path, name: str) -> None:
         clear(self._put_away(home, name))
 
+    @contextmanager
+    def _built(self, home: Path, disk: str) -> Iterator[Disk]:
+        """Yield an empty disk, which becomes `disk` when the block ends well."""
+        new = empty(_new(home, disk))
+        try:
+            yield new
+            self._name(home, new, disk)
+        except BaseException:
+            discard(new)
+            raise
+
     def _name(self, home: Path, new: Disk, disk: str) -> None:
-        """Make `new` the disk: the last act of create and clone."""
+        """Make `new` the disk: the last act of all that makes one."""
         if disk == ROOT_DISK:
             tree.mark(home, self.layout)
         new.path.rename(_disk(home, disk).path)
         file.fsync_directory(home)
+
+
+def _check_possible() -> None:
+    if why := why_not():
+        raise Unsupported(f"A container cannot have the layout qcow2 on this node: {why}")
 
 
 def _disk(home: Path, name: str = ROOT_DISK) -> Disk:

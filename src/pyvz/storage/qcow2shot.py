@@ -111,7 +111,7 @@ def mount_at(disk: Disk, guid: str, target: Path) -> None:
         if (view := disk.view(guid)).mounted():
             raise AlreadyMounted(f"The snapshot {guid} is mounted already")
         with view.shown() as (loop, kind):
-            options = ("norecovery",) if kind == "xfs" else ("noload",)
+            options = ploopdisk.unreplayed(kind)
             mounted = filesystem.mount_detached(loop.device, kind, readonly=True, options=options)
             ploopdisk.place(mounted, target)
 

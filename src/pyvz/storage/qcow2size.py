@@ -8,7 +8,6 @@ A disk that stands on a thin one of OpenVZ has a partition table as a rule, whos
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +17,7 @@ from pyvz.image.file import opened
 from pyvz.linux import archive, filesystem, loopdevice
 from pyvz.model.task import Progress
 from pyvz.storage import attach, newfilesystem, ploopdisk
-from pyvz.storage.base import NewFileSystem
+from pyvz.storage.base import Fill, NewFileSystem
 from pyvz.storage.qcow2disk import OPTIONS, Disk
 
 GRAIN: Final = 1 << 20  # sizes are whole MiB
@@ -48,7 +47,7 @@ def build(
             os.close(mounted)
 
 
-def fill(disk: Disk, size: int, work: Callable[[int, int], None]) -> None:
+def fill(disk: Disk, size: int, work: Fill) -> None:
     """Make the image and let `work(fd, 0)` write its content, which may be a mounted one's.
 
     So it counts as not closed: the first mount checks the file system.

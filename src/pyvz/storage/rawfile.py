@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -185,7 +185,7 @@ class Driver(base.Extras):
         self,
         home: Path,
         size: int,
-        fill: Callable[[int, int], None],
+        fill: base.Fill,
         *,
         disk: str = base.ROOT_DISK,
     ) -> None:
