@@ -1,8 +1,6 @@
 """A disk that is a tree of files, over a channel: GNU tar's incremental archives, round by round.
 
-    DATA  length(4)   then so many bytes of the round's archive
-    ROUND number(4)   the archive is complete
-    END               all rounds were sent
+It goes in the frames of stream.py, an archive for each round.
 
 tar keeps a list of what it has seen.  A later round holds the files whose change time (ctime, which
 no guest can set) is not before the round before began, and for each directory what is in it, so
@@ -14,28 +12,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
-import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Final
 
-from pyvz.errors import MigrationError, NoSpace, ProtocolError, Timeout
+from pyvz.errors import MigrationError, NoSpace
 from pyvz.linux import run
 from pyvz.linux.archive import TAR_OPTIONS
-from pyvz.migration.wire import CHUNK, Channel, Reader
+from pyvz.migration import stream
+from pyvz.migration.stream import DATA, END, ROUND, UNITS
+from pyvz.migration.wire import Channel, Reader
 from pyvz.model.task import Progress
 
-DATA, ROUND, END = 1, 2, 3
 STALL_TIMEOUT: Final = 300.0
 _SEEN: Final = "seen"
 _TAR: Final = "/bin/tar"
 # Kernels before 6.13 stamp files with the time of the last tick, which may lie before our start.
 _MARGIN: Final = 1
 _CHANGED: Final = 1  # exit status of tar: a file changed, or went, while it was read
-_UNITS = struct.Struct("!BI")
 
 
 class Sender:
@@ -96,8 +92,10 @@ class Sender:
             assert process.stdout is not None  # noqa: S101
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
-            while chunk := _read(process.stdout, progress.check):
-                self._write(_UNITS.pack(DATA, len(chunk)))
+            source = process.stdout.fileno()
+            silent = f"tar has sent nothing for {STALL_TIMEOUT:g} s"
+            while chunk := stream.read(source, progress.check, STALL_TIMEOUT, silent):
+                self._write(UNITS.pack(DATA, len(chunk)))
                 self._write(chunk)
                 self.total += len(chunk)
                 done = self.total - before
@@ -106,7 +104,7 @@ class Sender:
             if code not in ({0} if still else {0, _CHANGED}):
                 raise _failed(code, errors)
         self._earlier()
-        self._write(_UNITS.pack(ROUND, self.rounds))
+        self._write(UNITS.pack(ROUND, self.rounds))
         self.rounds += 1
         self.last = self.total - before
 
@@ -156,37 +154,13 @@ def receive(channel: Channel, root: Path, timeout: float) -> Iterator[int]:
 
 def _round(reader: Reader, kind: int, sink: IO[bytes]) -> int:
     """Feed one archive; returns the round's number."""
-    os.set_blocking(sink.fileno(), False)
-    while kind == DATA:
-        (length,) = struct.unpack("!I", reader.exactly(4))
-        if length > CHUNK:
-            raise ProtocolError("The other node sent too much at once")
-        _feed(sink.fileno(), reader.exactly(length))
-        kind = reader.exactly(1)[0]
-    if kind != ROUND:
-        raise ProtocolError(f"The other node sent a tree with a record of kind {kind}")
-    return int(struct.unpack("!I", reader.exactly(4))[0])
+    fd = sink.fileno()
 
+    def write(data: bytes) -> None:
+        stream.write(fd, data, STALL_TIMEOUT, "tar takes no more data")
 
-def _feed(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        poller = select.poll()
-        poller.register(fd, select.POLLOUT)
-        if not poller.poll(STALL_TIMEOUT * 1000):
-            raise Timeout("tar takes no more data")
-        with contextlib.suppress(BlockingIOError):
-            view = view[os.write(fd, view) :]
-
-
-def _read(source: IO[bytes], check: Callable[[], None]) -> bytes:
-    poller = select.poll()
-    poller.register(source, select.POLLIN)
-    for _ in range(int(STALL_TIMEOUT / run.TICK)):
-        check()
-        if poller.poll(run.TICK * 1000):
-            return os.read(source.fileno(), CHUNK)
-    raise Timeout(f"tar has sent nothing for {STALL_TIMEOUT:g} s")
+    os.set_blocking(fd, False)
+    return stream.forward(reader, kind, write, "tree")
 
 
 @contextlib.contextmanager
