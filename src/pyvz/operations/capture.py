@@ -35,7 +35,7 @@ from pyvz.linux import file, mount, syscall
 from pyvz.linux.extents import Range
 from pyvz.model.environment import Environment
 from pyvz.model.task import Progress
-from pyvz.operations import capturedisk, home
+from pyvz.operations import capturedisk, home, ownshot
 from pyvz.operations.capturedisk import Copy
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
@@ -185,9 +185,9 @@ def shots_of(node: Node, env: Environment) -> Iterator[Images]:
     holds the lease for all of the block.
     """
     driver = storage.find(env.home)
-    forget_shots(env.home)  # of a backup that was killed
+    ownshot.forget(env.home, (_SHOT,))  # of a backup that was killed
     with contextlib.ExitStack() as stack:
-        stack.callback(forget_shots, env.home)
+        stack.callback(ownshot.forget, env.home, (_SHOT,))
         with home.storage_errors(f"The disks of {env.name} could not be read"):
             with _of_one_moment(node, env, driver) as names:
                 for name in names:
@@ -199,17 +199,6 @@ def shots_of(node: Node, env: Environment) -> Iterator[Images]:
                 source = capturedisk.source_of(path, offset, size, stack)
                 copies.append(Copy(name, driver.name, source, None))
         yield Images(copies)
-
-
-def forget_shots(directory: Path) -> None:
-    """Remove the snapshots that a backup made of the disks of a home.  Idempotent."""
-    driver = storage.find(directory)
-    if not driver.capabilities(directory).disks:
-        return
-    many = storage.many_disks(driver, directory)
-    for name in many.disks(directory):
-        if _SHOT in many.snapshots(directory, disk=name):
-            driver.delete_snapshot(directory, _SHOT, disk=name)
 
 
 def tree_of(
@@ -332,5 +321,5 @@ def repair(node: Node, record: Record) -> None:
         node.runtime.unpause(record.uuid)
     _take_away(_place(node, record.uuid))
     with contextlib.suppress(PrivateMissing):
-        forget_shots(home.from_data(record.uuid, record.data).home)
+        ownshot.forget(home.from_data(record.uuid, record.data).home, (_SHOT,))
     Journal.forget(node.paths, record.uuid)

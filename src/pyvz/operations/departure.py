@@ -26,7 +26,7 @@ from pyvz.migration import address, decision
 from pyvz.migration.dial import Peer, dial
 from pyvz.migration.offer import TOKEN
 from pyvz.model.environment import Environment, Kind
-from pyvz.operations import burial, home, livedump, machineleaving, outgoingdisk
+from pyvz.operations import burial, home, livedump, machineleaving, outgoingdisk, ownshot
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store.journal import Journal, Record
@@ -60,7 +60,7 @@ def tidy(node: Node, env: Environment) -> None:
     file.remove_tree(env.home / outgoingdisk.COPIES)
     with contextlib.suppress(PrivateMissing):
         storage.find(env.home).forget_streams(env.home)
-        outgoingdisk.forget_shots(env.home)
+        ownshot.forget(env.home, outgoingdisk.SHOTS)
     (env.home / TOKEN).unlink(missing_ok=True)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -28,14 +27,14 @@ from pyvz.container.criurpc import CriuDied
 from pyvz.container.frame import Frame
 from pyvz.container.runtime import Init, NetworkAccess
 from pyvz.container.spec import Bind, ContainerSpec
-from pyvz.errors import NotNow, RestoreError, Timeout, VZError
+from pyvz.errors import RestoreError, Timeout, VZError
 from pyvz.linux import file, tcprepair
 from pyvz.linux.guestroot import GuestRoot
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import diskmount, ground, home, innernet, memory, network
+from pyvz.operations import diskmount, ground, home, innernet, memory, network, oncemore
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal, Record
 from pyvz.store.state import RunState
@@ -48,8 +47,6 @@ VERBS = frozenset({SUSPEND, RESUME})  # whose journal records `repair` understan
 _COMMIT = "commit"
 _SETTLE = 120.0  # seconds for a CRIU that has lost its vzd to end what it does
 _KILL_TIMEOUT = 30.0
-_ATTEMPTS = 8  # dumps of one that is doing what cannot be dumped
-_BREATH = 0.2  # seconds between two
 
 
 class DumpOptions(NamedTuple):
@@ -114,17 +111,11 @@ def save(
     moment.  Afterwards the container has ended, or (leave_running) goes on.  While it ends nothing
     of it runs, whatever dies.  Raises CheckpointError, NoSpace, and what `at` raises: it goes on.
     """
-    for left in reversed(range(_ATTEMPTS)):
-        try:
-            _save(node, env, target, progress, at=at, leave_running=leave_running)
-        except NotNow as error:
-            if not left:
-                raise
-            log.info("%s: once more: %s", env.name, error)
-            progress.check()
-            time.sleep(_BREATH)
-        else:
-            return
+
+    def once() -> None:
+        _save(node, env, target, progress, at=at, leave_running=leave_running)
+
+    oncemore.until_done(env.name, once, progress.check)
 
 
 def _save(

@@ -19,7 +19,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from pyvz.container.frame import Frame
-from pyvz.errors import Cancelled, CheckpointError, InDoubt, NotNow, VZError
+from pyvz.errors import Cancelled, CheckpointError, InDoubt, VZError
 from pyvz.linux import file
 from pyvz.migration import decision, iterate
 from pyvz.migration.dial import Peer
@@ -36,6 +36,7 @@ from pyvz.operations import (
     lifecycle,
     livedump,
     offering,
+    oncemore,
     precopy,
     suitable,
 )
@@ -49,8 +50,6 @@ from pyvz.store.journal import Journal
 log = logging.getLogger(__name__)
 
 _PAGES_TIMEOUT: Final = 7 * 86400.0  # a dead connection is seen at once
-_ATTEMPTS: Final = 8  # dumps of one that is doing what cannot be dumped
-_BREATH: Final = 0.2  # seconds between two
 _DOUBT_PATIENCE: Final = 60.0  # seconds in which an unknown outcome is asked for again and again
 
 
@@ -231,9 +230,7 @@ class Giving:
         live = livedump.Live(self.node, self.env)
         answer: dict[str, Any] = {}
         try:
-            for left in reversed(range(_ATTEMPTS)):
-                if self._attempt(live, answer, last=not left):
-                    break
+            oncemore.until_done(self.env.name, lambda: self._dumped(live, answer), self._once_more)
         except InDoubt:
             raise  # it stands still until that is settled
         except BaseException as error:
@@ -244,22 +241,16 @@ class Giving:
         self._forward(journal)
         return report
 
-    def _attempt(self, live: livedump.Live, answer: dict[str, Any], *, last: bool) -> bool:
-        """Dump and deliver; False: it was doing what cannot be dumped, and goes on."""
-        try:
-            with self._standstill() as still:
-                pages = self._pages() if self.request.post_copy else None
-                hooks = self._hooks(still, pages, live, answer)
-                live.run(hooks, None if pages is None else pages[0])
-        except NotNow as error:
-            if last:
-                raise
-            log.info("%s: once more: %s", self.env.name, error)
-            self.progress.stage("Waiting for a better moment")
-            self.peer.call("again", progress=self.progress)
-            time.sleep(_BREATH)
-            return False
-        return True
+    def _dumped(self, live: livedump.Live, answer: dict[str, Any]) -> None:
+        """Dump and deliver; raises NotNow: it was doing what cannot be dumped, and goes on."""
+        with self._standstill() as still:
+            pages = self._pages() if self.request.post_copy else None
+            hooks = self._hooks(still, pages, live, answer)
+            live.run(hooks, None if pages is None else pages[0])
+
+    def _once_more(self) -> None:
+        self.progress.stage("Waiting for a better moment")
+        self.peer.call("again", progress=self.progress)
 
     def _hooks(
         self,

@@ -211,10 +211,10 @@ class Arriving:
         """Forget what has come of its memory: it runs on over there, and is dumped once more."""
         if self._machine is not None:
             raise ProtocolError("A virtual machine is not dumped")
-        if self._rounds is not None:
-            self._rounds.cancel()
         if self._live is not None:
             self._live.cancel()
+        if self._rounds is not None:
+            self._rounds.cancel()
         self._live = self._rounds = None
         return {}
 
@@ -329,10 +329,10 @@ class Arriving:
             return {}
         for each in self._disks:
             each.stop()
-        if self._rounds is not None:
-            self._rounds.cancel()
         if self._live is not None:
             self._live.cancel()
+        if self._rounds is not None:
+            self._rounds.cancel()
         try:
             if self._journal is not None:
                 env = self._known()[1]

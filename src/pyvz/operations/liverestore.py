@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from pyvz.container import guestinit
 from pyvz.container.checkpoint import RestoreHooks
@@ -34,12 +34,10 @@ from pyvz.model.environment import Environment
 from pyvz.model.status import Status
 from pyvz.operations import dump, ground, home, innernet, livedump, memory, network
 from pyvz.operations.fetching import Fetching, end_fetcher
+from pyvz.operations.memoryrounds import Rounds
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal
 from pyvz.store.state import RunState
-
-if TYPE_CHECKING:
-    from pyvz.operations.memoryrounds import Rounds
 
 log = logging.getLogger(__name__)
 

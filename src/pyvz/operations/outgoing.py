@@ -6,14 +6,13 @@ are, which only works while nothing runs.  What a home has beside its disks goes
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
 from pyvz.errors import InvalidState, PrivateMissing, Unsupported
-from pyvz.linux import file, filesystem, mount
+from pyvz.linux import file, mount
 from pyvz.migration.dial import Peer
 from pyvz.migration.offer import HOME, IMAGE, STREAM, TREE, DiskOffer
 from pyvz.model.environment import Environment, Kind
@@ -69,7 +68,7 @@ class Outgoing:
         if self.disk.form != HOME:
             self._sender.arm()
         if self.disk.form == IMAGE and self.disk.name == storage.ROOT_DISK:
-            _sync(self._root)  # what is written now need not be when it stands still
+            file.syncfs(self._root)  # what is written now need not be when it stands still
 
     def still(self) -> None:
         """It stands still, and CRIU has not looked at it yet: see Sender."""
@@ -114,14 +113,6 @@ def _shown(node: Node, env: Environment) -> Iterator[Path]:
     finally:
         driver.umount(env.home, place)
         place.rmdir()
-
-
-def _sync(root: Path) -> None:
-    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        filesystem.sync(fd)
-    finally:
-        os.close(fd)
 
 
 def layout(env: Environment) -> str:

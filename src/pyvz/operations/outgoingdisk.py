@@ -11,18 +11,18 @@ Files      a tree is read where it is mounted, or parts of a home as they are
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Final, Protocol
 
-from pyvz.errors import MigrationError, NotFound
+from pyvz.errors import MigrationError
 from pyvz.linux.extents import Range
 from pyvz.migration import blocks, stream, tree
 from pyvz.migration.offer import DiskOffer
 from pyvz.migration.wire import Channel
 from pyvz.model.environment import Environment
 from pyvz.model.task import Progress
-from pyvz.operations import home
+from pyvz.operations import home, ownshot
 from pyvz.storage import base as storage
 
 COPIES: Final = ".migrate"  # in the home; a copy that is open has no name any more
@@ -122,14 +122,14 @@ class Copies(Images):
 
 
 class Shots(Images):
-    """A disk with snapshots inside; `forget_shots` removes ours after a death."""
+    """A disk with snapshots inside; `ownshot` removes ours after a death."""
 
     def __init__(self, env: Environment, disk: str, channel: Channel, stack: ExitStack) -> None:
         super().__init__(env, disk, channel, stack)
         self._number = 0
         self._taken = False  # the next snapshot is there already
-        _delete(self._driver, env.home, disk, SHOTS)  # of one that was killed
-        stack.callback(_delete, self._driver, env.home, disk, SHOTS)
+        ownshot.forget_one(self._driver, env.home, disk, SHOTS)  # of one that was killed
+        stack.callback(ownshot.forget_one, self._driver, env.home, disk, SHOTS)
 
     def size(self) -> int:
         """Return that of the disk."""
@@ -160,7 +160,7 @@ class Shots(Images):
                 ranges = self._ranges(image, before, now)
                 self._sender.send_ranges(image, ranges, progress, fresh=self._before is None)
                 self._before = image
-            _delete(self._driver, where, name, (before,))
+            ownshot.forget_one(self._driver, where, name, (before,))
         self._number += 1
         return self._sender.last
 
@@ -169,24 +169,6 @@ class Shots(Images):
             return blocks.everything(image)
         told = self._driver.changed(self._env.home, before, now, disk=self._disk)
         return [Range(*each) for each in told]
-
-
-def forget_shots(directory: Path) -> None:
-    """Remove the snapshots that a killed migration has made of the disks of a home."""
-    driver = storage.find(directory)
-    able = driver.capabilities(directory)
-    if able.disks and not able.image:
-        for name in storage.many_disks(driver, directory).disks(directory):
-            _delete(driver, directory, name, SHOTS)
-
-
-def _delete(
-    driver: storage.StorageDriver, directory: Path, disk: str, guids: tuple[str, ...]
-) -> None:
-    known = storage.many_disks(driver, directory).snapshots(directory, disk=disk)
-    for guid in set(guids) & set(known):
-        with suppress(NotFound):
-            driver.delete_snapshot(directory, guid, disk=disk)
 
 
 class Streams:
