@@ -6,10 +6,10 @@ import os
 import sys
 
 from pyvz.cli import arguments, prl_disk_vm
-from pyvz.cli.ploop_size import SECTOR, parse_size
+from pyvz.cli import prl_disk_words as words
 from pyvz.cli.program import run
 from pyvz.cli.server import Server
-from pyvz.errors import Unsupported, UsageError
+from pyvz.errors import UsageError
 from pyvz.version import VERSION
 
 TYPE_CHECKING = False
@@ -45,7 +45,6 @@ OPTIONS: tuple[OptionRow, ...] = (
     ("-h,--help,--usage", "", "show this"),
 )
 DESCRIPTOR = "DiskDescriptor.xml"
-_INDENT = " " * 8
 
 
 def main(argv: Sequence[str]) -> int:
@@ -110,12 +109,9 @@ def resize(args: Arguments, path: str, server: Server) -> int:
     """Resize a disk and what is in it; or show how small it could become."""
     if args.has("info"):
         return _resize_info(args, path, server)
-    text = args.value("size")
-    if text is None:
-        raise UsageError("Target size not found", details="A size is not specified (--size).")
-    size = parse_size(text, "M") >> 20 << 20
+    size = words.size_wanted(args)
     if not size:
-        raise UsageError(f"{text} is less than 1 MiB")
+        raise UsageError(f"{args.value('size')} is less than 1 MiB")
     if not _only_said(args, f"Resizing {path} to {size >> 20}M"):
         server.run("Image.Resize", path=path, size=size)
         sys.stdout.write("Operation progress 100 %\nThe virtual disk has been resized.\n")
@@ -123,18 +119,9 @@ def resize(args: Arguments, path: str, server: Server) -> int:
 
 
 def _resize_info(args: Arguments, path: str, server: Server) -> int:
-    unit = args.value("units") or "M"
-    if unit not in ("K", "M", "G", "T"):
-        raise UsageError("Cannot parse units", details=f"{unit} is none of K, M, G, T.")
-    step = parse_size("1" + unit)
+    unit, step = words.unit_wanted(args)
     found = server.ask("Image.Estimate", path=path)["estimate"]
-    size = f"{found['size'] // step}{unit}"
-    tabs = "\t" * 6
-    sys.stdout.write(
-        f"Disk information:\n\tSize:{tabs}{size}\n"
-        f"\tMinimum:{tabs[1:]}{-(-found['minimum'] // step)}{unit}\n"
-        f"\tMinimum without resizing the last partition:\t{size}\n"
-    )
+    words.tell_sizes(f"{found['size'] // step}{unit}", f"{-(-found['minimum'] // step)}{unit}")
     if not found["resizable"]:
         sys.stderr.write(
             "    Warning! The last partition cannot be resized because its file system is either "
@@ -155,23 +142,13 @@ def compact(args: Arguments, path: str, server: Server) -> int:
 
 def _compact_info(path: str, server: Server) -> int:
     found = server.ask("Image.Estimate", path=path)["estimate"]
-    block = found["blocksize"]
-    for title, number in (
-        ("Block size:       ", block // SECTOR),
-        ("Total blocks:     ", found["size"] // block),
-        ("Allocated blocks: ", -(-found["allocated"] // block)),
-        ("Used blocks:      ", -(-found["used"] // block)),
-    ):
-        sys.stdout.write(f"{_INDENT}{title}{number}\n")
+    words.tell_blocks(found["blocksize"], found["size"], found["allocated"], found["used"])
     return 0
 
 
 def convert(args: Arguments, path: str, server: Server) -> int:
     """Bring a disk into the form that runs here, thin or with all its space."""
-    if args.has("split"):
-        raise Unsupported("A disk in several parts is not supported")
-    if args.has("plain") == args.has("expanding"):
-        raise UsageError("Either --plain or --expanding must be specified")
+    words.check_form(args)
     if args.has("merge"):
         merge(args, path, server)
     if _only_said(args, f"Converting {path}"):
