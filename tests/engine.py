@@ -126,6 +126,16 @@ def read_all(fd: int) -> str:
     return data.decode(errors="replace")
 
 
+def hold(size: int) -> str:
+    """A program that holds so much memory until its input ends, and then tells its sum."""
+    return f"""mkfifo /root/go
+head -c {size} /dev/urandom > /root/data
+(cat /root/data; read x < /root/go) | tail -c {size} | md5sum > /root/sum &
+echo > /root/ready
+while :; do sleep 1; done
+"""
+
+
 def wait_for(condition: Callable[[], object], timeout: float = DEADLINE) -> None:
     """Wait until the condition is true; fail the test otherwise."""
     end = time.monotonic() + timeout

@@ -72,6 +72,11 @@ def strides(some: int) -> list[ParameterSet]:
     return [pytest.param(1, marks=pytest.mark.long, id="all"), pytest.param(some, id="some")]
 
 
+def steps(stride: int, most: int, seed: int) -> range:
+    """Return the steps to act at.  seed: where the short run begins, so that verbs differ."""
+    return range(1 + seed % stride, most, stride)
+
+
 def fail(step: str) -> None:
     """An error of the disk."""
     raise OSError(errno.EIO, os.strerror(errno.EIO), step)

@@ -151,19 +151,22 @@ def _attributable(new: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def _others_test() -> bool:
     """Whether a pytest runs that is neither we nor below or above us, or another worker of ours."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
         return True
     ours = {os.getpid(), *map(int, (name.split(" ")[0] for name in _descendants()))}
     pid = os.getpid()
     while pid > 1:
         pid = _parent(pid)
         ours.add(pid)
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) not in ours:
-            with contextlib.suppress(OSError):
-                if b"pytest" in Path(f"/proc/{entry}/cmdline").read_bytes():
-                    return True
-    return False
+    others = {int(entry) for entry in os.listdir("/proc") if entry.isdigit()} - ours
+    return any(b"pytest" in command_line(each) for each in others)
+
+
+def command_line(pid: int) -> bytes:
+    """What /proc says of a process; nothing when it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def _parent(pid: int) -> int:

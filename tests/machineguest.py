@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -81,11 +79,7 @@ class Guest:
         return int(json.loads(path.read_text())["pid"])
 
     def kill_vzd(self) -> None:
-        pid = int((self.world.root / "run/pyvz/vzd.lock").read_text())
-        pidfd = os.pidfd_open(pid)
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        assert select.select([pidfd], [], [], 30)[0]
-        os.close(pidfd)
+        self.world.kill_vzd()
 
 
 @pytest.fixture

@@ -77,6 +77,14 @@ def _ksm() -> str:
 
 def _mem_track() -> str:
     """Write to a page after all marks were taken away: it has one again (soft-dirty, bit 55)."""
+    try:
+        marked = _marked()
+    except OSError:  # a kernel without these files
+        marked = False
+    return "" if marked else "the kernel does not track pages that are written to"
+
+
+def _marked() -> bool:
     with mmap.mmap(-1, mmap.PAGESIZE) as page:
         page[0] = 1
         Path("/proc/self/clear_refs").write_text("4")
@@ -84,8 +92,7 @@ def _mem_track() -> str:
         address = ctypes.addressof(ctypes.c_char.from_buffer(page))
         with open("/proc/self/pagemap", "rb", buffering=0) as file:
             file.seek(address // mmap.PAGESIZE * 8)
-            marked = int.from_bytes(file.read(8), sys.byteorder) >> 55 & 1
-    return "" if marked else "the kernel does not track pages that are written to"
+            return bool(int.from_bytes(file.read(8), sys.byteorder) >> 55 & 1)
 
 
 NEEDS: dict[str, Callable[[], str]] = {

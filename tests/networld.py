@@ -9,10 +9,8 @@ The machine's own network is never touched, and no packet leaves these namespace
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -28,8 +26,9 @@ from pyvz.cli import client
 from pyvz.container.client import KeeperClient
 from pyvz.linux import cgroup
 from pyvz.store.paths import Paths
+from realnode import end
 
-__all__ = ["NetWorld", "busybox_root", "busybox_tar", "networld"]
+__all__ = ["NetWorld", "busybox_root", "busybox_tar", "end", "networld"]
 
 SOURCE = Path(client.__file__).resolve().parents[2]
 LAUNCH = (
@@ -211,18 +210,6 @@ def answered(
             return False
         time.sleep(0.1)
     return True
-
-
-def end(pid: int, number: int) -> None:
-    """Signal a process that we started (through a client) and wait for its end."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        signal.pidfd_send_signal(pidfd, number)
-        assert select.select([pidfd], [], [], 30)[0], f"{pid} does not end"
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
-    finally:
-        os.close(pidfd)
 
 
 def wait_for(condition: object, timeout: float = 30.0) -> None:

@@ -52,6 +52,10 @@ class World:
         assert done.returncode == code, (words, done.stdout, done.stderr)
         return done.stdout if code == 0 else done.stdout + done.stderr
 
+    def kill_vzd(self) -> None:
+        """kill -9, and wait for its end."""
+        end(int((self.root / "run/pyvz/vzd.lock").read_text()), signal.SIGKILL)
+
     def end(self) -> None:
         """Delete the environments, then end vzd and the keeper."""
         for row in json.loads(self.run("prlctl", "list", "-a", "-j")):
@@ -62,12 +66,12 @@ class World:
             pid = int(keeper.call("ping").data["pid"])
         finally:
             keeper.close()
-        _end(int((run / "vzd.lock").read_text()), signal.SIGTERM)
-        _end(pid, signal.SIGKILL)
+        end(int((run / "vzd.lock").read_text()), signal.SIGTERM)
+        end(pid, signal.SIGKILL)
         cgroup.detect(f"{Paths(self.root).instance}.slice").remove_parent()
 
 
-def _end(pid: int, number: int) -> None:
+def end(pid: int, number: int) -> None:
     """Signal a process that we started (through a client) and wait for its end."""
     pidfd = os.pidfd_open(pid)
     try:

@@ -277,7 +277,7 @@ def test_all_disks_are_converted(node: Node) -> None:
 @pytest.mark.parametrize("stride", faults.strides(11))
 def test_conversion_killed(node: Node, stride: int) -> None:
     write(node, "content")
-    for number in range(1 + 3 % stride, 300, stride):
+    for number in faults.steps(stride, 300, 3):
         to = "simfs" if base.find(home_of(node)).name == "ploop" else "ploop"
         died = faults.killed_at(
             number, lambda to=to: convert.convert(node, "ct1", to), node.paths.root

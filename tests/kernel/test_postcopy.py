@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import Engine, wait_for
+from engine import Engine, hold, wait_for
 from pyvz.container.checkpoint import Checkpoint, DumpHooks, RestoreHooks
 from pyvz.container.criurequest import DumpRequest
 from pyvz.container.frame import Frame
@@ -27,13 +27,7 @@ from pyvz.operations.fetching import Fetching
 pytestmark = pytest.mark.requires("criu", "userns")
 
 SIZE = 8 << 20
-# A program that holds so much memory until its input ends, and then tells its sum.
-HOLD = f"""mkfifo /root/go
-head -c {SIZE} /dev/urandom > /root/data
-(cat /root/data; read x < /root/go) | tail -c {SIZE} | md5sum > /root/sum &
-echo > /root/ready
-while :; do sleep 1; done
-"""
+HOLD = hold(SIZE)
 
 
 class Move:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from engine import Engine, wait_for
+from engine import Engine, engine, hold, wait_for
 from pyvz.container import criuimages
 from pyvz.container.checkpoint import Checkpoint, DumpHooks, RestoreHooks
 from pyvz.container.criurequest import DumpRequest
@@ -23,16 +23,11 @@ from pyvz.operations import livedump, precopy
 from pyvz.operations.memoryrounds import Rounds
 from pyvz.operations.precopy import Precopy
 
+__all__ = ["engine"]
 pytestmark = pytest.mark.requires("criu", "userns", "mem_track")
 
 SIZE = 16 << 20
-# A program that holds so much memory until its input ends, and then tells its sum.
-HOLD = f"""mkfifo /root/go
-head -c {SIZE} /dev/urandom > /root/data
-(cat /root/data; read x < /root/go) | tail -c {SIZE} | md5sum > /root/sum &
-echo > /root/ready
-while :; do sleep 1; done
-"""
+HOLD = hold(SIZE)
 
 
 class There:
@@ -66,13 +61,6 @@ def wires() -> Iterator[tuple[wire.Wire, wire.Wire]]:
         ends = [each.detach() for each in wire.pair()]
         one, other = (stack.enter_context(wire.Wire(fd, fd, silence=120.0)) for fd in ends)
         yield one, other
-
-
-@pytest.fixture
-def engine(short_root: Path) -> Iterator[Engine]:
-    made = Engine(short_root)
-    yield made
-    made.close()
 
 
 def test_each_page_comes_from_the_round_that_had_it_last(

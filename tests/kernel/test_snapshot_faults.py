@@ -71,8 +71,8 @@ def nothing_left(node: Node) -> None:
     assert Journal.all(node.paths) == []
 
 
-def sweep(node: Node, verb: Callable[[], object], *, first: int, by: int) -> None:
-    """Kill the verb at steps `first`, `first + by`, ...; put the world back each time."""
+def sweep(node: Node, verb: Callable[[], object], steps: range) -> None:
+    """Kill the verb at these steps; put the world back each time."""
     env = node.registry.resolve("ct1")
     copy = env.home.with_name("copy")
     shutil.copytree(env.home, copy, symlinks=True)  # the images are sparse and small
@@ -81,7 +81,7 @@ def sweep(node: Node, verb: Callable[[], object], *, first: int, by: int) -> Non
     after = state(node)
     _put_back(env.home, copy)
     assert state(node) == before
-    for number in range(first, MAX, by):
+    for number in steps:
         died = faults.killed_at(number, verb, node.paths.root)
         provision.recover(node)
         nothing_left(node)
@@ -108,8 +108,7 @@ VERBS: dict[str, Callable[[Node], object]] = {
 @pytest.mark.parametrize("stride", faults.strides(17))
 @pytest.mark.parametrize("verb", VERBS)
 def test_killed(node: Node, verb: str, stride: int) -> None:
-    first = 1 if stride == 1 else 2 + len(verb)
-    sweep(node, lambda: VERBS[verb](node), first=first, by=stride)
+    sweep(node, lambda: VERBS[verb](node), faults.steps(stride, MAX, 1 + len(verb)))
 
 
 @pytest.mark.parametrize("act", [faults.fail, faults.full], ids=["error", "full"])
@@ -117,7 +116,7 @@ def test_killed(node: Node, verb: str, stride: int) -> None:
 @pytest.mark.parametrize("stride", faults.strides(13))
 def test_failing(node: Node, verb: str, act: faults.Act, stride: int) -> None:
     before = state(node)
-    for number in range(1 + len(verb) % stride, MAX, stride):
+    for number in faults.steps(stride, MAX, len(verb)):
         try:
             with faults.at_step(number, act, node.paths.root) as seen:
                 VERBS[verb](node)

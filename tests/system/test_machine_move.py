@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from images import busybox_root, busybox_tar
-from machineguest import Guest
 from pyvz.linux import mount
 from realnode import World, world
 
@@ -85,7 +84,7 @@ def test_vzd_dies_while_it_moves(world: World, elsewhere: Path) -> None:
             argv, env=world.env, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         time.sleep(delay)
-        killed(world)
+        world.kill_vzd()
         child.wait(60)
         state = world.run("prlctl", "status", "vm1").split()[-1]
         assert state in {"running", "suspended"}, delay
@@ -96,9 +95,3 @@ def test_vzd_dies_while_it_moves(world: World, elsewhere: Path) -> None:
             world.run("prlctl", "resume", "vm1")
         world.run("prlctl", "stop", "vm1", "--kill")
         print(f"after {delay} s: {state}")
-
-
-def killed(world: World) -> None:
-    made = Guest.__new__(Guest)
-    made.world = world
-    made.kill_vzd()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from images import busybox_root, busybox_tar
 from machineguest import Guest, guest
-from realnode import world
+from realnode import end, world
 from tinyguest import tiny_iso
 
 __all__ = ["busybox_root", "busybox_tar", "guest", "tiny_iso", "world"]
@@ -39,14 +39,12 @@ def companions(guest: Guest) -> list[int]:
     """Return the swtpms that keep the machine's state open."""
     wanted = os.fspath(guest.home / "tpm")
     found = []
-    for path in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            held = os.readlink(path) == wanted
-        except OSError:
-            continue
-        if held:
-            found.append(int(path.parts[2]))
-    return [pid for pid in found if pid != os.getpid()]
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with suppress(OSError):  # others' processes end
+            held = {os.readlink(each.path) for each in os.scandir(f"/proc/{pid}/fd")}
+            if wanted in held and pid != os.getpid():
+                found.append(pid)
+    return found
 
 
 def test_a_tpm(guest: Guest) -> None:
@@ -73,10 +71,7 @@ def test_a_tpm(guest: Guest) -> None:
     assert guest.inside(f"cat {REGISTER}") == once
 
     (pid,) = companions(guest)
-    handle = os.pidfd_open(pid)
-    signal.pidfd_send_signal(handle, signal.SIGKILL)
-    assert select.select([handle], [], [], 30)[0]
-    os.close(handle)
+    end(pid, signal.SIGKILL)
     assert guest.inside("echo alive") == "alive\n"  # without its TPM
     guest.prlctl("stop", "vm1", "--kill")
     guest.prlctl("clone", "vm1", "--name", "copy")

@@ -67,7 +67,7 @@ def test_failure_at_every_step(node: Node, verb: str, act: faults.Act, stride: i
     (node.paths.root / "data").mkdir(mode=0o700)
     prepare(node)
     before = world(node)
-    for number in range(1 + len(verb) % stride, MAX_STEPS, stride):
+    for number in faults.steps(stride, MAX_STEPS, len(verb)):
         failed = False
         with faults.at_step(number, act, node.paths.root) as seen:
             try:
@@ -97,7 +97,7 @@ def test_death_at_every_step(node: Node, verb: str, stride: int) -> None:
     (node.paths.root / "data").mkdir(mode=0o700)
     prepare(node)
     before = world(node)
-    for number in range(1 + len(verb) % stride, MAX_STEPS, stride):
+    for number in faults.steps(stride, MAX_STEPS, len(verb)):
         if not faults.killed_at(number, lambda: run(node), node.paths.root):
             break
         leftovers.repair_all(node)
@@ -122,7 +122,7 @@ def test_death_in_the_repair_of_a_death(node: Node, verb: str, number: int, stri
     (node.paths.root / "data").mkdir(mode=0o700)
     prepare(node)
     before = world(node)
-    for second in range(1 + len(verb) % stride, MAX_STEPS, stride):
+    for second in faults.steps(stride, MAX_STEPS, len(verb)):
         if not faults.killed_at(number, lambda: run(node), node.paths.root):
             return
         died = faults.killed_at(second, lambda: leftovers.repair_all(node), node.paths.root)
