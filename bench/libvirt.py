@@ -29,7 +29,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bench import libvirtd
-from bench.peer import unmount_below
+from bench.peer import processor_time, unmount_below
 from pyvz.container.client import KeeperClient
 
 PYTHON = "/usr/bin/python3"  # the distribution's, with its package python3-libvirt
@@ -150,12 +150,6 @@ def daemon_behind(path: str) -> int:
     return int(struct.unpack("3i", data)[0])
 
 
-def processor_time(pid: int) -> float:
-    """Return the seconds that all threads of a process have run (/proc/PID/task/TID/schedstat)."""
-    files = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(file.read_text().split()[0]) for file in files) / 1e9
-
-
 @contextmanager
 def our_daemon(root: Path, domains: int) -> Iterator[str]:
     """Serve a node with DOMAINS stopped containers; yields its URI."""
@@ -183,7 +177,10 @@ def our_daemon(root: Path, domains: int) -> Iterator[str]:
 
 @contextmanager
 def their_daemon(place: Path) -> Iterator[tuple[str, str]]:
-    """Serve libvirt's drivers `test` and `qemu`; yields their URIs."""
+    """Serve libvirt's drivers `test` and `qemu`; yields their URIs.
+
+    `qemu` has one domain more than the others, the one that libvirtd.Libvirtd defines.
+    """
     if why := libvirtd.missing():
         sys.exit(f"bench: {why} is not installed")
     place.mkdir()

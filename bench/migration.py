@@ -237,14 +237,20 @@ def table(size: int, row: Row) -> None:
     print(flush=True)
 
 
-def arguments() -> argparse.Namespace:
+def options(name: str, text: str | None) -> argparse.ArgumentParser:
+    """Return what a bench of several sizes of memory takes."""
     parser = argparse.ArgumentParser(
-        prog="script/bench migration",
-        description=__doc__,
+        prog=f"script/bench {name}",
+        description=text,
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--sizes", default="16,256,1024", metavar="MIB,...")
     parser.add_argument("--runs", type=int, default=4, metavar="N")
+    return parser
+
+
+def arguments() -> argparse.Namespace:
+    parser = options("migration", __doc__)
     parser.add_argument("--layout", default="ploop")
     return parser.parse_args()
 

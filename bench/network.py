@@ -25,7 +25,7 @@ from pathlib import Path
 
 from bench.incus import Incus
 from bench.measure import say
-from bench.peer import Place, unmount_below
+from bench.peer import Place, processor_time, unmount_below
 from pyvz.cli import client
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -143,9 +143,9 @@ def addresses(work: Path, runs: int) -> list[str]:
                 have += len(missing)
             spent, worked = [], 0.0
             for _ in range(runs):
-                before = processor(made.vzd())
+                before = processor_time(made.vzd())
                 spent.append(daemon.set("many", ("ipadd", "10.77.254.1")))
-                worked += processor(made.vzd()) - before
+                worked += (processor_time(made.vzd()) - before) * 1e3
                 daemon.set("many", ("ipdel", "10.77.254.1"))
             median, worked = statistics.median(spent), worked / runs
             first, least = first or median, least or worked
@@ -154,12 +154,6 @@ def addresses(work: Path, runs: int) -> list[str]:
                 f"   vzd's CPU time {worked:5.1f} ms ({worked / least:.2f})"
             )
     return lines
-
-
-def processor(pid: int) -> float:
-    """Milliseconds of CPU time that a process has taken: what a busy machine does not change."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(each.read_text().split()[0]) for each in tasks) / 1e6
 
 
 class Iperf:

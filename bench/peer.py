@@ -14,6 +14,14 @@ from typing import NamedTuple
 TIMEOUT = 300.0  # seconds, for any one command
 
 
+def processor_time(pid: int) -> float:
+    """Return the seconds that all threads of a process have run (/proc/PID/task/TID/schedstat):
+    what a busy machine does not change.
+    """
+    files = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(file.read_text().split()[0]) for file in files) / 1e9
+
+
 class Place(NamedTuple):
     """Where a peer may work: a scratch folder, and the same two images for everybody.
 

@@ -20,10 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.migration import NAME, container, world
+from bench.migration import NAME, container, options, world
 from twonodes import Side
 
-_PIECE = 1 << 20
 _MIB = 1 << 20
 
 
@@ -53,10 +52,10 @@ def cold() -> None:
 
 def written(path: Path, size: int) -> None:
     """Write so many bytes of noise to the disk."""
-    noise = os.urandom(_PIECE)
+    noise = os.urandom(_MIB)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        for _ in range(0, size, _PIECE):
+        for _ in range(0, size, _MIB):
             os.write(fd, noise)
         os.fdatasync(fd)
     finally:
@@ -67,7 +66,7 @@ def read(path: Path) -> None:
     """Read a file from front to back."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        while os.read(fd, _PIECE):
+        while os.read(fd, _MIB):
             pass
     finally:
         os.close(fd)
@@ -94,14 +93,7 @@ def run(side: Side, home: Path, plain: Path) -> Times:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="script/bench suspend",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
-    parser.add_argument("--sizes", default="16,256,1024", metavar="MIB,...")
-    parser.add_argument("--runs", type=int, default=4, metavar="N")
-    return parser.parse_args()
+    return options("suspend", __doc__).parse_args()
 
 
 def table(mib: int, runs: list[Times]) -> None:
