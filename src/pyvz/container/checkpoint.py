@@ -467,9 +467,10 @@ class _Restored:
         if event == "pre-restore":
             self._engine.own(self._spec, self._frame)
         elif event == "setup-namespaces":
-            self._engine.pass_on(self._spec, self._frame)
             with self._engine.network_of(self._pid) as access:
                 self._hooks.namespaces(access)
+        elif event == "post-setup-namespaces":
+            self._engine.pass_on(self._spec, self._frame)
         elif event == "post-restore":
             self._engine.give_back(self._spec, self._frame)
             self.init = self._engine.adopt(self._spec, self._frame, self._pid, self._master)
