@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -160,12 +162,26 @@ def test_a_dump_that_is_killed_lets_it_go_on(bench: Bench) -> None:
     bench.start()
 
     def shoot() -> bool:
-        [pid] = bench.made.workers(bench.spec.uuid)
-        os.kill(pid, signal.SIGKILL)
+        [worker] = bench.made.workers(bench.spec.uuid)
+        os.kill(worker.pid, signal.SIGKILL)
         return True
 
     with pytest.raises(CriuDied):
         bench.dump(DumpHooks(frozen=shoot))
+    bench.counts()
+
+
+def test_a_dump_whose_reader_has_died_ends_and_lets_it_go_on(bench: Bench) -> None:
+    bench.start()
+    os.mkfifo(bench.images / "pages-1.img")
+    with ThreadPoolExecutor(1) as pool:
+        dumping = pool.submit(bench.dump)
+        while not bench.made.workers(bench.spec.uuid):
+            time.sleep(0.01)
+        bench.made.settle(bench.spec.uuid, 60.0)
+        with pytest.raises(CheckpointError) as caught:
+            dumping.result(10)
+    assert not isinstance(caught.value, CriuDied)  # it has mended what it had begun
     bench.counts()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyvz.container import criu as programs
-from pyvz.container import criu_pb2, criuimages, criurequest, criuwords, protocol, swrk
+from pyvz.container import criu_pb2, criuimages, criurequest, criuwords, fifos, protocol, swrk
 from pyvz.container import frame as frames
 from pyvz.container.client import KeeperClient, KeeperFailure
 from pyvz.container.criu import Criu
@@ -125,22 +125,22 @@ class Checkpoint:
         found = answer.features
         return CriuFeatures(found.mem_track, found.lazy_pages)
 
-    def workers(self, uuid: str) -> list[int]:
+    def workers(self, uuid: str) -> list[swrk.Worker]:
         """Return the CRIU processes that are at work on a container."""
         rows = self._keeper.call("list").data["workers"]
-        return [row["pid"] for row in rows if row["uuid"] == uuid]
+        return [swrk.Worker(**row) for row in rows if row["uuid"] == uuid]
 
     def settle(self, uuid: str, timeout: float) -> None:
         """Wait until no CRIU of a vzd that was killed is at work any more; end it if it must be."""
         deadline = time.monotonic() + timeout
         while (left := self.workers(uuid)) and time.monotonic() < deadline:
+            for each in left:
+                fifos.let_go(Path(each.images))
             time.sleep(0.02)
-        for row in self._keeper.call("list").data["workers"] if left else ():
-            if row["uuid"] == uuid:
-                connection = process.Pidfd(row["pid"], row["started"])
-                with suppress(ProcessLookupError), connection as handle:
-                    handle.signal(signal.SIGKILL)
-                    handle.wait(10.0)
+        for each in left:
+            with suppress(ProcessLookupError), process.Pidfd(each.pid, each.started) as handle:
+                handle.signal(signal.SIGKILL)
+                handle.wait(10.0)
 
     @contextmanager
     def worker(

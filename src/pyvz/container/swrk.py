@@ -41,11 +41,12 @@ _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 
 
 class Worker(NamedTuple):
-    """A running `criu swrk`."""
+    """A running `criu swrk`.  images: its directory."""
 
     uuid: str
     pid: int
     started: int
+    images: str = ""  # what a keeper of an older version says
 
 
 class Workers:
@@ -69,8 +70,8 @@ class Workers:
             trees = _trees(stack, message["mounts"])
             made = self._fork(message, [fd for _, fd in trees], fds)
         self._starting.append(made)
-        uuid = str(message["uuid"])
-        made.done = lambda child, error: self._started(child, error, uuid, reply)
+        whose = str(message["uuid"]), str(message["images"])
+        made.done = lambda child, error: self._started(child, error, whose, reply)
         return made
 
     def reaped(self, pid: int) -> Worker | None:
@@ -97,13 +98,15 @@ class Workers:
                 _become_criu(theirs, message, trees, fds)
         return Launch(self._loop, ours, pid, pidfd, session=False)
 
-    def _started(self, made: Launch, error: StepError | None, uuid: str, reply: Reply) -> None:
+    def _started(
+        self, made: Launch, error: StepError | None, whose: tuple[str, str], reply: Reply
+    ) -> None:
         self._starting.remove(made)
         if error is not None:
             reply.fail(error)
             return
         os.close(made.pidfd)
-        self._running[made.pid] = Worker(uuid, made.pid, made.started)
+        self._running[made.pid] = Worker(whose[0], made.pid, made.started, whose[1])
         reply.ok({"pid": made.pid, "started": made.started}, [made.terminal])
 
 
