@@ -154,6 +154,14 @@ class BackupNotFound(NotFound):
     """There is no such backup."""
 
 
+class CheckpointNotFound(NotFound):
+    """The virtual machine has no checkpoint of that name (as libvirt means them)."""
+
+
+class CheckpointLost(StorageError):
+    """Nothing tells any more what changed on a disk since a checkpoint: its bitmap is lost."""
+
+
 class BackupDamaged(StorageError):
     """Data of a backup is missing or not what was written (names the backup, file or block)."""
 

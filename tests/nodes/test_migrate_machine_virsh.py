@@ -33,8 +33,10 @@ def test_stopped_there_and_back(two_nodes: TwoNodes, tiny_iso: Path) -> None:
     uuid = virsh(a, "domuuid", "vm1")
     words = ("migrate", "--persistent", "vm1", *to(two_nodes, b))
     assert "--postcopy is not supported" in virsh(a, *words, "--postcopy", code=1)
+    virsh(a, "checkpoint-create-as", "vm1", "monday", "--diskspec", "sda")
     virsh(a, *words)
     assert (a.state("vm1"), b.state("vm1")) == ("", "stopped")
+    assert virsh(b, "checkpoint-list", "vm1", "--name") == "monday"
     assert virsh(b, "domblklist", "vm1").count("harddisk.hdd") == 1
     virsh(b, "migrate", "--persistent", "--dname", "site", "vm1", *to(two_nodes, a))
     assert (a.state("site"), b.state("vm1")) == ("stopped", "")

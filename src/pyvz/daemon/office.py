@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import deque
@@ -49,13 +50,41 @@ class GatewayOffice:
 
     async def work(self, verb: str, ref: str, run: Callable[[Progress], T], peer: Peer) -> T:
         """Run work as a task; who no longer waits for it calls it off."""
-        work = Work(verb, ref, run, origin="libvirt", cancellable=True)
-        caller = Caller(peer.pid, peer.uid, frozenset())
-        task = self._services.tasks.start(work, caller)
+        task = self._started(verb, ref, run, peer)
         try:
             return cast(T, await task.outcome)
         finally:
             task.cancel()
+
+    async def begin(
+        self,
+        verb: str,
+        ref: str,
+        run: Callable[[Progress, Callable[[], None]], object],
+        peer: Peer,
+    ) -> None:
+        """Begin work that goes on without who asked for it."""
+        loop = asyncio.get_running_loop()
+        begun = asyncio.Event()
+
+        def told() -> None:
+            loop.call_soon_threadsafe(begun.set)
+
+        task = self._started(verb, ref, lambda progress: run(progress, told), peer)
+        waiting = asyncio.ensure_future(begun.wait())
+        try:
+            await asyncio.wait({task.outcome, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        finally:
+            waiting.cancel()
+        if not begun.is_set():
+            await task.outcome
+
+    def _started(self, verb: str, ref: str, run: Callable[[Progress], object], peer: Peer) -> Task:
+        work = Work(verb, ref, run, origin="libvirt", cancellable=True)
+        return self._services.tasks.start(work, Caller(peer.pid, peer.uid, frozenset()))
 
     def jobs(self) -> Sequence[Job]:
         """Return the tasks that are under way, oldest first."""

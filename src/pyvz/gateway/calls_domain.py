@@ -22,7 +22,7 @@ from pyvz.gateway.prompt import (
 from pyvz.gateway.xdr import Packed
 from pyvz.model.usage import Usage
 from pyvz.operations.node import Node
-from pyvz.store import savedstates
+from pyvz.store import checkpoints, savedstates
 from pyvz.units import KIB
 
 INACTIVE: Final = 2  # flag of the description: what is stored, not what runs
@@ -46,10 +46,10 @@ _FILTERS: Final[tuple[Callable[[Domain], bool], ...]] = (
     lambda each: not each.starts_with_node,
     lambda each: bool(savedstates.load(each.env.home).items),
     lambda each: not savedstates.load(each.env.home).items,
-    lambda _: False,  # has a checkpoint
-    lambda _: True,
+    lambda each: bool(checkpoints.load(each.env.home).items),
+    lambda each: not checkpoints.load(each.env.home).items,
 )
-_ON_DISK: Final = 1 << 12 | 1 << 13  # those that look at more than what is known of a domain
+_ON_DISK: Final = 0b1111 << 12  # those that look at more than what is known of a domain
 _GROUPS: Final = ((0, 1), (2, 3), (4, 5, 6, 7), (8, 9), (10, 11), (12, 13), (14, 15))
 
 

@@ -71,11 +71,6 @@ async def network_list_all_ports(_call: Call, _arguments: Arguments) -> Values:
     return {"ports": [], "ret": 0}
 
 
-async def domain_list_all_checkpoints(_call: Call, _arguments: Arguments) -> Values:
-    """Checkpoints in libvirt's sense are not kept."""
-    return {"checkpoints": [], "ret": 0}
-
-
 async def domain_get_disk_errors(_call: Call, _arguments: Arguments) -> Values:
     """One whose disk fails is halted, and the event says so."""
     return {"errors": [], "nerrors": 0}

@@ -27,7 +27,7 @@ COMPLETED: Final = 1  # flag: of the job that has ended
 OPERATIONS: Final[Mapping[str, int]] = {
     "domain_managed_save": 2, "suspend": 2, "resume": 3, "migrate": 5,
     "domain_snapshot_create_xml": 6, "snapshot": 6, "snapshot-create": 6,
-    "domain_revert_to_snapshot": 7, "snapshot-switch": 7, "backup": 9,
+    "domain_revert_to_snapshot": 7, "snapshot-switch": 7, "backup": 9, "domain_backup_begin": 9,
     "domain_snapshot_delete": 10, "snapshot-delete": 10,
 }  # fmt: skip
 _AMOUNTS: Final = (

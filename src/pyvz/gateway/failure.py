@@ -35,6 +35,9 @@ ABORTED: Final = 78
 NO_METADATA: Final = 80
 OPERATION_UNSUPPORTED: Final = 84
 MIGRATE_FINISHED: Final = 93
+NO_CHECKPOINT: Final = 103
+NO_BACKUP: Final = 104
+CHECKPOINT_LOST: Final = 109
 
 _VZ: Final = 48  # the error domain of the vz driver
 _LEVEL: Final = 2  # an error
@@ -47,6 +50,8 @@ CODES: Final[dict[type[VZError], int]] = {
     errors.NotFound: INVALID_ARGUMENT,
     errors.EnvironmentNotFound: NO_DOMAIN,
     errors.SnapshotNotFound: NO_SNAPSHOT,
+    errors.CheckpointNotFound: NO_CHECKPOINT,
+    errors.CheckpointLost: CHECKPOINT_LOST,
     errors.InvalidState: OPERATION_INVALID,
     errors.AlreadyExists: FAILED,
     errors.Locked: TIMEOUT,

@@ -106,6 +106,7 @@ def domain_capabilities(_node: Node, arch: str | None, machine: str | None) -> s
     _enumeration(graphics, "type", "vnc")
     video = SubElement(devices, "video", supported="yes")
     _enumeration(video, "modelType", "vga")
+    SubElement(SubElement(top, "features"), "backup", supported="yes")
     return text_of(top)
 
 

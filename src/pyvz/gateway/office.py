@@ -63,6 +63,17 @@ class Office(Protocol):
     async def work(self, verb: str, ref: str, run: Callable[[Progress], T], peer: Peer) -> T:
         """Run what changes something as a task, in a thread; a cancelled wait calls it off."""
 
+    async def begin(
+        self,
+        verb: str,
+        ref: str,
+        run: Callable[[Progress, Callable[[], None]], object],
+        peer: Peer,
+    ) -> None:
+        """Begin work that goes on without who asked for it; returns once RUN has called what it is
+        given, or has ended.  Raises what it raised until then.
+        """
+
     def jobs(self) -> Sequence[Job]:
         """Return the tasks that are under way, oldest first (in the event loop)."""
 

@@ -209,9 +209,18 @@ ROWS: Final = """\
 246 r domain_snapshot_num_children snap:domain_snapshot flags:u -> num:i
 275 r domain_snapshot_list_all_children snapshot:domain_snapshot need_results:i flags:u ->
       snapshots:*domain_snapshot ret:i
+# Checkpoints and backups
+411 w domain_checkpoint_create_xml dom:domain xml_desc:s flags:u -> checkpoint:domain_checkpoint
+412 r domain_checkpoint_get_xml_desc checkpoint:domain_checkpoint flags:u -> xml:s
 413 r domain_list_all_checkpoints dom:domain need_results:i flags:u ->
       checkpoints:*domain_checkpoint ret:i
-411 w domain_checkpoint_create_xml dom:domain xml_desc:s flags:u -> checkpoint:domain_checkpoint
+414 r domain_checkpoint_list_all_children checkpoint:domain_checkpoint need_results:i flags:u ->
+      checkpoints:*domain_checkpoint ret:i
+415 r domain_checkpoint_lookup_by_name dom:domain name:s flags:u -> checkpoint:domain_checkpoint
+416 r domain_checkpoint_get_parent checkpoint:domain_checkpoint flags:u -> parent:domain_checkpoint
+417 w domain_checkpoint_delete checkpoint:domain_checkpoint flags:u ->
+421 w domain_backup_begin dom:domain backup_xml:s checkpoint_xml:?s flags:u ->
+422 r domain_backup_get_xml_desc dom:domain flags:u -> xml:s
 # Migration
 302 w domain_migrate_begin3_params dom:domain params:*typed_param flags:u -> cookie_out:y xml:s
 303 w domain_migrate_prepare3_params params:*typed_param cookie_in:y flags:u -> cookie_out:y

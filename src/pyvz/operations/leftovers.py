@@ -21,6 +21,7 @@ from pyvz.operations import (
     machinebackup,
     machinedisk,
     machinemove,
+    machinepush,
     shot,
     succession,
 )
@@ -35,7 +36,7 @@ def _repairs() -> dict[str, Callable[[Node, Record], None]]:
     makers = (home, shot, disk, dump)
     found = {verb: module.repair for module in makers for verb in module.VERBS}
     single = (convertlayout, capture, succession, arrival, departure)
-    machines = (machinebackup, machinedisk, machinemove)
+    machines = (machinebackup, machinedisk, machinemove, machinepush)
     return found | {module.VERB: module.repair for module in (*single, *machines)}
 
 

@@ -73,12 +73,12 @@ class Disks:
     def keep(self) -> None:
         """After the commit: bitmaps of earlier backups go."""
         for drive in self._drives:
-            if _marked(drive):
-                with _asked(self._node, self._env, drive) as (execute, name):
+            if marked(drive):
+                with asked(self._node, self._env, drive) as (execute, name):
                     moment.drop_bitmaps(execute, name, keep=self._mark)
 
 
-def _marked(drive: Drive) -> bool:
+def marked(drive: Drive) -> bool:
     """Whether a bitmap in the image tells what changed since the last backup."""
     return drive.format == "qcow2" and not drive.keyid
 
@@ -253,8 +253,11 @@ def _far(path: Path, name: str) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def _asked(node: Node, env: Environment, drive: Drive) -> Iterator[tuple[moment.Execute, str]]:
-    """Have somebody to ask about a disk for the block: QEMU, or a daemon of its own."""
+def asked(node: Node, env: Environment, drive: Drive) -> Iterator[tuple[moment.Execute, str]]:
+    """Have somebody to ask about a disk for the block: QEMU, or a daemon of its own.
+
+    The caller holds the lease.
+    """
     if env.uuid in node.machines.running():
         yield node.machines.monitor(env.uuid).execute, drive.name
         return
@@ -274,9 +277,9 @@ def _asked(node: Node, env: Environment, drive: Drive) -> Iterator[tuple[moment.
 def drop_mark(node: Node, env: Environment, mark: str, drives: tuple[Drive, ...]) -> None:
     """Remove the bitmap of a backup that was not made; one that stays only costs a little."""
     for drive in drives:
-        if not _marked(drive):
+        if not marked(drive):
             continue
-        with contextlib.suppress(VZError, OSError), _asked(node, env, drive) as (execute, name):
+        with contextlib.suppress(VZError, OSError), asked(node, env, drive) as (execute, name):
             if mark in moment.bitmaps(execute, name):
                 execute("block-dirty-bitmap-remove", {"node": name, "name": mark})
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 AGENT = "agent0"  # the port of the agent (vm/commandline.py)
 DEVICE = "device-"  # before the name of a drive: its device
-MIRRORED = "mirror-"  # before the name of a disk: the job that copies it (vm/mirror.py)
+COPIED = ("mirror-", "push-")  # before the name of a disk: jobs (vm/mirror.py, vm/push.py)
 _BLOCK_JOBS = {
     "BLOCK_JOB_COMPLETED": "completed", "BLOCK_JOB_CANCELLED": "cancelled",
     "BLOCK_JOB_READY": "ready",
@@ -91,7 +91,9 @@ def _told(name: str, data: Mapping[str, Any]) -> _Told | None:
         return _Told(names.VM_BALLOON, {"bytes": str(data.get("actual", 0))})
     if name in _BLOCK_JOBS:
         state = "failed" if data.get("error") else _BLOCK_JOBS[name]
-        device = str(data.get("device", "")).removeprefix(MIRRORED)
+        device = str(data.get("device", ""))
+        for prefix in COPIED:
+            device = device.removeprefix(prefix)
         kind = str(data.get("type", ""))
         return _Told(names.VM_BLOCK_JOB, {"device": device, "type": kind, "state": state})
     return None

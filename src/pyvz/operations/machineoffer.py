@@ -27,13 +27,14 @@ from pyvz.operations import (
     vncpassword,
 )
 from pyvz.operations.node import Node
-from pyvz.store import savedstates
+from pyvz.store import checkpoints, savedstates
 from pyvz.vm import accelerator, commandline, firmware, image, tpm
 from pyvz.vm.spec import Layout
 
 REST: Final = "rest"  # the name under which everything beside the disks travels
 _BESIDE: Final = (
-    *("scripts", "dump", "snapshots", "Snapshots.xml", firmware.VARIABLES, tpm.DIRECTORY),
+    *("scripts", "dump", "snapshots", savedstates.NAME, checkpoints.NAME),
+    *(firmware.VARIABLES, tpm.DIRECTORY),
 )
 _VERSION: Final = re.compile(r"version (\d+)\.(\d+)")
 

@@ -46,6 +46,13 @@ class View(NamedTuple):
     since: str
 
 
+class Bitmap(NamedTuple):
+    """A dirty bitmap.  good: it can be relied upon; written: bytes that it says were written."""
+
+    good: bool
+    written: int
+
+
 def bitmap(reference: str) -> str:
     """Return the name of the bitmap of what changed since the backup of that REFERENCE."""
     return _PREFIX + hashlib.sha256(reference.encode()).hexdigest()[:24]
@@ -53,13 +60,19 @@ def bitmap(reference: str) -> str:
 
 def bitmaps(execute: Execute, node: str) -> dict[str, bool]:
     """Return our bitmaps of a disk, and whether each can be relied upon."""
-    found: dict[str, bool] = {}
+    found = every_bitmap(execute, node)
+    return {name: each.good for name, each in found.items() if name.startswith(_PREFIX)}
+
+
+def every_bitmap(execute: Execute, node: str) -> dict[str, Bitmap]:
+    """Return all bitmaps of a disk by their names."""
+    found: dict[str, Bitmap] = {}
     for each in execute("query-named-block-nodes", {"flat": True}):
         if each["node-name"] == node:
             for row in each.get("dirty-bitmaps", ()):
                 good = not row.get("inconsistent") and row["recording"] and row["persistent"]
-                found[str(row.get("name", ""))] = bool(good)
-    return {name: good for name, good in found.items() if name.startswith(_PREFIX)}
+                found[str(row.get("name", ""))] = Bitmap(bool(good), int(row["count"]))
+    return found
 
 
 def drop_bitmaps(execute: Execute, node: str, *, keep: str = "") -> None:
@@ -78,15 +91,15 @@ def added(node: str, mark: str) -> dict[str, Any]:
     }
 
 
-def stilled(node: str, since: str) -> list[dict[str, Any]]:
+def stilled(node: str, since: str, still: str = STILL) -> list[dict[str, Any]]:
     """Return the actions that keep what a bitmap tells at that moment; none without one.
 
     A bitmap that is being written cannot be exported beside a disk that is only read.
     """
     if not since:
         return []
-    made = {"node": node, "name": STILL, "disabled": True}
-    merged = {"node": node, "target": STILL, "bitmaps": [since]}
+    made = {"node": node, "name": still, "disabled": True}
+    merged = {"node": node, "target": still, "bitmaps": [since]}
     return [
         {"type": "block-dirty-bitmap-add", "data": made},
         {"type": "block-dirty-bitmap-merge", "data": merged},

@@ -1,0 +1,124 @@
+"""Checkpoints.json, and what clients may ask of checkpoints and backups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pyvz.errors import AlreadyExists, BadValue, CheckpointNotFound, StorageError
+from pyvz.gateway import checkpointxml
+from pyvz.gateway.domain import OFF, Domain
+from pyvz.gateway.failure import Failure
+from pyvz.model.config import Config
+from pyvz.model.environment import Environment, Kind
+from pyvz.model.status import Status
+from pyvz.operations.machinepush import Copy
+from pyvz.store import checkpoints
+from pyvz.store.checkpoints import Checkpoint, Checkpoints
+from pyvz.vm.moment import Bitmap
+
+ONE, TWO, THREE = (Checkpoint(name, 1, ("hdd0",)) for name in ("one", "two", "three"))
+ALL = Checkpoints((ONE, TWO, THREE))
+DISKS = "name=hdd0,iface=scsi,position=0,format=qcow2,size=65536,image=harddisk.hdd"
+
+
+def test_they_are_a_line() -> None:
+    assert ALL.before("one") is None
+    assert ALL.before("three") == TWO
+    assert ALL.after("one") == (TWO, THREE)
+    assert ALL.without(frozenset({"two"})).before("three") == ONE
+    assert ALL.changed(TWO._replace(description="x")).get("two").description == "x"
+    with pytest.raises(CheckpointNotFound):
+        ALL.after("four")
+    with pytest.raises(AlreadyExists):
+        ALL.added(TWO)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "x" * 201, "pyvz-backup-1", "a\nb"])
+def test_names_that_cannot_be(name: str) -> None:
+    with pytest.raises(BadValue):
+        ALL.added(Checkpoint(name, 1, ("hdd0",)))
+
+
+def test_no_more_than_qemu_bears() -> None:
+    full = Checkpoints(tuple(Checkpoint(str(number), 1, ()) for number in range(256)))
+    with pytest.raises(BadValue, match="256"):
+        full.added(ONE)
+
+
+def test_the_file(tmp_path: Path) -> None:
+    assert checkpoints.load(tmp_path) == Checkpoints()
+    kept = ALL.added(Checkpoint("four", 2, ("hdd0", "hdd3"), "text", "<domain/>"))
+    checkpoints.save(tmp_path, kept)
+    assert checkpoints.load(tmp_path) == kept
+    checkpoints.save(tmp_path, Checkpoints())
+    assert not (tmp_path / checkpoints.NAME).exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", '{"checkpoints": 1}', '{"checkpoints": [{}]}',
+        '{"checkpoints": [{"name": "a/b", "created": 1, "disks": [], "description": "",'
+        ' "about": ""}]}',
+        '{"checkpoints": [{"name": "a", "created": 1, "disks": ["../x"], "description": "",'
+        ' "about": ""}]}',
+    ],
+)  # fmt: skip
+def test_a_file_of_others(tmp_path: Path, text: str) -> None:
+    (tmp_path / checkpoints.NAME).write_text(text)
+    with pytest.raises(StorageError):
+        checkpoints.load(tmp_path)
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Domain:
+    env = Environment("6b3f0000-0000-4000-8000-000000000001", "", "vm1", Kind.VM, tmp_path)
+    config = Config.parse({"VM_DRIVES": DISKS})
+    return Domain(env, config, Status.RUNNING, OFF, {})
+
+
+def test_a_checkpoint_that_is_asked_for(found: Domain) -> None:
+    item = checkpointxml.read("<domaincheckpoint><name>one</name></domaincheckpoint>", found)
+    assert (item.name, item.disks) == ("one", ("hdd0",))
+    told = checkpointxml.written(found, item, TWO, {"hdd0": Bitmap(True, 65536)})
+    assert told.findtext("parent/name") == "two"
+    row = told.find("disks/disk")
+    assert row is not None
+    assert row.attrib == {
+        "name": "sda", "checkpoint": "bitmap", "bitmap": "one", "size": "65536",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "<memory/>", "<disks><disc name='sda'/></disks>", "<disks><disk name='sdb'/></disks>",
+        "<disks><disk name='sda' checkpoint='maybe'/></disks>",
+        "<disks><disk name='sda' bitmap='other'/></disks>",
+        "<disks><disk name='sda'><source/></disk></disks>",
+    ],
+)  # fmt: skip
+def test_what_no_checkpoint_is(found: Domain, part: str) -> None:
+    with pytest.raises(Failure):
+        checkpointxml.read(f"<domaincheckpoint>{part}</domaincheckpoint>", found)
+
+
+def test_a_backup_that_is_asked_for(found: Domain) -> None:
+    text = """<domainbackup><incremental>one</incremental><disks><disk name='{}' {}>
+        <target file='/to/it'/><driver type='{}'/></disk></disks></domainbackup>"""
+    part = Copy("hdd0", Path("/to/it"), "qcow2", "one")
+    assert checkpointxml.read_backup(text.format("sda", "", "qcow2"), found) == (part,)
+    whole = text.format("sda", "backupmode='full'", "raw")
+    assert checkpointxml.read_backup(whole, found) == (Copy("hdd0", Path("/to/it"), "raw"),)
+    told = checkpointxml.written_backup(found, (part,))
+    assert checkpointxml.read_backup(told, found) == (part,)
+    for wrong in (
+        text.format("sda", "", "vmdk"), text.format("sda", "type='block'", "raw"),
+        text.format("sda", "backup='no'", "raw"), text.format("sda", "exportname='x'", "raw"),
+        text.format("sda", "backupmode='half'", "raw"), text.replace("/to/it", "it"),
+        text.format("sda", "", "raw").replace("<domainbackup>", "<domainbackup mode='pull'>"),
+    ):  # fmt: skip
+        with pytest.raises(Failure):
+            checkpointxml.read_backup(wrong, found)
