@@ -29,10 +29,12 @@ from bench.peer import unmount_below
 from pyvz.container.client import KeeperClient
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
+# As the launchers of script/bootstrap run it, and by their interpreter.
 PRLCTL = (
-    f"import sys; sys.path.insert(0, {os.fspath(SOURCE)!r}); "
-    "from pyvz.cli.prlctl import main; sys.exit(main(sys.argv[1:]))"
+    f"import sys; sys.path.insert(0, {os.fspath(SOURCE)!r}); from pyvz.cli import prlctl; "
+    "from pyvz.cli.program import leave; leave(prlctl.main(sys.argv[1:]))"
 )
+PYTHON = "/usr/bin/python3"
 DEADLINE = 120.0
 PAUSE = 1.0  # seconds before a start: machines are not started without a breath
 
@@ -47,7 +49,7 @@ class Node:
     def prlctl(self, *words: str) -> float:
         """Run prlctl and return how many milliseconds it took."""
         began = time.monotonic()
-        argv = [sys.executable, "-IS", "-c", PRLCTL, *words]
+        argv = [PYTHON, "-IS", "-c", PRLCTL, *words]
         subprocess.run(argv, env=self.env, check=True, stdout=subprocess.DEVNULL)
         return (time.monotonic() - began) * 1000
 

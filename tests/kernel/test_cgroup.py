@@ -347,10 +347,10 @@ def test_no_cgroup2_is_explained(tmp_path):
 
 def test_reading_is_cheap(groups, name):
     groups.usage(name)
-    begun = time.perf_counter()
+    begun = time.thread_time()
     for _ in range(100):
         groups.usage(name)
-    assert (time.perf_counter() - begun) / 100 < 0.002
+    assert (time.thread_time() - begun) / 100 < 0.002
 
 
 def test_fork_bomb_is_killed_and_removed(groups, name):

@@ -62,8 +62,8 @@ def confined(guest: Guest) -> None:
     assert "Seccomp:\t2" in status
     assert "NoNewPrivs:\t1" in status
     assert re.search(r"^CapEff:\t0+$", status, re.MULTILINE)
-    groups = Path(f"/proc/{guest.qemu}/cgroup").read_text()
-    assert f"{guest.home.name}" in groups
+    groups = Path(f"/proc/{guest.qemu}/cgroup").read_text().splitlines()
+    assert all(guest.home.name in group for group in groups), groups
     assert (guest.home / "harddisk.hdd").stat().st_uid == 0
 
 

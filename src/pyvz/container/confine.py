@@ -74,11 +74,10 @@ def forget_keeper() -> None:
 
 
 def join_cgroups(fds: Iterable[int]) -> None:
-    """Move ourselves into the cgroups whose open cgroup.procs these are.
+    """Move ourselves into the cgroups whose open files (CgroupEntry) these are.
 
     The kernel checks the opener's rights, not the writer's (cgroup-v2.rst, delegation), so this
-    works from inside a user namespace; and it is here because moving may wait for an RCU grace
-    period (cgroup_threadgroup_rwsem), which the keeper must not.
+    works from inside a user namespace.
     """
     for fd in fds:
         os.write(fd, b"0")

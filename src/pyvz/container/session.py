@@ -46,7 +46,7 @@ class Order(NamedTuple):
     """What the keeper hands the child by the fork.
 
     init: pidfd of the container's init.  streams: stdin, stdout, stderr, or none for a terminal
-    of `window` (rows, columns).  procs: cgroup.procs files.  default_env: what holds unless
+    of `window` (rows, columns).  procs: see CgroupEntry.  default_env: what holds unless
     `env` says otherwise.
     """
 

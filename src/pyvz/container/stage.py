@@ -35,7 +35,7 @@ class Order(NamedTuple):
     """What the keeper hands the child by the fork: the plan, and how to get into place."""
 
     plan: operation.StartPlan
-    cgroups: Sequence[int]  # open cgroup.procs files
+    cgroups: Sequence[int]  # open files of CgroupEntry
     user_namespace: bool
     program: bytes | None  # seccomp
 

@@ -119,7 +119,7 @@ class CgroupsV1:
         return self._entry(name, self.tree.session_directory(name))
 
     def _entry(self, name: str, directory: str) -> CgroupEntry:
-        procs = [f"{mount}/{self.parent}/{name}/cgroup.procs" for mount in self.mounts]
+        procs = [f"{mount}/{self.parent}/{name}/tasks" for mount in self.mounts]
         return CgroupEntry(procs=procs, v2_dir=directory)
 
     def delegate(self, name: str, uid: int, gid: int) -> None:

@@ -4,9 +4,10 @@
 
 It waits at SOCKET, ready, for the one message that says what to do: descriptors, of which the first
 holds JSON: argv, keep (the numbers that the other descriptors shall have; 1 and 2 are the log),
-procs (cgroup files to write us into), uid, groups, memlock, env.  Without a message it ends with
-whoever made it.  A program of its own, so that everything that QEMU does is counted and confined
-from its first instruction, and because a process with threads may not do this after a fork.
+procs (files of cgroups to join, see CgroupEntry), uid, groups, memlock, env.  Without a message it
+ends with whoever made it.  A program of its own, so that everything that QEMU does is counted and
+confined from its first instruction, and because a process with threads may not do this after a
+fork.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ MAX_DESCRIPTORS = 250  # in one message: SCM_MAX_FD of the kernel is 253
 
 def main(argv: list[str]) -> None:
     """Do it; a failure is told on standard error, which is the machine's log."""
-    with socket.socket(fileno=int(argv[0])) as sock:
-        _, received, _, _ = socket.recv_fds(sock, 1, MAX_DESCRIPTORS)
+    sock = socket.socket(fileno=int(argv[0]))
+    sock.set_inheritable(False)  # its end tells that we have become another program
+    _, received, _, _ = socket.recv_fds(sock, 1, MAX_DESCRIPTORS)
     if not received:
         return
     with os.fdopen(received[0], "rb") as file:
         request = json.load(file)
     _number(received[1:], request["keep"])
     for path in request["procs"]:
-        with open(path, "w", encoding="ascii") as file:
-            file.write("0")
+        _join(path)
     os.umask(0o077)
     os.chdir("/")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -46,6 +47,14 @@ def main(argv: list[str]) -> None:
     syscall.set_no_new_privs()
     words = request["argv"]
     os.execvpe(words[0], words, request["env"])  # noqa: S606  a list, from us
+
+
+def _join(path: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, b"0")
+    finally:
+        os.close(descriptor)
 
 
 def _number(received: list[int], wanted: list[int]) -> None:

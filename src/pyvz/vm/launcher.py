@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pyvz.linux import run as programs
 from pyvz.vm.launch import MAX_DESCRIPTORS
 
 LATER = 0.3  # seconds
+BECOMING = 5.0  # seconds to become another program: 5 ms as a rule
 
 
 class Launcher:
@@ -38,7 +40,10 @@ class Launcher:
         self._sock = ours
 
     def execute(self, request: dict[str, Any], descriptors: Sequence[int], log: int) -> None:
-        """Have it become what REQUEST says, with these descriptors and LOG; raises StartError."""
+        """Have it become what REQUEST says, with these descriptors and LOG; raises StartError.
+
+        `await_exec` is to follow.
+        """
         words = request | {"keep": [1, 2, *descriptors]}
         memory = os.memfd_create("machine", os.MFD_CLOEXEC)
         try:
@@ -49,10 +54,16 @@ class Launcher:
                 raise StartError("The virtual machine has too many devices")
             socket.send_fds(self._sock, [b"\n"], given)
         except OSError as error:
+            self._sock.close()
             raise StartError(f"QEMU could not be started: {error.strerror}") from error
         finally:
             os.close(memory)
-            self._sock.close()
+
+    def await_exec(self, timeout: float = BECOMING) -> None:
+        """Wait until it has become the other program, or has failed, which its log tells then."""
+        with self._sock as sock, suppress(TimeoutError):
+            sock.settimeout(timeout)
+            sock.recv(1)  # of nothing, at its end
 
     @property
     def alive(self) -> bool:

@@ -39,6 +39,7 @@ from pyvz.errors import (
     Unsupported,
     VZError,
 )
+from pyvz.linux import cgroupfs
 from pyvz.linux import run as programs
 from pyvz.linux.cgroup import Cgroups
 from pyvz.linux.cgroup_entry import CgroupEntry
@@ -134,16 +135,17 @@ class Machines:
             limits = launch.limits._replace(devices=rules)
             for missing in self._cgroups.apply(uuid, limits, launch.disks):
                 logger.warning("%s: %s", uuid, missing)
-            process = self._spawn(launch)
+            process, launchers = self._spawn(launch)
             undo.callback(self.kill, uuid)
             connecting = self._pool.submit(self.monitor, uuid, timeout=START)
             meanwhile()
+            self._enter_tree(uuid, launchers)
             self._await_monitor(launch, process, connecting)
             undo.pop_all()
         self._launchers.prepare_later()
         return process
 
-    def _spawn(self, launch: Launch) -> Process:
+    def _spawn(self, launch: Launch) -> tuple[Process, list[Launcher]]:
         uuid = launch.spec.uuid
         directory = self.directory(uuid)
         with ExitStack() as opened:
@@ -158,11 +160,28 @@ class Machines:
             data = {"boot": boot_id(), "pid": process.pid, "start": process.start_time}
             text = json.dumps(data)
             write_atomic(directory / "process.json", text, 0o600, durable=False)
+            launchers = [launcher]
             for each in launch.companions:
                 beside = request | {"argv": list(each.argv), "groups": []}
-                self._taken(uuid).execute(beside, each.descriptors, log)
+                launchers.append(self._taken(uuid))
+                launchers[-1].execute(beside, each.descriptors, log)
             launcher.execute(request, (*sockets, *launch.descriptors), log)
-        return process
+        return process, launchers
+
+    def _enter_tree(self, uuid: str, launchers: list[Launcher]) -> None:
+        """Let its processes into the cgroup2 tree where that limits nothing (cgroup v1).
+
+        They do not enter it themselves, for it takes the lock of cgroup_entry.py: the wait for it
+        passes while QEMU gets ready.  Nor before they have left Python, as it would hold them up.
+        """
+        for launcher in launchers:
+            launcher.await_exec()
+        entry = self._cgroups.entry(uuid)
+        if not entry["procs"]:
+            return
+        for launcher in launchers:
+            with suppress(ProcessLookupError):
+                cgroupfs.write(f"{entry['v2_dir']}/cgroup.procs", str(launcher.process.pid))
 
     def _taken(self, uuid: str) -> Launcher:
         """Return a launcher, whose process is the machine's from now on."""
@@ -411,10 +430,9 @@ def _listening(directory: Path, opened: ExitStack) -> Sockets:
 def _request(entry: CgroupEntry, words: list[str], launch: Launch) -> dict[str, Any]:
     """Return what launch.py is to do."""
     groups = [_KVM.stat().st_gid] if launch.spec.accelerator == "kvm" else []
-    below = [f"{entry['v2_dir']}/cgroup.procs"] if entry["v2_dir"] else []
     return {
         "argv": words,
-        "procs": [*entry["procs"], *below],
+        "procs": entry["procs"] or [f"{entry['v2_dir']}/cgroup.procs"],
         "uid": launch.uid,
         "groups": groups,
         "memlock": 0,
