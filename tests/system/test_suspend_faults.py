@@ -81,9 +81,8 @@ def settled(world: NetWorld, what: object) -> str:
         with contextlib.suppress(AssertionError, ValueError, VZError):
             journal = world.root / "var/lib/pyvz/journal"
             found = status(world)  # which starts a vzd where there is none
-            over = not tasks(world) and not any(journal.glob("*.jsonl"))
-            if over and found not in {"suspending", "starting", "stopping"}:
-                return found
+            if not tasks(world) and not any(journal.glob("*.jsonl")):
+                return status(world)
         if time.monotonic() > deadline:
             pytest.fail(f"{what}: {found} for ever\n" + "\n".join(at_work(world)), pytrace=False)
         time.sleep(0.1)
