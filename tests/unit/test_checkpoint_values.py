@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -88,6 +89,34 @@ def test_stopped_periodic_timers_are_set_going(tmp_path: Path) -> None:
     assert data.count(b"abc") == 3
     assert criuimages.mend_timers(tmp_path) == 0
     assert path.read_bytes() == data
+
+
+def regular(number: int, flags: int) -> bytes:
+    entry = criu_pb2.file_entry(type=1, id=number)
+    entry.reg.id, entry.reg.flags = number, flags
+    return entry.SerializeToString() + b"\xc2\x0c\x03abc"
+
+
+def test_a_program_whose_file_is_held_by_path_gets_it_opened(tmp_path: Path) -> None:
+    """One description for all such programs, besides what is held, which stays as it was."""
+    files = [regular(7, os.O_PATH), regular(9, os.O_RDONLY), timer(left=0, interval=0)]
+    (tmp_path / "files.img").write_bytes(image(0x56303138, *files))
+    for pid, number in ((1, 9), (2, 7), (3, 7)):
+        program = criu_pb2.mm_entry(exe_file_id=number).SerializeToString()
+        (tmp_path / f"mm-{pid}.img").write_bytes(image(0x57492820, program + b"\xc2\x0c\x03abc"))
+    assert criuimages.open_executables(tmp_path) == 1
+    data = (tmp_path / "files.img").read_bytes()
+    found = [criu_pb2.file_entry.FromString(each) for each in split(data)]
+    assert data.startswith(image(0x56303138, *files))
+    assert [each.id for each in found] == [7, 9, 3, 10]
+    assert (found[3].reg.id, found[3].reg.flags, found[3].type) == (10, os.O_RDONLY, 1)
+    assert data.count(b"abc") == 4
+    programs = [(tmp_path / f"mm-{pid}.img").read_bytes() for pid in (1, 2, 3)]
+    ids = [criu_pb2.mm_entry.FromString(split(each)[0]).exe_file_id for each in programs]
+    assert ids == [9, 10, 10]
+    assert all(each.count(b"abc") == 1 for each in programs)
+    assert criuimages.open_executables(tmp_path) == 0
+    assert (tmp_path / "files.img").read_bytes() == data
 
 
 @pytest.mark.parametrize("cut", [3, 9, 14])

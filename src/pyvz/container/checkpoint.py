@@ -308,6 +308,7 @@ class Checkpoint:
         if worker.root is None:
             raise RestoreError("A worker for a dump cannot restore")
         criuimages.mend_timers(worker.images)
+        criuimages.open_executables(worker.images)
         criuimages.forget_deleted(worker.images)
         criuimages.root_cgroup_binds(worker.images)
         if spec.ids is not None and frame.ids is not None and frame.ids[0] != spec.ids.first:

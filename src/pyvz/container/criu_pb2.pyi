@@ -323,14 +323,16 @@ class ext_mount_map(_message.Message):
     def __init__(self, key: _Optional[str] = ..., val: _Optional[str] = ...) -> None: ...
 
 class file_entry(_message.Message):
-    __slots__ = ["id", "tfd", "type"]
+    __slots__ = ["id", "reg", "tfd", "type"]
     ID_FIELD_NUMBER: _ClassVar[int]
+    REG_FIELD_NUMBER: _ClassVar[int]
     TFD_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     id: int
+    reg: reg_file_entry
     tfd: timerfd_entry
     type: int
-    def __init__(self, type: _Optional[int] = ..., id: _Optional[int] = ..., tfd: _Optional[_Union[timerfd_entry, _Mapping]] = ...) -> None: ...
+    def __init__(self, type: _Optional[int] = ..., id: _Optional[int] = ..., reg: _Optional[_Union[reg_file_entry, _Mapping]] = ..., tfd: _Optional[_Union[timerfd_entry, _Mapping]] = ...) -> None: ...
 
 class inherit_fd(_message.Message):
     __slots__ = ["fd", "key"]
@@ -350,6 +352,12 @@ class join_namespace(_message.Message):
     ns_file: str
     def __init__(self, ns: _Optional[str] = ..., ns_file: _Optional[str] = ..., extra_opt: _Optional[str] = ...) -> None: ...
 
+class mm_entry(_message.Message):
+    __slots__ = ["exe_file_id"]
+    EXE_FILE_ID_FIELD_NUMBER: _ClassVar[int]
+    exe_file_id: int
+    def __init__(self, exe_file_id: _Optional[int] = ...) -> None: ...
+
 class mnt_entry(_message.Message):
     __slots__ = ["deleted", "ext_key", "fstype", "mnt_id", "mountpoint", "parent_mnt_id", "root"]
     DELETED_FIELD_NUMBER: _ClassVar[int]
@@ -367,6 +375,14 @@ class mnt_entry(_message.Message):
     parent_mnt_id: int
     root: str
     def __init__(self, fstype: _Optional[int] = ..., mnt_id: _Optional[int] = ..., parent_mnt_id: _Optional[int] = ..., root: _Optional[str] = ..., mountpoint: _Optional[str] = ..., deleted: bool = ..., ext_key: _Optional[str] = ...) -> None: ...
+
+class reg_file_entry(_message.Message):
+    __slots__ = ["flags", "id"]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    flags: int
+    id: int
+    def __init__(self, id: _Optional[int] = ..., flags: _Optional[int] = ...) -> None: ...
 
 class remap_file_path_entry(_message.Message):
     __slots__ = ["orig_id", "remap_id", "remap_type"]

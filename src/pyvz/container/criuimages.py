@@ -7,8 +7,9 @@ Source: CRIU, criu/include/magic.h, criu/image.c.
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from pyvz.linux.file import write_atomic
 
 _COMMON, _SERVICE = 0x54564319, 0x55105940
 _FILES, _STATS, _USERNS, _MOUNTS = 0x56303138, 0x57093306, 0x55474906, 0x55563928
+_PROGRAMS = 0x57492820  # what CRIU calls mm
 _REMAPS, _LINKED = 0x59133954, 0  # REMAP_FPATH; enum remap_type
 _CGROUP2 = 23  # enum fstype
 _HEAD = struct.Struct("<II")
@@ -44,22 +46,52 @@ def mend_timers(directory: Path) -> int:
     "disarm" (CRIU issue 3162).  To be called before every restore; idempotent.
     """
     path = directory / "files.img"
-    data = path.read_bytes()
-    changed = 0
-    parts = [data[: _HEAD.size]]
-    for message in _messages(data, _FILES, path):
-        entry = criu_pb2.file_entry.FromString(message)
-        made = message
-        timer = entry.tfd
-        stopped = entry.HasField("tfd") and not (timer.vsec or timer.vnsec)
-        if stopped and (timer.isec or timer.insec):
-            timer.vnsec = 1
-            changed += 1
-            made = entry.SerializeToString()
-        parts += [_LENGTH.pack(len(made)), made]
-    if changed:
-        write_atomic(path, b"".join(parts), 0o644)
-    return changed
+    before = _read(path, _FILES)
+    after = [_going(message) for message in before]
+    _write(path, after)
+    return sum(made != message for made, message in zip(after, before, strict=True))
+
+
+def _going(message: bytes) -> bytes:
+    entry = criu_pb2.file_entry.FromString(message)
+    timer = entry.tfd
+    stopped = entry.HasField("tfd") and not (timer.vsec or timer.vnsec)
+    if not (stopped and (timer.isec or timer.insec)):
+        return message
+    timer.vnsec = 1
+    return entry.SerializeToString()
+
+
+def open_executables(directory: Path) -> int:
+    """Have programs whose file somebody held by O_PATH get it to execute; idempotent.
+
+    CRIU takes every use of a file for one description of it (fd_id_cache_lookup() in
+    criu/file-ids.c), and the kernel takes none of O_PATH for a program's file (PR_SET_MM_MAP:
+    EBADF).  systemd since 254 holds systemd-executor so, which (sd-pam) of a user's manager runs.
+    Returns how many files got a description of their own.
+    """
+    path = directory / "files.img"
+    messages = _read(path, _FILES)
+    entries = [criu_pb2.file_entry.FromString(message) for message in messages]
+    held = {each.id: each for each in entries if each.reg.flags & os.O_PATH}
+    if not held:
+        return 0
+    free = max(each.id for each in entries) + 1
+    opened: dict[int, int] = {}
+    for program in directory.glob("mm-*.img"):
+        [message] = _read(program, _PROGRAMS)
+        entry = criu_pb2.mm_entry.FromString(message)
+        if entry.exe_file_id in held:
+            number = opened.setdefault(entry.exe_file_id, free + len(opened))
+            entry.exe_file_id = number
+            _write(program, [entry.SerializeToString()])
+    for old, number in opened.items():
+        entry = held[old]
+        entry.id = entry.reg.id = number
+        entry.reg.flags = os.O_RDONLY
+        messages.append(entry.SerializeToString())
+    _write(path, messages)
+    return len(opened)
 
 
 def forget_deleted(directory: Path) -> None:
@@ -68,18 +100,13 @@ def forget_deleted(directory: Path) -> None:
     CRIU would make the file again before it binds it, where the other one is.
     """
     for path in directory.glob("mountpoints-*.img"):
-        data = path.read_bytes()
-        parts = [data[: _HEAD.size]]
-        for message in _messages(data, _MOUNTS, path):
+        made = []
+        for message in _read(path, _MOUNTS):
             entry = criu_pb2.mnt_entry.FromString(message)
-            made = message
             if entry.deleted and entry.ext_key:
                 entry.deleted = False
-                made = entry.SerializeToString()
-            parts += [_LENGTH.pack(len(made)), made]
-        made_data = b"".join(parts)
-        if made_data != data:
-            write_atomic(path, made_data, 0o644)
+            made.append(entry.SerializeToString())
+        _write(path, made)
 
 
 def root_cgroup_binds(directory: Path) -> None:
@@ -90,20 +117,14 @@ def root_cgroup_binds(directory: Path) -> None:
     memory.pressure of a service so, writable in a tree that is read-only.
     """
     for path in directory.glob("mountpoints-*.img"):
-        data = path.read_bytes()
-        entries = [criu_pb2.mnt_entry.FromString(each) for each in _messages(data, _MOUNTS, path)]
+        entries = [criu_pb2.mnt_entry.FromString(each) for each in _read(path, _MOUNTS)]
         known = {entry.mnt_id: entry for entry in entries}
         for entry in entries:
             top = _top_of(entry, known)
             if entry.fstype == _CGROUP2 and top is not entry:
                 inside = entry.mountpoint.removeprefix(top.mountpoint)
                 entry.root = top.root.rstrip("/") + inside
-        parts = [data[: _HEAD.size]]
-        for made in (entry.SerializeToString() for entry in entries):
-            parts += [_LENGTH.pack(len(made)), made]
-        made_data = b"".join(parts)
-        if made_data != data:
-            write_atomic(path, made_data, 0o644)
+        _write(path, [entry.SerializeToString() for entry in entries])
 
 
 def _top_of(
@@ -126,17 +147,15 @@ def map_ids(directory: Path, first: int, count: int) -> None:
     one of ours.
     """
     for path in directory.glob("userns-*.img"):
-        data = path.read_bytes()
-        parts = [data[: _HEAD.size]]
-        for message in _messages(data, _USERNS, path):
+        made = []
+        for message in _read(path, _USERNS):
             entry = criu_pb2.userns_entry.FromString(message)
             for extent in (*entry.uid_map, *entry.gid_map):
                 if extent.first != 0 or extent.count != count:
                     raise RestoreError(f"{path} maps other ids than those of a container")
                 extent.lower_first = first
-            made = entry.SerializeToString()
-            parts += [_LENGTH.pack(len(made)), made]
-        write_atomic(path, b"".join(parts), 0o644)
+            made.append(entry.SerializeToString())
+        _write(path, made)
 
 
 def has_links(directory: Path) -> bool:
@@ -147,8 +166,7 @@ def has_links(directory: Path) -> bool:
     path = directory / "remap-fpath.img"
     if not path.exists():
         return False
-    messages = _messages(path.read_bytes(), _REMAPS, path)
-    found = [criu_pb2.remap_file_path_entry.FromString(each) for each in messages]
+    found = [criu_pb2.remap_file_path_entry.FromString(each) for each in _read(path, _REMAPS)]
     return any(each.remap_type == _LINKED for each in found)
 
 
@@ -167,6 +185,19 @@ def dump_stats(directory: Path) -> Stats | None:
         skipped=found.pages_skipped_parent,
         lazy=found.pages_lazy,
     )
+
+
+def _read(path: Path, kind: int) -> list[bytes]:
+    """Return the messages of an image; raises RestoreError when it is not one of this kind."""
+    return list(_messages(path.read_bytes(), kind, path))
+
+
+def _write(path: Path, messages: Sequence[bytes]) -> None:
+    """Give an image other messages, if they are others."""
+    data = path.read_bytes()
+    made = data[: _HEAD.size] + b"".join(_LENGTH.pack(len(each)) + each for each in messages)
+    if made != data:
+        write_atomic(path, made, 0o644)
 
 
 def _messages(data: bytes, kind: int, path: Path, *, service: bool = False) -> Iterator[bytes]:
