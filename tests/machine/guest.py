@@ -149,7 +149,8 @@ def figures_are_the_containers() -> None:
     run("prlctl", "set", NAME, "--memsize", "300M", "--swap", "64M", "--cpus", "1")
     told = dict(line.split(":") for line in ct("cat", "/proc/meminfo").splitlines())
     need(told["MemTotal"].split()[0] == str(300 << 10), "MemTotal")
-    need(told["SwapTotal"].split()[0] == str(64 << 10), "SwapTotal")
+    # lxcfs before 6 knows no limits of swap on cgroup v2: nothing then, but never the node's.
+    need(int(told["SwapTotal"].split()[0]) in (0, 64 << 10), "SwapTotal")
     need(ct("grep", "-c", "^processor", "/proc/cpuinfo").strip() == "1", "the CPUs of the node")
     inside, outside = (float(x.split()[0]) for x in (ct("cat", "/proc/uptime"),
                                                      Path("/proc/uptime").read_text()))  # fmt: skip

@@ -77,10 +77,12 @@ def test_suspended_over_restarts_under_load(
             assert side.state(guest.name) == "suspended"
             side.prlctl("resume", guest.name)
             load.flows()
-            guest.healthy()
+            guest.ready()
+            guest.inside("systemd-run --wait --quiet /bin/true")
         done, browsed = load.end()
     assert not browsed.failed, browsed
     assert guest.whole() == done
+    guest.healthy()
 
 
 def restart(side: Side) -> None:
