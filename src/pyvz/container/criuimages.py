@@ -78,13 +78,13 @@ def open_executables(directory: Path) -> int:
         return 0
     free = max(each.id for each in entries) + 1
     opened: dict[int, int] = {}
-    for program in directory.glob("mm-*.img"):
-        [message] = _read(program, _PROGRAMS)
-        entry = criu_pb2.mm_entry.FromString(message)
-        if entry.exe_file_id in held:
-            number = opened.setdefault(entry.exe_file_id, free + len(opened))
-            entry.exe_file_id = number
-            _write(program, [entry.SerializeToString()])
+    for image in directory.glob("mm-*.img"):
+        [message] = _read(image, _PROGRAMS)
+        program = criu_pb2.mm_entry.FromString(message)
+        if program.exe_file_id in held:
+            number = opened.setdefault(program.exe_file_id, free + len(opened))
+            program.exe_file_id = number
+            _write(image, [program.SerializeToString()])
     for old, number in opened.items():
         entry = held[old]
         entry.id = entry.reg.id = number
