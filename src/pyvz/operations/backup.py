@@ -11,11 +11,10 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Final, NamedTuple
-from uuid import NAMESPACE_URL, uuid4, uuid5
+from uuid import uuid4
 
 from pyvz.backup.chunk import Writer
 from pyvz.backup.manifest import FULL, Disk, File, Manifest, is_file_name, parse_id
@@ -24,7 +23,6 @@ from pyvz.errors import (
     BackupDamaged,
     BackupNotFound,
     EnvironmentNotFound,
-    Locked,
     PrivateMissing,
     UsageError,
 )
@@ -32,6 +30,7 @@ from pyvz.linux import file
 from pyvz.model.environment import Environment, Kind, canonical_uuid
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import (
+    backuplease,
     backupstorage,
     capture,
     home,
@@ -42,7 +41,6 @@ from pyvz.operations import (
 from pyvz.operations.backupstorage import Where
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
-from pyvz.store.lease import Lease
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +80,7 @@ def create(node: Node, ref: str, request: Request, progress: Progress | None = N
         home.storage_errors(f"{env.name} could not be backed up"),
         opening as repository,
         repository.shared(),
-        alone_with(node, env.uuid),
+        backuplease.alone_with(node, env.uuid),
         repository.writer() as writer,
     ):
         parent = None if request.full else _parent(repository, env)
@@ -145,18 +143,26 @@ def _store_machine(
     plan: tuple[Manifest, Manifest | None],
     progress: Progress,
 ) -> Manifest:
-    """Store the disks of a virtual machine and commit the backup, under the lease."""
+    """Store the disks of a virtual machine and commit the backup.
+
+    The lease is held until the disks are open, and when a storage daemon shows those of one that
+    does not run, to the end.
+    """
     repository, writer = store
     draft, parent = plan
-    with node.lease(env, "backup"):
+    with ExitStack() as held, ExitStack() as stack:
+        held.enter_context(node.lease(env, "backup"))
         provision.repair(node, env)
-        with machinebackup.disks_of(node, env, draft, parent) as copies:
-            disks = copies.back_up(writer, repository.chunks, parent, progress)
-            writer.flush()
-            progress.check()
-            manifest = replace(draft, files=_files(env), disks=disks, stored=writer.stored)
-            repository.commit(manifest)
-            copies.keep()
+        files = _files(env)
+        copies = stack.enter_context(machinebackup.disks_of(node, env, draft, parent))
+        if copies.live:
+            held.close()
+        disks = copies.back_up(writer, repository.chunks, parent, progress)
+        writer.flush()
+        progress.check()
+        manifest = replace(draft, files=files, disks=disks, stored=writer.stored)
+        repository.commit(manifest)
+        copies.keep()
     return manifest
 
 
@@ -220,19 +226,6 @@ def _files(env: Environment) -> tuple[File, ...]:
         mode = stat.S_IMODE(path.stat().st_mode)
         found.append(File(relative, mode & 0o777, file.read_text_limited(path, _FILE_LIMIT)))
     return tuple(found)
-
-
-@contextmanager
-def alone_with(node: Node, uuid: str) -> Iterator[None]:
-    """Keep another backup or restore of the environment out; raises Locked."""
-    # A lease like any other, but not that of the environment, which may be worked with.
-    key = str(uuid5(NAMESPACE_URL, f"pyvz:backup:{uuid}"))
-    try:
-        held = Lease.take(node.paths, key, "backup")
-    except Locked as error:
-        raise Locked("A backup of it is just being made or restored") from error
-    with held:
-        yield
 
 
 # What is there

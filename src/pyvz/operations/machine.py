@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 from pyvz.errors import (
@@ -26,7 +27,9 @@ from pyvz.model.environment import Environment
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import (
+    backuplease,
     leftovers,
+    machinebackup,
     machineground,
     machinemount,
     machinenet,
@@ -74,7 +77,7 @@ def start(
     node: Node, env: Environment, options: Start, progress: Progress | None = None
 ) -> Environment:
     """Start a machine, or let a suspended one go on; raises AlreadyRunning, Disabled, ..."""
-    with node.lease(env, "start"):
+    with backuplease.lease(node, env, "start"):
         repair(node, env)
         begin(node, env, options, progress or NoProgress())
     if options.wait:
@@ -108,7 +111,7 @@ def wake(node: Node, env: Environment, progress: Progress) -> None:
 def suspend(node: Node, env: Environment, progress: Progress | None = None) -> Environment:
     """Write the state of a running machine to its home and end it; raises CheckpointError."""
     progress = progress or NoProgress()
-    with node.lease(env, "suspend"):
+    with backuplease.lease(node, env, "suspend"):
         repair(node, env)
         if node.status(env) != Status.PAUSED:
             require(node, env, "suspend")
@@ -142,7 +145,7 @@ def stop(node: Node, env: Environment, options: Stop, progress: Progress | None 
 
     Raises StopError when the guest does not stop in time and may not be killed.
     """
-    with node.lease(env, "stop"):
+    with backuplease.lease(node, env, "stop"):
         repair(node, env)
         if env.uuid not in node.machines.running():
             return _drop(node, env)
@@ -220,7 +223,8 @@ def restart(
 ) -> Environment:
     """Stop it orderly and start it again; with kill: reset the machine, as the button does."""
     progress = progress or NoProgress()
-    with node.lease(env, "restart"):
+    lease = node.lease if options.kill else partial(backuplease.lease, node)  # QEMU stays, or ends
+    with lease(env, "restart"):
         repair(node, env)
         if env.uuid in node.machines.running():
             if options.kill:
@@ -290,6 +294,7 @@ def repair(node: Node, env: Environment) -> None:
         log.warning("%s: its QEMU is gone and nobody cleaned up", env.name)
         machineground.clear(node, env)
     machinemount.repair(node, env)
+    machinebackup.repair_left(node, env)
 
 
 def _repair_record(node: Node, env: Environment, record: Record, *, running: bool) -> None:

@@ -7,10 +7,14 @@
 An encrypted disk is stored as it lies there, encrypted, so the machine must not run; all of it is
 read.
 
-All disks are of one moment; when the guest's agent answers, its file systems are still in it.  The
-lease is held until everything is read.  What changed since the last backup is told by a bitmap in
-the qcow2 image; a raw disk, and one whose bitmap is lost (QEMU was killed), is read whole, and only
-what the repository does not have is stored.
+All disks are of one moment; when the guest's agent answers, its file systems are still in it.  What
+changed since the last backup is told by a bitmap in the qcow2 image; a raw disk, and one whose
+bitmap is lost (QEMU was killed), is read whole, and only what the repository does not have is
+stored.
+
+The lease is held until the disks are open.  From then on the machine that runs needs to go on
+running (backuplease.py), and its directory in <run> tells the next vzd what a killed one has left;
+that of one that does not run is kept to the end, and a journal tells.
 """
 
 from __future__ import annotations
@@ -34,7 +38,14 @@ from pyvz.linux.extents import Range
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
 from pyvz.model.task import Progress
-from pyvz.operations import capturedisk, home, machinedrives, machineguest, machinemount
+from pyvz.operations import (
+    backuplease,
+    capturedisk,
+    home,
+    machinedrives,
+    machineguest,
+    machinemount,
+)
 from pyvz.operations.capturedisk import Copy
 from pyvz.operations.node import Node
 from pyvz.storage.daemon import NODE, Daemon
@@ -53,7 +64,7 @@ _SOCKET: Final = "nbd.sock"
 
 
 class Disks:
-    """The disks of a machine at one moment, open."""
+    """The disks of a machine at one moment, open.  live: read from its QEMU, without the lease."""
 
     def __init__(
         self, node: Node, env: Environment, mark: str, drives: tuple[Drive, ...], copies: list[Copy]
@@ -61,6 +72,7 @@ class Disks:
         self._node, self._env = node, env
         self._mark, self._drives = mark, drives
         self._copies = copies
+        self.live = env.uuid in node.machines.running()
 
     def back_up(
         self, writer: Writer, chunks: Chunks, parent: Manifest | None, progress: Progress
@@ -96,18 +108,14 @@ def _file(path: Path, writer: Writer, progress: Progress) -> Disk:
         os.close(fd)
 
 
-def directory(node: Node, uuid: str) -> Path:
-    """Return where daemons and socket of a machine's backup are."""
-    return node.paths.run / "vm-backup" / uuid
-
-
 @contextlib.contextmanager
 def disks_of(
     node: Node, env: Environment, draft: Manifest, parent: Manifest | None
 ) -> Iterator[Disks]:
     """Have all disks open, as they are at this moment; the caller holds the lease.
 
-    When the block raises, the next backup goes on from where this one would have.
+    The block may give the lease back when they are `live`.  When it raises, the next backup goes on
+    from where this one would have.
     """
     config = node.registry.config(env)
     drives = tuple(each for each in config.machine.drives if each.is_disk and each.enabled)
@@ -128,14 +136,29 @@ def disks_of(
     data = home.to_data(env) | {"mark": mark}
     with Journal.begin(node.paths, env.uuid, VERB, data) as journal, ExitStack() as stack:
         stack.callback(journal.done)
+        stack.callback(_remove, node, env)
         failed = stack.enter_context(ExitStack())
         failed.callback(drop_mark, node, env, mark, drives)
-        stack.callback(tidy, node, env)
+        stack.callback(_end, node, env)
         work = _Work(node, env, mark, since, stack)
-        directory(node, env.uuid).mkdir(mode=0o700, parents=True, exist_ok=True)
+        backuplease.directory(node, env.uuid).mkdir(mode=0o700, parents=True, exist_ok=True)
         copies = work.running(drives) if running else work.stopped(drives)
-        yield Disks(node, env, mark, drives, copies)
+        if running:
+            journal.done()  # it is of who holds the lease; from here on the directory tells
+        with _told_why(node, env) if running else contextlib.nullcontext():
+            yield Disks(node, env, mark, drives, copies)
         failed.pop_all()
+
+
+@contextlib.contextmanager
+def _told_why(node: Node, env: Environment) -> Iterator[None]:
+    """Raise StorageError when the block fails because the machine has ended."""
+    try:
+        yield
+    except (VZError, OSError) as error:
+        if env.uuid in node.machines.running():
+            raise
+        raise StorageError(f"{env.name} has stopped while it was being backed up") from error
 
 
 class _Work:
@@ -146,7 +169,7 @@ class _Work:
     ) -> None:
         self._node, self._env = node, env
         self._mark, self._since, self._stack = mark, since, stack
-        self._place = directory(node, env.uuid)
+        self._place = backuplease.directory(node, env.uuid)
 
     def running(self, drives: tuple[Drive, ...]) -> list[Copy]:
         """Open the disks of one that runs: by its QEMU."""
@@ -261,7 +284,7 @@ def asked(node: Node, env: Environment, drive: Drive) -> Iterator[tuple[moment.E
     if env.uuid in node.machines.running():
         yield node.machines.monitor(env.uuid).execute, drive.name
         return
-    daemon = Daemon(directory(node, env.uuid) / drive.name)
+    daemon = Daemon(backuplease.directory(node, env.uuid) / drive.name)
     if daemon.pid is not None:
         yield daemon.execute, NODE
         return
@@ -286,7 +309,13 @@ def drop_mark(node: Node, env: Environment, mark: str, drives: tuple[Drive, ...]
 
 def tidy(node: Node, env: Environment) -> None:
     """Take away what only a backup needs; idempotent."""
-    place = directory(node, env.uuid)
+    _end(node, env)
+    _remove(node, env)
+
+
+def _end(node: Node, env: Environment) -> None:
+    """End storage daemons, shadows and exports."""
+    place = backuplease.directory(node, env.uuid)
     if place.is_dir():
         for entry in list(place.iterdir()):
             if entry.is_dir():
@@ -294,7 +323,10 @@ def tidy(node: Node, env: Environment) -> None:
     if env.uuid in node.machines.running():
         with contextlib.suppress(VZError):
             moment.end(node.machines.monitor(env.uuid))
-    file.remove_tree(place)
+
+
+def _remove(node: Node, env: Environment) -> None:
+    file.remove_tree(backuplease.directory(node, env.uuid))
     if env.home.exists():
         file.remove_tree(env.home / _KEPT)
 
@@ -305,6 +337,14 @@ def repair(node: Node, record: Record) -> None:
     log.warning("%s: cleaning up an unfinished backup", env.name)
     tidy(node, env)
     Journal.forget(node.paths, record.uuid)
+
+
+def repair_left(node: Node, env: Environment) -> None:
+    """Undo what a backup has left that was killed while the lease was not its own; lease held."""
+    left = backuplease.directory(node, env.uuid).exists()
+    if left and not backuplease.under_way(node, env.uuid):
+        log.warning("%s: cleaning up an unfinished backup", env.name)
+        tidy(node, env)
 
 
 # What a repository gives back

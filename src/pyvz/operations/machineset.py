@@ -19,6 +19,7 @@ from pyvz.model.grammar_machine import Drive
 from pyvz.model.limits import Limits
 from pyvz.model.status import Status
 from pyvz.operations import (
+    backuplease,
     devicechange,
     machine,
     machineclone,
@@ -86,6 +87,7 @@ def set_options(node: Node, env: Environment, dialect: str, given: GivenOptions)
             )
         if running and old.machine.secure_boot != made.config.machine.secure_boot:
             raise UsageError(f"{env.name} must be stopped to turn secure boot on or off")
+        _check_backup(node, env, old, made.config)
         new = machinenet.settled(node, env, made.config)
         if old.identity.type == "template" and new.identity.type != "template":
             machineclone.check_unused(node, env)
@@ -93,6 +95,13 @@ def set_options(node: Node, env: Environment, dialect: str, given: GivenOptions)
     devices = devicechange.told(old, new)
     node.publish("ve-config", env, fields=" ".join(made.fields), **devices)
     return Done(made.echo, waiting, (*made.warnings, *warnings))
+
+
+def _check_backup(node: Node, env: Environment, old: Config, new: Config) -> None:
+    """Refuse to touch disks that a backup reads; raises Locked."""
+    kept = {drive.name: drive for drive in new.machine.drives}
+    if any(each.is_disk and kept.get(each.name) != each for each in old.machine.drives):
+        backuplease.refuse(node, env)
 
 
 def _with_sample(node: Node, config: Config, given: GivenOptions) -> Config:

@@ -8,7 +8,7 @@ from pyvz.errors import SnapshotNotFound, Unsupported
 from pyvz.model.environment import Environment
 from pyvz.model.status import Status
 from pyvz.model.task import Progress
-from pyvz.operations import home, machine, machineshot
+from pyvz.operations import backuplease, home, machine, machineshot
 from pyvz.operations.machineshot import POWERON, SHOT, SWITCH
 from pyvz.operations.node import Node
 from pyvz.operations.transition import require
@@ -30,7 +30,7 @@ def create(node: Node, env: Environment, item: SavedState, progress: Progress) -
 
     Raises AlreadyExists, BadValue, Unsupported, SnapshotError: nothing has changed then.
     """
-    with node.lease(env, "snapshot"):
+    with backuplease.lease(node, env, "snapshot"):
         machine.repair(node, env)
         status = require(node, env, "snapshot")
         running = status in {Status.RUNNING, Status.PAUSED}
@@ -67,7 +67,7 @@ def switch(
 
     What is on its disks and in its memory now is lost.  Raises SnapshotNotFound, SnapshotError.
     """
-    with node.lease(env, "snapshot-switch"):
+    with backuplease.lease(node, env, "snapshot-switch"):
         machine.repair(node, env)
         states = savedstates.load(env.home)
         wanted = guid or states.current
@@ -97,7 +97,7 @@ def delete(
     progress: Progress,
 ) -> None:
     """Forget a snapshot, with `children` all below it too; else those move up to its parent."""
-    with node.lease(env, "snapshot-delete"):
+    with backuplease.lease(node, env, "snapshot-delete"):
         machine.repair(node, env)
         states = savedstates.load(env.home)
         gone = states.subtree(guid) if children else (states.get(guid),)

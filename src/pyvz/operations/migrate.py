@@ -17,6 +17,7 @@ from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import (
+    backuplease,
     burial,
     departure,
     home,
@@ -44,7 +45,7 @@ def migrate(node: Node, ref: str, request: Request, progress: Progress | None = 
     progress = progress or NoProgress()
     env = node.registry.resolve(ref)
     addresses.parse(request.target)  # a wrong one is said before anything else
-    with node.lease(env, "migrate"):
+    with backuplease.lease(node, env, "migrate"):
         provision.repair(node, env)
         _require(node, env, request)
         hint = "To copy it here use: prlctl clone"
@@ -118,6 +119,7 @@ def _require(node: Node, env: Environment, request: Request) -> None:
     """Raise unless it is in a state in which it can go."""
     if env.kind == Kind.VM:
         machineclone.check_unused(node, env)
+        backuplease.refuse(node, env)
     status = lifecycle.require(node, env, "migrate")
     if request.clone and status == Status.SUSPENDED:
         raise InvalidState(f"{env.name} is suspended: there would be two of the same memory")

@@ -37,6 +37,7 @@ from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
 from pyvz.model.vzconf import expand_veid, under
 from pyvz.operations import (
+    backuplease,
     home,
     leftovers,
     lifecycle,
@@ -154,7 +155,7 @@ def delete(
     env = node.registry.resolve(ref)
     if force:
         _bring_down(node, env, progress)
-    with node.lease(env, "delete"):
+    with backuplease.lease(node, env, "delete"):
         repair(node, env)
         lifecycle.require(node, env, "delete")
         if env.kind == Kind.VM:

@@ -13,6 +13,7 @@ from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import (
+    backuplease,
     home,
     lifecycle,
     machineclone,
@@ -48,7 +49,7 @@ def move(
         parent = os.fspath(storagepool.chosen(node, destination).path)
     place = provision.place(node, f"{parent}/$VEID", old.uuid)
     new = old._replace(home=place)
-    with node.lease(old, "move"):
+    with backuplease.lease(node, old, "move"):
         provision.repair(node, old)
         running = node.status(old) in {Status.RUNNING, Status.PAUSED}
         if not running and old.kind == Kind.CT:

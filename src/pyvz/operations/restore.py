@@ -36,6 +36,7 @@ from pyvz.model.grammar_machine import Drive
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import (
     backup,
+    backuplease,
     backupstorage,
     clone,
     home,
@@ -139,7 +140,7 @@ def _as_new(
     repository, manifest = what
     with ExitStack() as held:
         held.enter_context(home.reserved(node, env.uuid, env.envid, env.name))
-        held.enter_context(backup.alone_with(node, env.uuid))
+        held.enter_context(backuplease.alone_with(node, env.uuid))
         held.enter_context(node.lease(env, "restore"))
         home.check_place(node, env.home)
         conf = _configuration(node, env, manifest)
@@ -155,7 +156,7 @@ def _in_place(
     node: Node, env: Environment, what: tuple[Repository, Manifest], progress: Progress
 ) -> None:
     repository, manifest = what
-    with backup.alone_with(node, env.uuid), node.lease(env, "restore"):
+    with backuplease.alone_with(node, env.uuid), node.lease(env, "restore"):
         provision.repair(node, env)
         lifecycle.require(node, env, "restore")
         storage.check_unmounted(env.home)
@@ -340,7 +341,7 @@ def show(
     with opening as repository, repository.shared():
         manifest = repository.find(parse_id(tag))
         place = _scratch(node, manifest.id)
-        with backup.alone_with(node, manifest.id):
+        with backuplease.alone_with(node, manifest.id):
             if mounted := _mounted_at(place):
                 raise AlreadyExists(f"The backup {manifest.tag} is mounted already, at {mounted}")
             _hide(place)
@@ -381,7 +382,7 @@ def hide(node: Node, tag: str) -> None:
     """Unmount a backup and remove what was brought out of it; raises Busy, NotMounted."""
     ident = parse_id(tag)
     place = _scratch(node, ident)
-    with backup.alone_with(node, ident):
+    with backuplease.alone_with(node, ident):
         if not place.is_dir():
             raise NotMounted(f"The backup {shown(ident)} is not mounted")
         _hide(place)
