@@ -35,6 +35,10 @@ MACHINE = (
         "words",
         "--cpu-model",
         "Westmere",
+        "--cpu-features",
+        "+aes -hle",
+        "--channels",
+        "org.example.0",
     ),
     ("--efi-secure-boot", "on", "--tpm", "on"),
 )
@@ -51,11 +55,13 @@ def test_everything_is_valid(world: World, tmp_path: Path) -> None:
     virsh("metadata", "ct1", "urn:n", "--key", "n", "--set", "<a>kept</a>")
     virsh("desc", "ct1", "--title", "--new-desc", "A title")
     virsh("snapshot-create-as", "ct1", "one", "--disk-only")
+    virsh("checkpoint-create-as", "vm1", "two", "kept since then")
     found = {
         "domain": [virsh("dumpxml", name) for name in ("ct1", "vm1")],
         "capability": [virsh("capabilities")],
         "domaincaps": [virsh("domcapabilities", "--virttype", "vz")],
         "domainsnapshot": _all(virsh, "snapshot-list ct1 --name", "snapshot-dumpxml ct1"),
+        "domaincheckpoint": _all(virsh, "checkpoint-list vm1 --name", "checkpoint-dumpxml vm1"),
         "network": _all(virsh, "net-list --all --name", "net-dumpxml"),
         "nodedev": _all(virsh, "nodedev-list", "nodedev-dumpxml"),
         "storagepool": _all(virsh, "pool-list --all --name", "pool-dumpxml"),

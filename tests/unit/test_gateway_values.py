@@ -123,10 +123,10 @@ def test_a_processor_is_read(cpu: str, model: str) -> None:
 @pytest.mark.parametrize(
     "part",
     [
-        "<cpu mode='custom'><model>Westmere</model><feature policy='require' name='aes'/></cpu>",
+        "<cpu mode='custom'><model>Westmere</model><feature policy='forbid' name='aes'/></cpu>",
         "<cpu mode='custom' match='minimum'><model>Westmere</model></cpu>",
         "<cpu mode='custom'><topology sockets='1' cores='2' threads='1'/></cpu>",
-        "<devices><channel type='unix'><target name='org.other.0'/></channel></devices>",
+        "<devices><channel type='tcp'><target name='org.other.0'/></channel></devices>",
     ],
 )
 def test_what_cannot_be_kept_is_refused_by_name(part: str) -> None:
@@ -134,3 +134,24 @@ def test_what_cannot_be_kept_is_refused_by_name(part: str) -> None:
     with pytest.raises(Failure, match=r"cpu|channel") as refused:
         domaingrammar.check(top, domaingrammar.MACHINE)
     assert refused.value.code == failure.UNSUPPORTED
+
+
+def test_features_and_channels_are_read() -> None:
+    channel = "<channel type='unix'><target type='virtio' name='{}'/></channel>"
+    devices = "".join(
+        channel.format(name) for name in ("org.qemu.guest_agent.0", "org.a.0", "org.b.0")
+    )
+    machine = machinedefine.read(
+        "<domain type='vz'><os/><cpu mode='host-model'><feature policy='require' name='aes'/>"
+        f"<feature policy='disable' name='tsc_adjust'/></cpu><devices>{devices}</devices></domain>"
+    )
+    assert machine.features == "require:aes disable:tsc-adjust"
+    assert machine.channels == ("org.a.0", "org.b.0")
+    for part in (
+        "<cpu><feature policy='require' name='a,b'/></cpu>",
+        "<devices><channel type='unix'><source mode='bind' path='/tmp/x'/><target name='org.a.0'/>"
+        "</channel></devices>",
+        "<devices><channel type='pty'><target name='org.a.0'/></channel></devices>",
+    ):
+        with pytest.raises(Failure):
+            machinedefine.read(f"<domain type='vz'><os/>{part}</domain>")

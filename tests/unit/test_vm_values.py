@@ -91,6 +91,8 @@ MACHINES = {
         tpm=27,
         hugepages=True,
         cpu_model="Westmere",
+        cpu_features=(("avx2", True), ("hle", False)),
+        channels=("org.example.0",),
     ),
 }
 
@@ -98,7 +100,8 @@ MACHINES = {
 @pytest.mark.parametrize("name", MACHINES)
 def test_command_line(name: str) -> None:
     """Golden: what differs on purpose is written anew with PYVZ_REGEN=1."""
-    words = commandline.argv(MACHINES[name], SOCKETS)
+    channels = tuple(range(40, 40 + len(MACHINES[name].channels)))
+    words = commandline.argv(MACHINES[name], SOCKETS._replace(channels=channels))
     text = "".join(f"{'' if word.startswith('-') else '    '}{word}\n" for word in words)
     path = GOLDEN / f"{name}.txt"
     if os.environ.get("PYVZ_REGEN"):

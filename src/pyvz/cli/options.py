@@ -86,6 +86,8 @@ PRLCTL: tuple[OptionRow, ...] = (
     ("--hugepages", "on|off", ""),
     ("--select-boot-device", "on|off", ""),
     ("--cpu-model", "MODEL|host", ""),
+    ("--cpu-features", "FEATURES|none", ""),
+    ("--channels", "NAMES|none", ""),
     ("--on-crash", "pause|restart", ""),
     ("--nested-virt", "on|off", ""),
     ("--vnc-mode", "auto|manual|off", ""),

@@ -76,6 +76,7 @@ MACHINE: Final = f"""\
 {_HEAD}{_CARD}
 cpu  mode=custom|host-model|host-passthrough|maximum check migratable match=exact
 cpu/model                           fallback
+cpu/feature                         policy=force|require|optional|disable name
 os                                  firmware=efi|bios
 os/bootmenu                         enable=yes|no
 os/loader/**
@@ -92,7 +93,7 @@ devices/disk/address/**
 devices/disk/alias                  name
 devices/channel                     type=unix|pty|spicevmc
 devices/channel/source/**
-devices/channel/target              type=virtio name=org.qemu.guest_agent.0|com.redhat.spice.0 state
+devices/channel/target              type=virtio name state
 devices/channel/address/**
 devices/channel/alias               name
 devices/memballoon/**

@@ -6,18 +6,24 @@ path, and has to be there.  An element that we cannot keep is refused by its nam
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from typing import Final, NamedTuple
 from xml.etree.ElementTree import Element
 
+from pyvz.errors import BadValue
 from pyvz.gateway import domaingrammar, failure
 from pyvz.gateway.domaingrammar import check
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.notes import parsed
-from pyvz.model.grammar_machine import INTERFACES
+from pyvz.model.grammar_machine import AGENT_CHANNEL, INTERFACES
+from pyvz.model.grammar_processor import Feature, Features
 
 _BUSES: Final = {"hd": "ide", "vd": "virtio", "sd": "scsi"}
 _BOOT: Final = {"hd": "hdd", "cdrom": "cdrom", "network": "net"}
+_USUAL: Final = (AGENT_CHANNEL, "com.redhat.spice.0")
+_OWN_SOCKET: Final = re.compile(r"/vm/[0-9a-f-]{36}/channel-\d\.sock$")
 _LOOPBACK: Final = "127.0.0.1"
 
 
@@ -44,7 +50,8 @@ class Display(NamedTuple):
 class Machine(NamedTuple):
     """What only a machine has.  boot: kinds of devices (hdd, cdrom, net) in their order.
 
-    cpu: QEMU's model of the processor; "": the best that there is.
+    cpu: QEMU's model of the processor; "": the best that there is.  features: as VM_CPU_FEATURES.
+    channels: names of ports beside the agent's.
     """
 
     disks: tuple[Disk, ...]
@@ -54,6 +61,8 @@ class Machine(NamedTuple):
     cpu: str = ""
     secure_boot: bool = False
     tpm: bool = False
+    features: str = ""
+    channels: tuple[str, ...] = ()
 
 
 def read(text: str) -> Machine:
@@ -72,6 +81,8 @@ def read(text: str) -> Machine:
         cpu=_processor(top.find("cpu")),
         secure_boot=_secure_boot(system),
         tpm=any(each.tag == "tpm" for each in parts),
+        features=_features(top.findall("cpu/feature")),
+        channels=tuple(_channels(each for each in parts if each.tag == "channel")),
     )
 
 
@@ -166,6 +177,35 @@ def _processor(element: Element | None) -> str:
     if mode != "custom" and model:
         raise Failure(failure.UNSUPPORTED, f"<cpu mode='{mode}'> with a <model> is not supported")
     return model
+
+
+def _features(elements: list[Element]) -> str:
+    """Return the features of the processor in our words; raises Failure (27, 67)."""
+    found: list[Feature] = []
+    for each in elements:
+        policy, name = each.get("policy") or "require", each.get("name") or ""
+        try:
+            found += Features().parse(f"{policy}:{name}")
+        except BadValue as error:
+            raise Failure(failure.UNSUPPORTED, f"<feature name='{name}'>: {error}") from error
+    return Features().format(tuple(found))
+
+
+def _channels(elements: Iterable[Element]) -> Iterator[str]:
+    """Yield the names of channels; those of the agent and of SPICE go without saying."""
+    for each in elements:
+        target, source = each.find("target"), each.find("source")
+        name = (target.get("name") or "") if target is not None else ""
+        if name in _USUAL:
+            continue
+        path = (source.get("path") or "") if source is not None else ""
+        if each.get("type") != "unix" or (path and not _OWN_SOCKET.search(path)):
+            raise Failure(
+                failure.UNSUPPORTED,
+                f"The channel '{name}' cannot lead there: it is a <channel type='unix'> without a"
+                " path, which clients open as a stream",
+            )
+        yield name
 
 
 def _boot(system: Element | None) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from pyvz.model import config as settings
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.grammar_machine import Drive
+from pyvz.model.grammar_processor import Features
 from pyvz.model.task import Progress
 from pyvz.operations import configure, machinecreate, provision
 from pyvz.operations.configure import SetRequest
@@ -93,6 +94,10 @@ def differences(present: Domain, machine: Machine) -> list[Options]:
         found.append([each for each in display(wanted) if each[0] != "vnc-nopasswd"])
     if machine.cpu != config.cpu_model:
         found.append([("cpu-model", machine.cpu or "host")])
+    if Features().parse(machine.features) != config.cpu_features:
+        found.append([("cpu-features", machine.features or "none")])
+    if machine.channels != config.channels:
+        found.append([("channels", " ".join(machine.channels) or "none")])
     board = _switches(machine)
     if board != (there := _switches(config)):
         new = [each for each in board if each not in there]
@@ -175,7 +180,9 @@ def _switches(machine: Machine | settings.Machine) -> list[tuple[str, bool]]:
 
 def _board(machine: Machine) -> Options:
     found: Options = [(name, "on") for name, on in _switches(machine) if on]
-    return [*found, ("cpu-model", machine.cpu)] if machine.cpu else found
+    channels = " ".join(machine.channels)
+    words = {"cpu-model": machine.cpu, "cpu-features": machine.features, "channels": channels}
+    return found + [(name, word) for name, word in words.items() if word]
 
 
 def _addition(disk: Disk) -> Options:

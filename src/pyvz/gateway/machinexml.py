@@ -21,12 +21,14 @@ from pyvz.errors import VZError
 from pyvz.gateway import domainxml
 from pyvz.gateway.domain import Domain
 from pyvz.gateway.nodexml import text_of
-from pyvz.model.grammar_machine import INTERFACES, Drive
-from pyvz.operations import machinedrives
+from pyvz.model.config import Machine
+from pyvz.model.grammar_machine import AGENT_CHANNEL, INTERFACES, Drive
+from pyvz.operations import machinechannel, machinedrives
 from pyvz.operations.node import Node
 from pyvz.units import KIB
-from pyvz.vm.channels import has_agent
-from pyvz.vm.commandline import AGENT_PORT
+from pyvz.vm import channels
+from pyvz.vm.channels import AGENT
+from pyvz.vm.runtime import channel_name
 from pyvz.vm.spec import boot_places
 
 MODELS: Final = {"rtl": "rtl8139"}  # names of ours that differ from libvirt's
@@ -51,14 +53,22 @@ def described(node: Node, domain: Domain, *, live: bool) -> str:
             SubElement(features, "feature", enabled="yes", name=name)
     if machine.boot_menu:
         SubElement(system, "bootmenu", enable="yes")
-    if machine.cpu_model:
-        cpu = SubElement(top, "cpu", mode="custom", match="exact", check="none")
-        SubElement(cpu, "model", fallback="forbid").text = machine.cpu_model
+    _processor(top, machine)
     SubElement(top, "clock", offset="utc")
     crash = _CRASH.get(machine.on_crash, "preserve")
     domainxml.add_actions(top, crash=crash)
     _devices(node, top, domain, live=live)
     return text_of(top)
+
+
+def _processor(top: Element, machine: Machine) -> None:
+    if machine.cpu_model:
+        cpu = SubElement(top, "cpu", mode="custom", match="exact", check="none")
+        SubElement(cpu, "model", fallback="forbid").text = machine.cpu_model
+    elif machine.cpu_features:
+        cpu = SubElement(top, "cpu", mode="host-passthrough", check="none")
+    for each in machine.cpu_features:
+        SubElement(cpu, "feature", policy=each.policy, name=each.name)
 
 
 def drives(domain: Domain) -> Iterator[tuple[Drive, str]]:
@@ -96,7 +106,7 @@ def _devices(node: Node, top: Element, domain: Domain, *, live: bool) -> None:
             SubElement(element, "boot", order=str(place))
     SubElement(SubElement(devices, "serial", type="pty"), "target", port="0")
     SubElement(SubElement(devices, "console", type="pty"), "target", type="serial", port="0")
-    _agent_channel(node, devices, domain, live=live)
+    _channels(node, devices, domain, live=live)
     _graphics(node, devices, domain, live=live)
     if domain.config.machine.tpm:
         tpm = SubElement(devices, "tpm", model="tpm-crb")
@@ -128,14 +138,22 @@ def _disk(
         SubElement(element, "alias", name=drive.name)
 
 
-def _agent_channel(node: Node, devices: Element, domain: Domain, *, live: bool) -> None:
-    """Add the port of the guest's agent, which every machine has."""
-    channel = SubElement(devices, "channel", type="unix")
-    target = SubElement(channel, "target", type="virtio", name=AGENT_PORT)
+def _channels(node: Node, devices: Element, domain: Domain, *, live: bool) -> None:
+    """Add the port of the guest's agent, which every machine has, and those of its own."""
+    names, opened = domain.config.machine.channels, {}
     if live:
         with suppress(VZError):
-            there = has_agent(node.machines.monitor(domain.env.uuid))
-            target.set("state", "connected" if there else "disconnected")
+            names = machinechannel.names(node, domain.env)
+            opened = channels.opened(node.machines.monitor(domain.env.uuid))
+    for number, name in enumerate((AGENT_CHANNEL, *names)):
+        channel = SubElement(devices, "channel", type="unix")
+        own = channel_name(number - 1) if number else AGENT
+        if live and number:
+            path = node.machines.directory(domain.env.uuid) / f"{own}.sock"
+            SubElement(channel, "source", mode="bind", path=os.fspath(path))
+        target = SubElement(channel, "target", type="virtio", name=name)
+        if own in opened:
+            target.set("state", "connected" if opened[own] else "disconnected")
 
 
 def _graphics(node: Node, devices: Element, domain: Domain, *, live: bool) -> None:

@@ -246,6 +246,8 @@ class Machine(_Section):
     on_crash = _Value(machine.ON_CRASH)
     nested = _Value(machine.NESTED)
     cpu_model = _Value(machine.CPU_MODEL)
+    cpu_features = _Value(machine.CPU_FEATURES)
+    channels = _Value(machine.CHANNELS)
     vnc_mode = _Value(machine.VNC_MODE)
     vnc_port = _Value(machine.VNC_PORT)
     vnc_address = _Value(machine.VNC_ADDRESS)

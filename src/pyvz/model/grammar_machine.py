@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 from pyvz.errors import BadValue
 from pyvz.model.grammar import Choice, Integer, YesNo
 
+AGENT_CHANNEL = "org.qemu.guest_agent.0"
+MOST_CHANNELS = 8
+_CHANNEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NAME = re.compile(r"(hdd|cdrom)(\d{1,2})")
 _SERIAL = re.compile(r"serial(\d)")
 _PATH = re.compile(r"[^;\"'\\$`\x00-\x1f]+")
@@ -203,6 +206,30 @@ class BootDevices:
                 raise BadValue(f"'{name}' is not a device to boot from (hdd0, cdrom0, net0)")
         if len(set(names)) < len(names):
             raise BadValue("A device can stand in the boot order only once")
+        return names
+
+    def format(self, value: tuple[str, ...]) -> str:
+        """Return the stored text."""
+        return " ".join(value)
+
+
+class Channels:
+    """VM_CHANNELS: names of ports that the guest has as /dev/virtio-ports/NAME."""
+
+    def parse(self, text: str) -> tuple[str, ...]:
+        """Return the names, each once."""
+        names = tuple(text.replace(",", " ").split())
+        for name in names:
+            if not _CHANNEL.fullmatch(name):
+                raise BadValue(
+                    f"'{name}' cannot be the name of a channel: up to 64 letters, digits, . _ -"
+                )
+            if name == AGENT_CHANNEL:
+                raise BadValue(f"Every virtual machine has the channel {name}")
+        if len(set(names)) < len(names):
+            raise BadValue("Two channels have the same name")
+        if len(names) > MOST_CHANNELS:
+            raise BadValue(f"A virtual machine cannot have more than {MOST_CHANNELS} channels")
         return names
 
     def format(self, value: tuple[str, ...]) -> str:

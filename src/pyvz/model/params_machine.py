@@ -7,7 +7,8 @@ from ipaddress import ip_address
 
 from pyvz.errors import BadValue
 from pyvz.model.grammar import Choice, Integer, Text, YesNo
-from pyvz.model.grammar_machine import BootDevices, Drives, SerialPorts
+from pyvz.model.grammar_machine import BootDevices, Channels, Drives, SerialPorts
+from pyvz.model.grammar_processor import Features
 from pyvz.model.param import MACHINES, Option, Param, tools
 from pyvz.units import MIB, parse_size
 
@@ -153,6 +154,32 @@ CPU_MODEL = Param(
     "",
     "QEMU's model of the processor; empty: the node's own, or all that emulation has",
     _option("cpu-model", "MODEL|host", "the processor that the guest sees", parse=_cpu_model),
+)
+CPU_FEATURES = Param(
+    "machine.cpu_features",
+    "VM_CPU_FEATURES",
+    Features(),
+    (),
+    "features that the processor has or has not, whatever its model says",
+    _option(
+        "cpu-features",
+        "FEATURES|none",
+        "features turned on (+avx2) and off (-hle)",
+        parse=lambda text: () if text.strip() == "none" else Features().parse(text),
+    ),
+)
+CHANNELS = Param(
+    "machine.channels",
+    "VM_CHANNELS",
+    Channels(),
+    (),
+    "ways between node and guest (virtio ports), beside that of the guest agent",
+    _option(
+        "channels",
+        "NAMES|none",
+        "ways into the guest beside the agent's, by name",
+        parse=lambda text: () if text.strip() == "none" else Channels().parse(text),
+    ),
 )
 CHIPSET = Param(
     "machine.chipset", "VM_CHIPSET", Choice(("q35", "piix")), "q35", "chipset: q35 or piix"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
-from pyvz.errors import NotRunning, VZError
+from pyvz.errors import NotRunning, StartError, VZError
 from pyvz.linux.process import boot_id
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
@@ -33,7 +33,7 @@ from pyvz.operations import (
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal
 from pyvz.store.state import RunState
-from pyvz.vm import accelerator, hugepages
+from pyvz.vm import accelerator, cpumodel, hugepages
 from pyvz.vm.monitor import Monitor
 from pyvz.vm.runtime import Launch, Process
 from pyvz.vm.spec import (
@@ -103,6 +103,7 @@ def raise_up(
         process = node.machines.start(launch, lambda: memory.activate(node, env))
         undo.callback(node.machines.kill, env.uuid, timeout=KILL_TIMEOUT)
     monitor = node.machines.monitor(env.uuid)
+    _check_processor(env, config, monitor)
     type_ = launch.spec.type or _machine_type(monitor)
     if state is None:  # else it is known, and may be another node's to write
         _remember_type(node, env, type_)
@@ -114,6 +115,16 @@ def raise_up(
     running_state(process, made).save(node.paths, env.uuid)
     undo.callback(RunState.clear, node.paths, env.uuid)
     return monitor
+
+
+def _check_processor(env: Environment, config: Config, monitor: Monitor) -> None:
+    """Raise StartError when a feature that is required cannot be had here."""
+    wanted = [each.name for each in config.machine.cpu_features if each.policy == "require"]
+    if wanted and (lacking := cpumodel.missing(monitor, wanted)):
+        raise StartError(
+            f"The processor that {env.name} gets here cannot have {', '.join(lacking)}",
+            hint="It is required by its configuration: see prlctl set --cpu-features.",
+        )
 
 
 def _launch(

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pyvz.errors import VZError
 from pyvz.model.config import Config
 from pyvz.model.grammar_machine import Drive, SerialPort
+from pyvz.model.grammar_processor import Features
 from pyvz.operations import fields, machinedrives, netinfo
 from pyvz.operations.fields import ALIVE, Source
 from pyvz.units import KIB
@@ -131,6 +132,8 @@ def _cpu(config: Config) -> Row:
     }  # fmt: skip
     if config.machine.cpu_model:
         cpu["model"] = config.machine.cpu_model
+    if config.machine.cpu_features:
+        cpu["features"] = Features().format(config.machine.cpu_features)
     return cpu | fields.cpu_limits(config)
 
 

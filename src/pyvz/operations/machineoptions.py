@@ -14,6 +14,7 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Kind
 from pyvz.model.grammar import YesNo
 from pyvz.model.grammar_machine import INTERFACES, Drive, SerialPort, change_drive
+from pyvz.model.grammar_processor import Feature
 from pyvz.model.param import normal
 from pyvz.model.secret import Secret
 from pyvz.operations import netdevice, options, vncpassword
@@ -65,6 +66,8 @@ def plan(config: Config, dialect: str, given: GivenOptions) -> MachinePlan:
     _check_board(made.config)
     if "machine.cpu_model" in made.fields:
         _check_cpu(made.config.machine.cpu_model)
+    if "machine.cpu_features" in made.fields:
+        _check_features(made.config.machine.cpu_features)
     changes = reader.changes(config)
     secret = reader.secret
     if made.config.machine.vnc_open and "machine.vnc_open" in made.fields:
@@ -102,6 +105,17 @@ def _check_cpu(model: str) -> None:
             f"QEMU on this node knows no processor '{model}'",
             hint=f"Like it are: {', '.join(near)}" if near else "qemu-system-x86_64 -cpu help",
         )
+
+
+def _check_features(wanted: tuple[Feature, ...]) -> None:
+    """Raise BadValue for features that QEMU here does not know; without QEMU nobody can tell."""
+    there = cpumodel.features()
+    for each in wanted:
+        if there and each.name not in there:
+            raise BadValue(
+                f"QEMU on this node knows no feature '{each.name}' of a processor",
+                hint="qemu-system-x86_64 -cpu help",
+            )
 
 
 def _check_one_device(given: GivenOptions) -> None:

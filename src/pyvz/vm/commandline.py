@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from pyvz.model.grammar_machine import AGENT_CHANNEL
 from pyvz.vm.spec import (
     MEMORY_SLOTS,
     TRANSLATION_CACHE,
@@ -22,7 +23,6 @@ from pyvz.vm.spec import (
 
 PROGRAM = "qemu-system-x86_64"
 ROOT_PORTS = 16  # cards 0 to 7, then virtio disks 0 to 7
-AGENT_PORT = "org.qemu.guest_agent.0"
 FW_CFG = "opt/io.pyvz/files"  # read by the template's pyvz-guest (template/machinetree.py)
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _MODELS = {"virtio": "virtio-net-pci", "e1000": "e1000", "rtl": "rtl8139"}
@@ -54,8 +54,10 @@ def argv(spec: MachineSpec, sockets: Sockets) -> list[str]:
     for device in _devices(spec):
         words += ["-device", _json(device)]
     words += _channel("agent", sockets.agent) + _serials(spec, sockets)
-    port = _on("virtserialport", "agent0", "channels0.0", chardev="agent") | {"name": AGENT_PORT}
-    words += ["-device", _json(port)]
+    words += ["-device", _json(_port("agent0", "agent", AGENT_CHANNEL))]
+    for number, (name, descriptor) in enumerate(zip(spec.channels, sockets.channels, strict=True)):
+        words += _channel(f"channel-{number}", descriptor)
+        words += ["-device", _json(_port(f"port-{number}", f"channel-{number}", name))]
     for drive in spec.drives:
         for node in blockdevs(drive):
             words += ["-blockdev", _json(node)]
@@ -111,15 +113,22 @@ def memory_backend(name: str, size: int, *, hugepages: bool) -> Object:
 
 
 def _accelerator(spec: MachineSpec) -> list[str]:
+    features = "".join(f",{name}={'on' if on else 'off'}" for name, on in spec.cpu_features)
     if spec.accelerator == "kvm":
-        features = "" if spec.nested else ",vmx=off,svm=off"
+        nested = "" if spec.nested else ",vmx=off,svm=off"
         model = spec.cpu_model or "host,migratable=on"
-        return ["-accel", "kvm", "-cpu", f"{model}{features}"]
-    return ["-accel", f"tcg,tb-size={TRANSLATION_CACHE}", "-cpu", spec.cpu_model or "max"]
+        return ["-accel", "kvm", "-cpu", f"{model}{nested}{features}"]
+    model = spec.cpu_model or "max"
+    return ["-accel", f"tcg,tb-size={TRANSLATION_CACHE}", "-cpu", f"{model}{features}"]
 
 
 def _channel(name: str, descriptor: int) -> list[str]:
     return ["-chardev", f"socket,id={name},fd={descriptor},server=on,wait=off"]
+
+
+def _port(id_: str, chardev: str, name: str) -> Object:
+    """Return the device that the guest has as /dev/virtio-ports/NAME."""
+    return _on("virtserialport", id_, "channels0.0", chardev=chardev) | {"name": name}
 
 
 def _firmware(spec: MachineSpec) -> list[str]:

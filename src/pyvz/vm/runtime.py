@@ -60,7 +60,7 @@ COMPANIONS = 2.0  # seconds for what runs beside QEMU to end with it
 ENDING = 1.0  # seconds for a QEMU that hung up before it began to end
 REACH = 5.0  # seconds to reach the monitor of a machine that runs
 MAX_LOG = 1 << 20  # bytes of an old log that are kept at a start
-SOCKETS = Sockets._fields
+SOCKETS = ("monitor", "agent", "console")
 _NODES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9))  # null zero full random urandom
 _KVM = Path("/dev/kvm")
 
@@ -149,7 +149,7 @@ class Machines:
         uuid = launch.spec.uuid
         directory = self.directory(uuid)
         with ExitStack() as opened:
-            sockets = _listening(directory, opened)
+            sockets = _listening(directory, launch.spec, opened)
             words = commandline.argv(launch.spec, sockets)
             request = _request(self._cgroups.entry(uuid), words, launch)
             log = opened.enter_context(_log(launch.log))
@@ -165,7 +165,7 @@ class Machines:
                 beside = request | {"argv": list(each.argv), "groups": []}
                 launchers.append(self._taken(uuid))
                 launchers[-1].execute(beside, each.descriptors, log)
-            launcher.execute(request, (*sockets, *launch.descriptors), log)
+            launcher.execute(request, (*sockets.every, *launch.descriptors), log)
         return process, launchers
 
     def _enter_tree(self, uuid: str, launchers: list[Launcher]) -> None:
@@ -414,17 +414,23 @@ def _device_numbers(path: Path) -> tuple[int, int]:
     return os.major(found.st_rdev), os.minor(found.st_rdev)
 
 
-def _listening(directory: Path, opened: ExitStack) -> Sockets:
+def _listening(directory: Path, spec: MachineSpec, opened: ExitStack) -> Sockets:
     """Make the sockets in a fresh directory; QEMU gets them listening already."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(mode=0o700, parents=True)
     found = []
-    for name in SOCKETS:
+    for name in (*SOCKETS, *(channel_name(number) for number in range(len(spec.channels)))):
         sock = opened.enter_context(socket.socket(socket.AF_UNIX))
         sock.bind(os.fspath(directory / f"{name}.sock"))
         sock.listen(1)
         found.append(sock.fileno())
-    return Sockets(*found)
+    monitor, agent, console, *channels = found
+    return Sockets(monitor, agent, console, tuple(channels))
+
+
+def channel_name(number: int) -> str:
+    """Return what the socket of a channel is called, by its place among those of the machine."""
+    return f"channel-{number}"
 
 
 def _request(entry: CgroupEntry, words: list[str], launch: Launch) -> dict[str, Any]:

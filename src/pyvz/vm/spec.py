@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pyvz.errors import BadValue
 from pyvz.model.config import Config
+from pyvz.model.grammar_machine import Channels
 from pyvz.units import MIB, PAGE_SIZE, UNLIMITED
 
 DEFAULT_MEMORY = 1024  # MiB, of a machine whose configuration says nothing
@@ -67,11 +69,17 @@ class SerialSpec(NamedTuple):
 
 
 class Sockets(NamedTuple):
-    """Descriptors of listening sockets that QEMU is given."""
+    """Descriptors of listening sockets that QEMU is given; channels: in the order of the spec's."""
 
     monitor: int
     agent: int
     console: int
+    channels: tuple[int, ...] = ()
+
+    @property
+    def every(self) -> tuple[int, ...]:
+        """All of them."""
+        return (self.monitor, self.agent, self.console, *self.channels)
 
 
 class Remote(NamedTuple):
@@ -97,7 +105,8 @@ class MachineSpec(NamedTuple):
     files: descriptors that drives and firmware name as /dev/fdset/N.
     secrets: objects that hold a key, each with the descriptor that the key is read from.
     told: what the inside is told by fw_cfg, in base64.  incoming: it goes on from a saved state.
-    cpu_model: of QEMU; "": the node's own with KVM, else all that can be emulated.
+    cpu_model: of QEMU; "": the node's own with KVM, else all that can be emulated.  cpu_features:
+    those that are on or off whatever it says.  channels: names of ports beside the agent's.
     tpm: descriptor of the way to its TPM (tpm.py); -1: it has none.
     hugepages: the guest's memory is taken from the node's huge pages.
     """
@@ -116,6 +125,8 @@ class MachineSpec(NamedTuple):
     usb: bool = False
     nested: bool = False
     cpu_model: str = ""
+    cpu_features: tuple[tuple[str, bool], ...] = ()
+    channels: tuple[str, ...] = ()
     boot_menu: bool = False
     remote: Remote | None = None
     firmware: Firmware | None = None
@@ -184,6 +195,8 @@ def from_config(
         usb=machine.usb or machine.vnc_mode != "off",
         nested=machine.nested,
         cpu_model=machine.cpu_model,
+        cpu_features=tuple((each.name, each.on) for each in machine.cpu_features),
+        channels=machine.channels,
         boot_menu=machine.boot_menu,
         hugepages=machine.hugepages,
         remote=_remote(config),
@@ -203,6 +216,7 @@ class Layout(NamedTuple):
 
     plugged: CPUs that were added while it ran.  dimms: memory that was added, in MiB.
     hugepages: where its memory comes from; a saved state fits either way.
+    channels: its ports beside the agent's; None: as configured (a state of an earlier version).
     """
 
     type: str
@@ -213,6 +227,7 @@ class Layout(NamedTuple):
     plugged: int = 0
     dimms: tuple[int, ...] = ()
     hugepages: bool = False
+    channels: tuple[str, ...] | None = None
 
     @classmethod
     def from_json(cls, data: object) -> Layout:
@@ -220,15 +235,17 @@ class Layout(NamedTuple):
         try:
             values = dict(data)  # type: ignore[call-overload]
             values["dimms"] = tuple(int(size) for size in values["dimms"])
+            if values.get("channels") is not None:
+                values["channels"] = Channels().parse(" ".join(values["channels"]))
             return cls(**values)
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, BadValue) as error:
             raise ValueError(f"it is no layout of a virtual machine: {error}") from error
 
 
 def layout_of(spec: MachineSpec) -> Layout:
     """Return the layout of a machine that was just started."""
     made = Layout(spec.type, spec.cpus, spec.max_cpus, spec.memory, spec.max_memory)
-    return made._replace(hugepages=spec.hugepages)
+    return made._replace(hugepages=spec.hugepages, channels=spec.channels)
 
 
 def laid_out(spec: MachineSpec, layout: Layout) -> MachineSpec:
@@ -239,4 +256,5 @@ def laid_out(spec: MachineSpec, layout: Layout) -> MachineSpec:
         max_cpus=layout.max_cpus,
         memory=layout.memory,
         max_memory=layout.max_memory,
+        channels=spec.channels if layout.channels is None else layout.channels,
     )
