@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pyvz.gateway import domain, failure, machineblock
+from pyvz.gateway import containerdisk, domain, failure, machineblock
 from pyvz.gateway.calls_lifecycle import change
 from pyvz.gateway.connection import Call
 from pyvz.gateway.domain import Domain
@@ -62,9 +62,8 @@ def domain_block_resize(
     """Make a disk larger, in force at once; KiB, or bytes with flag 1."""
     found = domain.find(call.office.node, dom)
     wanted = size if flags & BYTES else size * KIB
-    name = machineblock.find(found, disk).name if domain.is_machine(found) else "hdd0"
-    if not domain.is_machine(found) and disk not in {"/", "root", "hdd0"}:
-        raise Failure(failure.INVALID_ARGUMENT, f"{found.env.name} has no '{disk}', but '/'")
+    machine = domain.is_machine(found)
+    name = machineblock.find(found, disk).name if machine else containerdisk.find(found, disk)[0]
     if not wanted or wanted % MIB:
         raise Failure(failure.INVALID_ARGUMENT, "A disk has a size in whole MiB")
     change(call, progress, dom, ("device-set", name), ("size", f"{wanted // MIB}M"))

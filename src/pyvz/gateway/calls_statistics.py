@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
-from pyvz.gateway import domain, domainxml, failure, machineblock
+from pyvz.gateway import containerdisk, domain, domainxml, failure, machineblock
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.domain import Domain, is_machine
 from pyvz.gateway.failure import Failure
@@ -14,7 +14,6 @@ from pyvz.gateway.xdr import INT, STRING, UINT, ULLONG, Packed, Typed, codec, pa
 from pyvz.model.usage import Usage
 from pyvz.operations import traffic
 from pyvz.operations.node import Node
-from pyvz.storage import base as storage
 from pyvz.units import KIB
 
 Key = dict[str, Any]
@@ -24,7 +23,6 @@ ALL: Final = STATE | CPU | BALLOON | VCPU | NET | BLOCK
 ENFORCE: Final = 1 << 31  # fail on kinds that are not there
 ACTIVE, INACTIVE = 1, 2
 RSS, ACTUAL, AVAILABLE, UNUSED, USABLE = 7, 6, 5, 4, 8
-ROOT: Final = "root"  # the name of a container's disk
 
 
 def _known_stats(call: Call, *, doms: list[Key], stats: int, flags: int) -> Packed | None:
@@ -107,12 +105,14 @@ def domain_interface_stats(call: Call, *, dom: Key, path: str) -> Values:
 
 
 def domain_block_stats(call: Call, *, dom: Key, path: str) -> Values:
-    """Bytes that its disks have moved; requests of a container are not counted."""
+    """Bytes that its disks have moved, all of them together of a container; there no requests."""
     found = domain.find_running(call.office.node, dom)
     if is_machine(found):
         one = machineblock.of_one(call.office.node, found, path)
         return {"rd_req": one.reads, "rd_bytes": one.read, "wr_req": one.writes,
                 "wr_bytes": one.written, "errs": -1}  # fmt: skip
+    if path:
+        containerdisk.find(found, path)
     usage = call.office.node.cgroups.usage(found.env.uuid)
     read, written = usage.io_read or 0, usage.io_written or 0
     return {"rd_req": -1, "rd_bytes": read, "wr_req": -1, "wr_bytes": written, "errs": -1}
@@ -131,14 +131,12 @@ def domain_block_stats_flags(
 
 
 def domain_get_block_info(call: Call, *, dom: Key, path: str, flags: int) -> Values:
-    """The size of a disk (a container's root), and how much of it is in use."""
+    """The size of a disk, and how much of it is in use."""
     _ = flags
     found = domain.find(call.office.node, dom)
     if is_machine(found):
         return dict(machineblock.size(found, path))
-    env = found.env
-    usage = storage.find(env.home).usage(env.home)
-    return {"allocation": usage.used, "capacity": usage.total, "physical": usage.used}
+    return dict(containerdisk.size(found, path))
 
 
 def domain_memory_stats(call: Call, *, dom: Key, maxStats: int, flags: int) -> Values:
@@ -191,7 +189,7 @@ def _cards(node: Node, each: Domain) -> list[Typed]:
 def _disks(each: Domain, usage: Usage) -> list[Typed]:
     found = [
         Typed("block.count", UINT, 1),
-        Typed("block.0.name", STRING, ROOT),
+        Typed("block.0.name", STRING, containerdisk.ROOT),
         Typed("block.0.path", STRING, os.fspath(each.env.home)),
     ]
     if usage.io_read is not None and usage.io_written is not None:

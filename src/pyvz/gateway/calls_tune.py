@@ -10,16 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from pyvz.gateway import domain, failure, machineblock, machinexml
+from pyvz.gateway import containerdisk, domain, failure, machineblock, machinexml
 from pyvz.gateway.calls_lifecycle import change
-from pyvz.gateway.calls_statistics import ROOT
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.domain import Domain, is_machine
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.xdr import UINT, ULLONG, Typed
 from pyvz.model.grammar_net import NetIf
 from pyvz.model.task import Progress
-from pyvz.operations import diskmount
 
 Key = dict[str, Any]
 
@@ -124,16 +122,15 @@ def _values(params: Iterable[Typed], known: Sequence[str]) -> Mapping[str, int]:
 def _disks(found: Domain) -> list[str]:
     if is_machine(found):
         return [drive.name for drive, _ in machinexml.drives(found) if drive.is_disk]
-    places = [each.entry.mnt for each in diskmount.disks_of(found.env, found.config)]
-    return [ROOT, *filter(None, places)]
+    return [name for name, _, _ in containerdisk.named(found)]
 
 
 def _check_disk(found: Domain, name: str) -> None:
     """Raise Failure (8) when there is no such disk."""
     if is_machine(found):
         machineblock.find(found, name)
-    elif name not in {*_disks(found), "/", str(found.env.home)}:
-        raise Failure(failure.INVALID_ARGUMENT, f"{found.env.name} has no disk '{name}'")
+    else:
+        containerdisk.find(found, name)
 
 
 def _cards(found: Domain) -> list[NetIf]:
