@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from uuid import uuid4
 
 PROGRAM = "/usr/sbin/libvirtd"
 DRIVER = "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so"
@@ -41,12 +42,17 @@ def missing() -> str:
 
 
 class Libvirtd:
-    """A libvirtd with one domain, `bench`; `end` leaves nothing behind."""
+    """A libvirtd with one domain, `bench`; `end` leaves nothing behind.
 
-    def __init__(self, home: Path) -> None:
+    It is a host of its own for libvirt, so that domains can be moved between two of them.
+    """
+
+    def __init__(self, home: Path, domain: str = _DOMAIN) -> None:
         self._home = home
         self._socket = home / "libvirt-sock"
+        self.uri = f"qemu+unix:///system?socket={self._socket}"
         lines = [f'unix_sock_dir = "{home}"', 'auth_unix_rw = "none"', 'auth_unix_ro = "none"']
+        lines.append(f'host_uuid = "{uuid4()}"')
         steps = ["set -e"]
         for name, place in _PLACES.items():
             (home / name).mkdir(parents=True)
@@ -58,40 +64,42 @@ class Libvirtd:
         (home / "libvirtd.conf").write_text("\n".join([*lines, ""]))
         settings = ["user", "group"]
         words = [f'{name} = "root"' for name in settings]
-        words += ['security_driver = "none"', 'stdio_handler = "file"', ""]
+        words += ['security_driver = "none"', 'stdio_handler = "file"', "remember_owner = 0"]
+        words += ["cgroup_controllers = [ ]", ""]  # their names would be those of the other one
         (home / "etc/qemu.conf").write_text("\n".join(words))
         steps.append(f"exec {PROGRAM} -f {home}/libvirtd.conf -p {home}/pid")
         argv = ["unshare", "-m", "--propagation", "private", "sh", "-c", "\n".join(steps)]
         with (home / "output").open("w") as output:
             self._process = subprocess.Popen(argv, stdout=output, stderr=output)
         deadline = time.monotonic() + _PATIENCE
-        while self._virsh("version", check=False).returncode:
+        while self.virsh("version", check=False).returncode:
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise RuntimeError((home / "output").read_text()[-1000:])
             time.sleep(0.2)
-        (home / "domain.xml").write_text(_DOMAIN)
-        self._virsh("define", os.fspath(home / "domain.xml"))
+        (home / "domain.xml").write_text(domain)
+        self.virsh("define", os.fspath(home / "domain.xml"))
 
-    def _virsh(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        argv = ["virsh", "-q", "-c", f"qemu+unix:///system?socket={self._socket}", *words]
+    def virsh(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run virsh on it."""
+        argv = ["virsh", "-q", "-c", self.uri, *words]
         return subprocess.run(argv, check=check, capture_output=True, text=True)
 
     def start(self) -> float:
         """Start the domain and end it; return the milliseconds that `virsh start` took."""
         began = time.monotonic()
-        self._virsh("start", "bench")
+        self.virsh("start", "bench")
         took = (time.monotonic() - began) * 1000
-        self._virsh("destroy", "bench")
+        self.virsh("destroy", "bench")
         return took
 
     def list(self) -> float:
         """Return the milliseconds of `virsh list --all`."""
         began = time.monotonic()
-        self._virsh("list", "--all")
+        self.virsh("list", "--all")
         return (time.monotonic() - began) * 1000
 
     def end(self) -> None:
         """End it."""
-        self._virsh("undefine", "bench", check=False)
+        self.virsh("undefine", "bench", check=False)
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(30)

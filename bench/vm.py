@@ -6,7 +6,10 @@
 
 Medians in milliseconds, and in brackets ours divided by the other's: `prlctl start` until it has
 returned, against QEMU with the same command line until its monitor says `running`, and against
-`virsh start` of a libvirtd of our own, where libvirt's QEMU driver is installed.
+`virsh start` of a libvirtd of our own, where libvirt's QEMU driver is installed.  Lists of the many
+against a script in the same interpreter that asks the QEMU of each, by its monitor, for its state
+(list) and also for what its disks and its balloon count (statistics); vzd does not run then, as
+QEMU talks to one at a time.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import signal
 import socket
 import statistics
@@ -35,6 +39,27 @@ PRLCTL = (
     "from pyvz.cli.program import leave; leave(prlctl.main(sys.argv[1:]))"
 )
 PYTHON = "/usr/bin/python3"
+# Asks the QEMUs whose monitors are named what the first word says, as one would without vzd.
+ASK = """
+import json, socket, sys
+questions = sys.argv[1].split(',')
+for path in sys.argv[2:]:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(path)
+    talk = sock.makefile('rwb')
+    for question in ('qmp_capabilities', *questions):
+        talk.write(json.dumps({'execute': question}).encode() + b'\\n')
+    talk.flush()
+    left = len(questions) + 1
+    while left:
+        answer = json.loads(talk.readline())
+        left -= 'return' in answer or 'error' in answer
+    print(path, answer)
+"""
+ASKED = {
+    "list": "query-status",
+    "statistics": "query-status,query-blockstats,query-balloon",
+}
 DEADLINE = 120.0
 PAUSE = 1.0  # seconds before a start: machines are not started without a breath
 
@@ -59,10 +84,26 @@ class Node:
         pid = json.loads(path.read_text())["pid"]
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
 
+    def ask(self, questions: str) -> float:
+        """Ask every QEMU by its monitor; milliseconds of the program that does.  No vzd may run."""
+        paths = sorted((self.root / "run/pyvz/vm").glob("*/monitor.sock"))
+        argv: list[str | Path] = [PYTHON, "-IS", "-c", ASK, questions, *paths]
+        began = time.monotonic()
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+        return (time.monotonic() - began) * 1000
+
+    def end_vzd(self) -> None:
+        """End vzd; the machines go on, and the next prlctl starts another."""
+        lock = self.root / "run/pyvz/vzd.lock"
+        handle = os.pidfd_open(int(lock.read_text()))
+        signal.pidfd_send_signal(handle, signal.SIGTERM)
+        select.select([handle], [], [], DEADLINE)
+        os.close(handle)
+
     def end(self) -> None:
         """Delete the machines, end the daemons, and unmount what they made."""
         for home in (self.root / "vz/vmprivate").iterdir():
-            self.prlctl("delete", home.name, "--force")
+            self.prlctl("delete", home.name, "--force", "--timeout", "60")
         run = self.root / "run/pyvz"
         keeper = KeeperClient(run / "keeper.sock")
         pids = [int((run / "vzd.lock").read_text()), int(keeper.call("ping").data["pid"])]
@@ -172,9 +213,14 @@ def looks(node: Node, runs: int, many: int, *, alive: bool) -> None:
         node.prlctl("start", each)
         node.prlctl("pause", each)
     line("a command line that asks nothing", [node.prlctl("--version") for _ in range(runs)])
-    for words in (("list", "-a"), ("statistics", "-a")):
-        what = f"{words[0]} of {many} {'paused' if alive else 'stopped'}"
-        line(what, [node.prlctl(*words) for _ in range(runs)])
+    state = "paused" if alive else "stopped"
+    ours = {verb: [node.prlctl(verb, "-a") for _ in range(runs)] for verb in ASKED}
+    bare: dict[str, list[float]] = {verb: [] for verb in ASKED}
+    if alive:
+        node.end_vzd()
+        bare = {verb: [node.ask(asked) for _ in range(runs)] for verb, asked in ASKED.items()}
+    for verb, times in ours.items():
+        line(f"{verb} of {many} {state}", times, monitors=bare[verb])
 
 
 def main() -> None:

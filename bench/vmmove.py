@@ -1,10 +1,11 @@
-"""Live migration of a virtual machine: ours beside plain QEMU, the same guest in the same run.
+"""Live migration of a virtual machine: ours beside plain QEMU and libvirt, in the same run.
 
     .venv/bin/python -m bench.vmmove [--runs N] [--disk MIB]
 
 Ours: two nodes with a real ssh between them (tests/twonodes.py), `prlctl migrate` there and back.
 Plain: two QEMUs with the same words, disk by NBD and memory over Unix sockets, no ssh, no checks:
-what the mechanism itself costs.  Seconds, medians; in brackets ours divided by plain QEMU's.
+what the mechanism itself costs.  libvirt, where its QEMU driver is installed: see libvirtmove.py.
+Seconds, medians; in brackets ours divided by the other's.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench import libvirtmove
 from bench.vm import connected
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
@@ -170,10 +172,32 @@ def ours(root: Path, iso: Path, tar: Path, given: argparse.Namespace, image: Pat
     return moves
 
 
-def line(name: str, mine: list[float], peer: list[float]) -> None:
+def libvirt(work: Path, image: Path, iso: Path, runs: int) -> Moves:
+    """Move the guest between two libvirtds there and back; nothing where libvirt is not."""
+    moves = Moves()
+    if lacking := libvirtmove.missing():
+        print(f"without {lacking}")
+        return moves
+    pair = libvirtmove.Pair(work, image, iso)
+    try:
+        for _ in range(runs):
+            total, still = pair.move()
+            moves.total.append(total)
+            moves.still.append(still)
+    finally:
+        pair.end()
+    return moves
+
+
+def line(name: str, mine: list[float], **peers: list[float]) -> None:
     """Print one row."""
-    one, other = statistics.median(mine), statistics.median(peer)
-    print(f"{name:24} {one:8.2f}   plain QEMU {other:8.2f}   [{one / other:.2f}]")
+    one = statistics.median(mine)
+    text = f"{name:24} {one:8.2f}"
+    for peer, times in peers.items():
+        if times:
+            other = statistics.median(times)
+            text += f"   {peer} {other:8.2f}   [{one / other:.2f}]"
+    print(text)
 
 
 def main() -> None:
@@ -193,8 +217,9 @@ def main() -> None:
         peer = Moves()
         for _ in range(given.runs):
             plain(work, work / "disk.qcow2", iso, peer)
-        line("a move", mine.total, peer.total)
-        line("the guest stands still", mine.still, peer.still)
+        other = libvirt(work, work / "disk.qcow2", iso, given.runs)
+        line("a move", mine.total, qemu=peer.total, libvirt=other.total)
+        line("the guest stands still", mine.still, qemu=peer.still, libvirt=other.still)
 
 
 if __name__ == "__main__":

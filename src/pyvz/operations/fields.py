@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+from pyvz.container.runtime import Init
 from pyvz.errors import VZError
 from pyvz.linux import socketcount
 from pyvz.linux.cgroup_counters import Counters
@@ -43,6 +44,11 @@ class Source:
     def status(self) -> Status:
         """The state that the kernel shows."""
         return self._statuses.of(self.env)
+
+    @property
+    def init(self) -> Init | None:
+        """The init of a container that runs."""
+        return self._statuses.init(self.env)
 
     @cached_property
     def config(self) -> Config:

@@ -185,7 +185,7 @@ def _merging(node: Node, running: list[Source]) -> Iterator[Family]:
     }
     samples: dict[str, list[tuple[tuple[str, ...], float]]] = {key: [] for key in names}
     for source in running:
-        for key, value in samepage.counters(node, source.env.uuid).items():
+        for key, value in samepage.counters(node, source.env.uuid, source.init).items():
             samples[key].append(((source.env.uuid, source.env.name), float(value)))
     for key, (name, text) in names.items():
         yield Family(name, text, GAUGE, _OF, samples[key])

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from pyvz.container.checkpoint import Checkpoint
 from pyvz.container.client import KeeperClient
-from pyvz.container.runtime import Runtime
+from pyvz.container.runtime import Init, Runtime
 from pyvz.linux import cgroup, features
 from pyvz.linux.cgroup import Cgroups
 from pyvz.linux.features import Features
@@ -130,6 +130,10 @@ class StatusReader:
         if (env.home / "dump" / "Dump").exists():
             return Status.SUSPENDED
         return Status.STOPPED
+
+    def init(self, env: Environment) -> Init | None:
+        """Return the init of a container that runs."""
+        return self._running.get(env.uuid)
 
     def _is_mounted(self, env: Environment) -> bool:
         """Whether its root is, by one look at the mounts for all whose root is there at all."""

@@ -14,6 +14,7 @@ import os
 import time
 from pathlib import Path
 
+from pyvz.container.runtime import Init
 from pyvz.errors import VZError
 from pyvz.linux import ksm
 from pyvz.linux.file import write_atomic
@@ -140,9 +141,8 @@ class Samepage:
             self._lock = -1
 
 
-def counters(node: Node, uuid: str) -> dict[str, int]:
-    """Return the statistics of one container: nothing when its pages are not merged."""
-    init = node.runtime.running().get(uuid)
+def counters(node: Node, uuid: str, init: Init | None) -> dict[str, int]:
+    """Return the statistics of the container of INIT: nothing when its pages are not merged."""
     try:
         if init is None or not node.runtime.merges(uuid, init):
             return {}

@@ -115,7 +115,7 @@ def _filesystem(source: Source) -> list[Pair]:
 
 
 def _merged(source: Source) -> list[Pair]:
-    return _pairs(samepage.counters(source.node, source.env.uuid).items())
+    return _pairs(samepage.counters(source.node, source.env.uuid, source.init).items())
 
 
 def _traffic(source: Source) -> list[Pair]:
