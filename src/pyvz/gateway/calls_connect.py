@@ -10,9 +10,12 @@ from urllib.parse import urlsplit
 from pyvz.gateway import failure, nodexml
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.failure import Failure
+from pyvz.gateway.xdr import UINT, ULLONG, Typed
+from pyvz.linux.ksm import Ksm
 from pyvz.units import KIB
 from pyvz.vm import cpumodel
 
+_KNOBS: Final = ("pages_to_scan", "sleep_millisecs", "merge_across_nodes")
 TYPE: Final = "vz"
 VERSION: Final = 7_000_001  # OpenVZ 7, as major * 1000000 + minor * 1000 + release
 LIBRARY: Final = 10_000_000  # the libvirt whose calls we answer; nova wants as much
@@ -159,6 +162,17 @@ def node_get_cpu_map(_call: Call, *, need_map: int, **_: object) -> Values:
 def node_get_cpu_stats(_call: Call, *, nparams: int, **_: object) -> Values:
     """Times of the node's processors in nanoseconds; nparams 0 asks how many there are."""
     return nodexml.counted(nodexml.cpu_times(), nparams)
+
+
+def node_get_memory_parameters(_call: Call, *, nparams: int, flags: int) -> Values:
+    """How the kernel merges equal pages (KSM), and what it has merged; nothing where it cannot."""
+    _ = flags
+    merging = Ksm()
+    found = [
+        Typed(f"shm_{name}", UINT if name in _KNOBS else ULLONG, value)
+        for name, value in (merging.figures() if merging.available() else {}).items()
+    ]
+    return {"params": found[:nparams], "nparams": len(found)}
 
 
 def node_get_memory_stats(_call: Call, *, nparams: int, **_: object) -> Values:

@@ -100,6 +100,20 @@ domain_attach_device_flags = domain_attach_device
 domain_detach_device_flags = domain_detach_device
 
 
+def domain_detach_device_alias(
+    call: Call, progress: Progress, *, dom: Key, alias: str, flags: int
+) -> None:
+    """Take away the interface, or the drive of a machine, with that alias."""
+    _check_live(call, dom, flags)
+    found = domain.find(call.office.node, dom)
+    cards = [each for each in found.config.network.interfaces or () if each.ifname == alias]
+    drives = [drive.name for drive, _ in machinexml.drives(found) if drive.name == alias]
+    if not cards and not drives:
+        raise Failure(failure.NO_DEVICE, f"{found.env.name} has no device '{alias}' to detach")
+    name = _device(found, cards[0]) if cards else drives[0]
+    change(call, progress, dom, ("device-del", name))
+
+
 def domain_update_device_flags(
     call: Call, progress: Progress, *, dom: Key, xml: str, flags: int
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from pyvz.gateway import domain, failure
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.failure import Failure
+from pyvz.gateway.machinedefine import CRASH_ACTIONS
 from pyvz.model.environment import Environment
 from pyvz.model.status import Status
 from pyvz.model.task import Progress
@@ -20,6 +21,10 @@ START_PAUSED, START_AUTODESTROY, START_FRESH = 1, 2, 8
 SHUTDOWN_ACPI = 1
 DESTROY_GRACEFUL = 1
 UNDEFINE_MANAGED_SAVE = 1
+_EVENTS = ("poweroff", "reboot", "crash")  # types of events, with an action for each
+_ACTIONS = ("destroy", "restart", "rename-restart", "preserve", "coredump-destroy",
+            "coredump-restart")  # fmt: skip
+_ALWAYS = {"poweroff": "destroy", "reboot": "restart", "crash": "destroy"}  # of a container
 
 
 def domain_create(call: Call, progress: Progress, *, dom: Key) -> None:
@@ -134,6 +139,23 @@ def domain_set_user_password(
     """Set a password inside; flag 1: it is a hash already."""
     words = ("userpasswd", f"{user or ''}:{password or ''}")
     change(call, progress, dom, words, *([("crypted", None)] if flags & 1 else []))
+
+
+def domain_set_lifecycle_action(
+    call: Call, progress: Progress, *, dom: Key, type: int, action: int, flags: int
+) -> None:
+    """Choose what follows the crash of a machine's guest; all else is always the same."""
+    _ = flags
+    found = domain.find(call.office.node, dom)
+    if type >= len(_EVENTS) or action >= len(_ACTIONS):
+        raise Failure(failure.INVALID_ARGUMENT, "There is no such event or action")
+    event, word = _EVENTS[type], _ACTIONS[action]
+    if domain.is_machine(found) and event == "crash" and word in CRASH_ACTIONS:
+        change(call, progress, dom, ("on-crash", CRASH_ACTIONS[word]))
+    elif _ALWAYS[event] != word or (domain.is_machine(found) and event == "crash"):
+        raise Failure(
+            failure.OPERATION_UNSUPPORTED, f"<on_{event}>{word}</on_{event}> is not supported"
+        )
 
 
 def change(call: Call, progress: Progress, dom: Key, *options: tuple[str, str | None]) -> None:

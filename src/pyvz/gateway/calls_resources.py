@@ -8,7 +8,7 @@ Everything is put in force and saved at once, whatever the flags "live" and "con
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pyvz.gateway import domain, domainxml, failure, guestview
@@ -75,31 +75,6 @@ def domain_set_vcpus_flags(
     change(call, progress, dom, ("cpus", str(nvcpus)))
 
 
-def domain_get_vcpus(call: Call, *, dom: Key, maxinfo: int, maplen: int) -> Values:
-    """Where its processors run: a container's run wherever its mask lets them."""
-    found = domain.find_running(call.office.node, dom)
-    usage = call.office.node.cgroups.usage(found.env.uuid)
-    count = min(maxinfo, domainxml.processors(found))
-    infos = [
-        {
-            "number": number, "state": 1, "cpu": number % (os.cpu_count() or 1),
-            "cpu_time": (usage.cpu_ns or 0) // max(1, count),
-        }
-        for number in range(count)
-    ]  # fmt: skip
-    return {"info": infos, "cpumaps": _map(found, maplen) * count}
-
-
-def domain_get_vcpu_pin_info(
-    call: Call, *, dom: Key, ncpumaps: int, maplen: int, flags: int
-) -> Values:
-    """On which of the node's processors each may run."""
-    _ = flags
-    found = domain.find(call.office.node, dom)
-    count = min(ncpumaps, domainxml.processors(found))
-    return {"cpumaps": _map(found, maplen) * count, "num": count}
-
-
 def domain_get_scheduler_type(call: Call, *, dom: Key) -> Values:
     """The name of the scheduler, and how many settings it has."""
     return {"type": SCHEDULER, "nparams": len(_scheduler(domain.find(call.office.node, dom)))}
@@ -130,9 +105,11 @@ def domain_set_scheduler_parameters_flags(
 ) -> None:
     """Set shares (cpuunits) and quota (cpulimit)."""
     _check_live(call, dom, flags)
+    found = domain.find(call.office.node, dom)
     period = next((int(each.value) for each in params if each.field == "vcpu_period"), PERIOD)
-    change(call, progress, dom, *(_scheduling(each, period) for each in params
-                                  if each.field != "vcpu_period"))  # fmt: skip
+    cpus = {"global_quota": 1, "vcpu_quota": domainxml.processors(found)}
+    given = [each for each in params if each.field != "vcpu_period"]
+    change(call, progress, dom, *(_scheduling(each, period, cpus) for each in given))
 
 
 def domain_get_memory_parameters(call: Call, *, dom: Key, nparams: int, flags: int) -> Values:
@@ -214,36 +191,18 @@ def _scheduler(found: Domain) -> list[Typed]:
     ]
 
 
-def _scheduling(each: Typed, period: int) -> tuple[str, str]:
+def _scheduling(each: Typed, period: int, cpus: Mapping[str, int]) -> tuple[str, str]:
+    """Return the option of `prlctl set`; CPUS: for how many processors each quota counts."""
     value = int(each.value)
     if each.field == "cpu_shares":
         return "cpuunits", str(value)
-    if each.field == "global_quota":
-        return "cpulimit", "0" if value <= 0 else str(max(1, value * 100 // period))
+    if each.field in cpus and period > 0:
+        percent = value * cpus[each.field] * 100 // period
+        return "cpulimit", "0" if value <= 0 else str(max(1, percent))
     raise Failure(
         failure.OPERATION_UNSUPPORTED,
-        f"{each.field} cannot be set here: cpu_shares and global_quota can",
+        f"{each.field} cannot be set here: cpu_shares, vcpu_quota and global_quota can",
     )
-
-
-def _map(found: Domain, length: int) -> bytes:
-    """Return the processors on which it may run as a bit map of LENGTH bytes."""
-    numbers = _listed(str(found.config.cpu.mask or ""), os.cpu_count() or 1)
-    bits = bytearray(max(0, length))
-    for number in numbers:
-        if number // 8 < len(bits):
-            bits[number // 8] |= 1 << number % 8
-    return bytes(bits)
-
-
-def _listed(text: str, count: int) -> list[int]:
-    if not text or text in {"all", "auto"}:
-        return list(range(count))
-    found: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    return found
 
 
 def _kib(pair: Any) -> int:  # noqa: ANN401  a Pair of pages, or None

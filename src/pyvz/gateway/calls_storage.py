@@ -28,6 +28,7 @@ from pyvz.operations.node import Node
 
 Key = dict[str, Any]
 
+_FORMATS: Final = ("raw", "qcow2")  # of volumes
 INACTIVE, RUNNING, BROKEN = 0, 2, 4  # states
 
 # A filter of a list lets through what one of its two flags fits, or all where neither is set.
@@ -38,6 +39,19 @@ _FILTERS: Final[Mapping[tuple[int, int], Callable[[PoolView], bool]]] = {
 }
 _KINDS: Final = sum(1 << bit for bit in range(6, 19))  # kinds of pools; ours are directories
 _DIRECTORIES: Final = 1 << 6
+
+
+def connect_get_storage_pool_capabilities(_call: Call, *, flags: int) -> Values:
+    """The one type of pools that can be defined, and the formats of its volumes."""
+    _ = flags
+    top = Element("storagepoolCapabilities")
+    pool = SubElement(top, "pool", type="dir", supported="yes")
+    options = SubElement(pool, "volOptions")
+    SubElement(options, "defaultFormat", type=_FORMATS[0])
+    formats = SubElement(options, "enum", name="targetFormatType")
+    for name in _FORMATS:
+        SubElement(formats, "value").text = name
+    return {"capabilities": text_of(top)}
 
 
 def connect_list_all_storage_pools(call: Call, *, need_results: int, flags: int) -> Values:

@@ -22,6 +22,7 @@ from pyvz.model.grammar_processor import Feature, Features
 
 _BUSES: Final = {"hd": "ide", "vd": "virtio", "sd": "scsi"}
 _BOOT: Final = {"hd": "hdd", "cdrom": "cdrom", "network": "net"}
+CRASH_ACTIONS: Final = {"restart": "restart", "preserve": "pause"}  # libvirt's words -> ours
 _USUAL: Final = (AGENT_CHANNEL, "com.redhat.spice.0")
 _OWN_SOCKET: Final = re.compile(r"/vm/[0-9a-f-]{36}/channel-\d\.sock$")
 _LOOPBACK: Final = "127.0.0.1"
@@ -51,7 +52,7 @@ class Machine(NamedTuple):
     """What only a machine has.  boot: kinds of devices (hdd, cdrom, net) in their order.
 
     cpu: QEMU's model of the processor; "": the best that there is.  features: as VM_CPU_FEATURES.
-    channels: names of ports beside the agent's.
+    channels: names of ports beside the agent's.  crash: what follows one ("": as it was).
     """
 
     disks: tuple[Disk, ...]
@@ -63,6 +64,7 @@ class Machine(NamedTuple):
     tpm: bool = False
     features: str = ""
     channels: tuple[str, ...] = ()
+    crash: str = ""
 
 
 def read(text: str) -> Machine:
@@ -82,6 +84,7 @@ def read(text: str) -> Machine:
         secure_boot=_secure_boot(system),
         tpm=any(each.tag == "tpm" for each in parts),
         features=_features(top.findall("cpu/feature")),
+        crash=CRASH_ACTIONS.get((top.findtext("on_crash") or "").strip(), ""),
         channels=tuple(_channels(each for each in parts if each.tag == "channel")),
     )
 

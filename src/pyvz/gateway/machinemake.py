@@ -96,6 +96,8 @@ def differences(present: Domain, machine: Machine) -> list[Options]:
         found.append([("cpu-model", machine.cpu or "host")])
     if Features().parse(machine.features) != config.cpu_features:
         found.append([("cpu-features", machine.features or "none")])
+    if machine.crash not in ("", config.on_crash):
+        found.append([("on-crash", machine.crash)])
     if machine.channels != config.channels:
         found.append([("channels", " ".join(machine.channels) or "none")])
     board = _switches(machine)
@@ -181,7 +183,12 @@ def _switches(machine: Machine | settings.Machine) -> list[tuple[str, bool]]:
 def _board(machine: Machine) -> Options:
     found: Options = [(name, "on") for name, on in _switches(machine) if on]
     channels = " ".join(machine.channels)
-    words = {"cpu-model": machine.cpu, "cpu-features": machine.features, "channels": channels}
+    words = {
+        "cpu-model": machine.cpu,
+        "cpu-features": machine.features,
+        "channels": channels,
+        "on-crash": machine.crash,
+    }
     return found + [(name, word) for name, word in words.items() if word]
 
 

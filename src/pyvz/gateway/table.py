@@ -142,6 +142,10 @@ ROWS: Final = """\
 257 r domain_get_interface_parameters dom:domain device:s nparams:i flags:u -> params:*typed_param
       nparams:i
 256 w domain_set_interface_parameters dom:domain device:s params:*typed_param flags:u ->
+ 26 w domain_pin_vcpu dom:domain vcpu:u cpumap:y ->
+255 r domain_get_numa_parameters dom:domain nparams:i flags:u -> params:*typed_param nparams:i
+254 w domain_set_numa_parameters dom:domain params:*typed_param flags:u ->
+390 w domain_set_lifecycle_action dom:domain type:u action:u flags:u ->
 225 w domain_pin_vcpu_flags dom:domain vcpu:u cpumap:y flags:u ->
 # Domain statistics
 344 r connect_get_all_domain_stats doms:*domain stats:u flags:u -> retStats:*domain_stats_record

@@ -15,6 +15,10 @@ from pyvz.units import PAGE_SIZE
 
 DIRECTORY = "/sys/kernel/mm/ksm"
 _THREAD = "ksmd"
+_FIGURES = (
+    *("pages_to_scan", "sleep_millisecs", "pages_shared", "pages_sharing", "pages_unshared"),
+    *("pages_volatile", "full_scans", "merge_across_nodes"),
+)
 
 
 class Knobs(NamedTuple):
@@ -84,6 +88,14 @@ class Ksm:
         except FileNotFoundError:
             saved = self._int("pages_sharing") * PAGE_SIZE
         return Counters(saved, self._int("full_scans"), self._cpu())
+
+    def figures(self) -> dict[str, int]:
+        """Return the files that tell how it works and what it has merged, by their names."""
+        found = {}
+        for name in _FIGURES:
+            with contextlib.suppress(OSError, ValueError):
+                found[name] = self._int(name)
+        return found
 
     def _cpu(self) -> float:
         if self._thread is None:
