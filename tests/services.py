@@ -127,7 +127,7 @@ class Serving:
         ) as process:  # fmt: skip
             out, _ = process.communicate(timeout=PATIENCE * 10)
         assert process.returncode == 0, out[-2000:]
-        result: dict[str, object] = json.loads(out.splitlines()[-1])
+        result: dict[str, object] = json.loads(out.splitlines()[-1])["result"]
         return result
 
     def inside(self, command: str, code: int | None = 0) -> str:

@@ -20,6 +20,7 @@ from pyvz.container.criurpc import CriuDied
 from pyvz.container.frame import Frame
 from pyvz.container.spec import Bind, ContainerSpec
 from pyvz.errors import CheckpointError, RestoreError
+from pyvz.linux import mount
 from pyvz.model.limits import IdRange
 from pyvz.model.task import NoProgress
 
@@ -183,6 +184,24 @@ def test_a_dump_whose_reader_has_died_ends_and_lets_it_go_on(bench: Bench) -> No
             dumping.result(10)
     assert not isinstance(caught.value, CriuDied)  # it has mended what it had begun
     bench.counts()
+
+
+def test_a_waiting_criu_holds_no_mount_of_the_node(bench: Bench) -> None:
+    """Else the disk of a container that stops would be busy while another one is dumped."""
+    bench.start()
+    place = bench.engine.paths.root / "places"
+    disk = place / "disk"
+    disk.mkdir(parents=True)
+    mount.make_shared(place)  # as the directory of containers' roots is
+    try:
+        mount.mount("tmpfs", disk, "tmpfs")
+        with bench.made.worker(bench.spec.uuid, bench.images) as worker:
+            told = Path(f"/proc/{worker.connection.pid}/mountinfo")
+            assert str(disk) in told.read_text()
+            mount.umount(disk)
+            assert str(disk) not in told.read_text()
+    finally:
+        mount.umount(place, recursive=True)
 
 
 def test_a_console_that_was_lost(bench: Bench) -> None:

@@ -44,6 +44,7 @@ def test_to_and_fro_under_load(
         for number in range(2 * ROUNDS):
             began = time.monotonic()
             result = guest.migrate(there)
+            assert result["problem"] == "", result
             here, there = there, here
             guest.side = here
             load.flows()

@@ -200,7 +200,8 @@ def _execute(
     progress.step = "entering a mount namespace"
     os.setsid()
     syscall.unshare(syscall.CLONE_NEWNS)
-    syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_PRIVATE)
+    # What is unmounted on the node has to go here too: else we would hold others' disks.
+    syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_SLAVE)
     progress.step = f"opening {message['images']}"
     images = os.open(message["images"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     if message["mounts"] is not None:
