@@ -219,6 +219,9 @@ def test_bad_input(guest: Guest, tmp_path: Path) -> None:
         (("--device-set", "hdd0", "--size", "1G"), "made smaller"),
         (("--device-del", "hdd7"), "no device"),
         (("--cpus", "many"), "--cpus"),
+        (("--device-set", "cdrom0", "--image", "/none.iso"), "cdrom0: there is no image"),
+        (("--device-add", "usb", "--device", "ffff:ffff"), "no USB device ffff:ffff"),
+        (("--distribution", "nonesuch"), "An incorrect value 'nonesuch'"),
     ):
         words_out = refused(guest, *words)
         assert error in words_out, words_out

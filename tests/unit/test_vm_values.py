@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pyvz.errors import BadValue, StorageError, Unsupported, UsageError, VZError
+from pyvz.errors import BadValue, NotFound, StorageError, Unsupported, UsageError, VZError
+from pyvz.linux import usb
 from pyvz.model.config import Config
-from pyvz.model.grammar_machine import BootDevices, Drive, Drives, SerialPorts
-from pyvz.operations import machineoptions
+from pyvz.model.grammar_machine import BootDevices, Drive, Drives, HostUsb, SerialPorts
+from pyvz.operations import machineoptions, machineusb
 from pyvz.vm import accelerator, commandline, image
 from pyvz.vm.spec import (
     DriveSpec,
@@ -23,6 +24,7 @@ from pyvz.vm.spec import (
     Remote,
     SerialSpec,
     Sockets,
+    UsbSpec,
     boot_places,
     from_config,
 )
@@ -61,6 +63,7 @@ MACHINES = {
         accelerator="kvm",
         sockets=2,
         usb=True,
+        usb_devices=(UsbSpec("usb1", "/dev/fdset/27", 27),),
         boot_menu=True,
         remote=Remote("::1", 5905, True),
         firmware=Firmware("/usr/share/OVMF/CODE.fd", "/dev/fdset/21"),
@@ -82,7 +85,7 @@ MACHINES = {
             NicSpec("net1", "00:18:51:00:00:02", 31, "e1000"),
         ),
         serials=(SerialSpec("serial0", ""), SerialSpec("serial1", "file,path=/dev/fdset/25")),
-        files=(20, 21, 22, 23, 24, 25),
+        files=(20, 21, 22, 23, 24, 25, 27),
         secrets=(("key-hdd0", 26),),
         incoming=True,
     ),
@@ -204,6 +207,12 @@ def test_a_disc_is_put_in_and_taken_out() -> None:
         [("vnc-passwd", "far too long for this")],
         [("capability", "SYS_ADMIN:on")],
         [("device-set", "serial0"), ("output", "/x")],
+        [("device-add", "usb"), ("device", "a mouse")],
+        [("device-del", "usb1")],
+        [("device-set", "usb0"), ("enable", None)],
+        [("cpus", "0")],
+        [("cpus", "289")],
+        [("device-bootorder", "cdrom0 net0")],
     ],
 )
 def test_options_that_are_refused(options: list[tuple[str, str | None]]) -> None:
@@ -218,6 +227,46 @@ def test_serial_ports_and_usb() -> None:
     assert planned(("device-add", "usb")).config.machine.usb
     with pytest.raises(UsageError):
         planned(("device-add", "usb"), VM_USB="yes")
+
+
+def test_usb_devices_of_the_node() -> None:
+    made = planned(("device-add", "usb"), ("device", "046D:C52B")).config
+    assert made.machine.usb_devices == (HostUsb("usb1", "046d:c52b"),)
+    assert not made.machine.usb
+    spec = from_config("u", "n", made, cpus=2, accelerator="tcg")
+    assert spec.usb  # it hangs on a controller
+    two = machineoptions.plan(made, "prlctl", (("device-add", "usb"), ("device", "1.14"))).config
+    stored = two.differences(Config.parse(BASE))["VM_USB_DEVICES"]
+    assert stored == "usb1=046d:c52b usb2=1.14"
+    one = machineoptions.plan(two, "prlctl", (("device-del", "usb1"),)).config
+    assert [each.name for each in one.machine.usb_devices] == ["usb2"]
+    with pytest.raises(UsageError):
+        machineoptions.plan(one, "prlctl", (("device-del", "usb0"),))
+
+
+def test_usb_devices_that_are_there(tmp_path: Path) -> None:
+    for name, number, id_, product in (
+        ("usb1", 1, "1d6b:0002", "hub"), ("1-1", 4, "046d:c52b", "a \x1bmouse"),
+        ("1-2", 5, "0951:1666", "stick"), ("1-3", 6, "0951:1666", "stick"),
+        ("1-1:1.0", 0, "x:y", ""),
+    ):  # fmt: skip
+        files = {"busnum": "1", "devnum": str(number), "product": product}
+        files |= {"idVendor": id_.split(":")[0], "idProduct": id_.split(":")[1]}
+        files["bDeviceClass"] = "09" if product == "hub" else "00"
+        (tmp_path / name).mkdir()
+        for file, text in files.items():
+            (tmp_path / name / file).write_text(text + "\n")
+    there = usb.devices(tmp_path)
+    assert [each.place for each in there] == ["1.4", "1.5", "1.6"]
+    mouse = machineusb.find("046d:c52b", there)
+    assert (str(mouse.path), mouse.label) == ("/dev/bus/usb/001/004", "a ?mouse")
+    assert machineusb.find("1.6", there).id == "0951:1666"
+    with pytest.raises(BadValue) as twice:
+        machineusb.find("0951:1666", there)
+    assert twice.value.hint == "Say which: 1.5 or 1.6"
+    with pytest.raises(NotFound, match=r"no USB device 1\.7"):
+        machineusb.find("1.7", there)
+    assert usb.devices(tmp_path / "none") == []
 
 
 def test_the_password_of_the_display_is_told_to_nobody() -> None:

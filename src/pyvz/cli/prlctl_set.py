@@ -33,6 +33,13 @@ def set_(args: Arguments, server: Server) -> int:
     for option in given:
         if option["name"] == "image" and option["value"]:  # as the original: of our directory
             option["value"] = os.path.realpath(option["value"])
+        elif option["name"] == "distribution":
+            from pyvz.cli import distributions  # noqa: PLC0415  few ask for it
+
+            if option["value"] == "list":
+                say(distributions.listing(families=False))
+                return 0
+            option["value"] = distributions.find(str(option["value"]), family=False)
     try:
         reply = server.change(
             "Environment.Set", ref=subject.uuid, dialect="prlctl", options=given, save=True

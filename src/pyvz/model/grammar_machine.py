@@ -17,6 +17,8 @@ MOST_CHANNELS = 8
 _CHANNEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NAME = re.compile(r"(hdd|cdrom)(\d{1,2})")
 _SERIAL = re.compile(r"serial(\d)")
+_USB = re.compile(r"usb[1-9]")  # usb0 is the controller
+_USB_DEVICE = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}|[1-9]\d{0,2}\.[1-9]\d{0,2}")
 _PATH = re.compile(r"[^;\"'\\$`\x00-\x1f]+")
 _SERIAL_NUMBER = re.compile(r"[A-Za-z0-9_.+ -]{1,20}")  # virtio-blk has room for 20
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
@@ -56,6 +58,13 @@ class Drive(NamedTuple):
     def is_disk(self) -> bool:
         """Whether it is a disk, not a CD drive."""
         return self.name.startswith("hdd")
+
+
+class HostUsb(NamedTuple):
+    """A USB device of the node.  name: usb1, ...  device: VENDOR:PRODUCT or BUS.ADDRESS."""
+
+    name: str
+    device: str
 
 
 class SerialPort(NamedTuple):
@@ -193,6 +202,37 @@ class SerialPorts:
         """Return the stored text."""
         defaults = SerialPort._field_defaults
         return ";".join(_format(tuple(port._asdict().items()), defaults) for port in value)
+
+
+class UsbDevices:
+    """VM_USB_DEVICES: usb1=046d:c52b usb2=1.4."""
+
+    def parse(self, text: str) -> tuple[HostUsb, ...]:
+        """Return the devices; BadValue names the entry."""
+        found = []
+        for part in text.split():
+            name, _, device = part.partition("=")
+            if not _USB.fullmatch(name):
+                raise BadValue(f"'{name}' is not the name of a USB device (usb1)")
+            found.append(HostUsb(name, usb_device(device)))
+        if len({each.name for each in found}) < len(found):
+            raise BadValue("Two USB devices have the same name")
+        return tuple(found)
+
+    def format(self, value: tuple[HostUsb, ...]) -> str:
+        """Return the stored text."""
+        return " ".join(f"{each.name}={each.device}" for each in value)
+
+
+def usb_device(text: str) -> str:
+    """Return what names a USB device of a node; raises BadValue."""
+    word = text.lower()
+    if not _USB_DEVICE.fullmatch(word):
+        raise BadValue(
+            f"'{text}' is not a USB device of the node",
+            hint="VENDOR:PRODUCT or BUS.ADDRESS, as lsusb shows them: 046d:c52b, 1.4",
+        )
+    return word
 
 
 class BootDevices:

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 from pyvz.errors import BadValue
 from pyvz.model.grammar import Choice, Integer, Text, YesNo
-from pyvz.model.grammar_machine import BootDevices, Channels, Drives, SerialPorts
+from pyvz.model.grammar_machine import BootDevices, Channels, Drives, SerialPorts, UsbDevices
 from pyvz.model.grammar_processor import Features
 from pyvz.model.param import MACHINES, Option, Param, tools
 from pyvz.units import MIB, parse_size
@@ -83,6 +83,9 @@ def _video(text: str) -> int:
 DRIVES = Param("machine.drives", "VM_DRIVES", Drives(), (), "disks and CD drives", local=True)
 SERIALS = Param("machine.serials", "VM_SERIALS", SerialPorts(), (), "serial ports", local=True)
 USB = Param("machine.usb", "VM_USB", YesNo(), default=False, help="a USB controller with a tablet")
+USB_DEVICES = Param(
+    "machine.usb_devices", "VM_USB_DEVICES", UsbDevices(), (), "USB devices of the node", local=True
+)
 BOOT = Param(
     "machine.boot",
     "VM_BOOT",

@@ -72,7 +72,9 @@ def _configuration(
         nic._replace(mac="", host_mac="", host_ifname="", ifaceid="")
         for nic in old.network.interfaces
     )
-    new = old.changed({"machine.drives": drives, "network.interfaces": cards})
+    new = old.changed(
+        {"machine.drives": drives, "network.interfaces": cards, "machine.usb_devices": ()}
+    )  # the node has each only once
     new = machinenet.settled(node, copy, new)
     for key, value in new.differences(old).items():
         conf.set(key, value)

@@ -49,6 +49,7 @@ def settled(
     """
     before = {drive.name: drive for drive in old.machine.drives}
     after = [_named(env, drive, before) for drive in new.machine.drives]
+    _check_discs(env, before, after)
     removed = tuple(each for name, each in before.items() if name not in {x.name for x in after})
     doomed = [machinedrives.source_of(env, each) for each in removed if _dies(env, each, flags)]
     wanted = [each for each in after if each.name not in before and each.is_disk]
@@ -91,6 +92,16 @@ def _named(env: Environment, drive: Drive, before: dict[str, Drive]) -> Drive:
     if drive.is_disk and drive.name not in before and not drive.device and not drive.size:
         drive = drive._replace(size=DEFAULT_SIZE)
     return drive
+
+
+def _check_discs(env: Environment, before: dict[str, Drive], after: list[Drive]) -> None:
+    """Refuse a disc that is put in and is not there; raises FileMissing."""
+    for drive in after:
+        fresh = drive.name not in before or before[drive.name].image != drive.image
+        if fresh and not drive.is_disk and drive.image:
+            path = machinedrives.source_of(env, drive)
+            if not path.exists():
+                raise FileMissing(f"{drive.name}: there is no image {path}")
 
 
 def _is_new(env: Environment, drive: Drive, flags: frozenset[str]) -> bool:

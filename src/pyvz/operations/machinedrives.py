@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from pyvz.errors import StorageError
+from pyvz.errors import FileMissing, StorageError
 from pyvz.linux import blockdevice
 from pyvz.linux.file import write_atomic
 from pyvz.model.config import Config
@@ -73,6 +73,11 @@ def open_one(
     if not (drive.image or drive.device) or not (drive.is_disk or drive.connected):
         return spec, []
     path = source_of(env, drive)
+    if not drive.is_disk and not path.exists():
+        raise FileMissing(
+            f"{drive.name}: there is no image {path}",
+            hint=f"Without it: prlctl set {env.name} --device-disconnect {drive.name}",
+        )
     top = _open(path, drive, opened)
     own = [top]
     driver = "host_device" if stat.S_ISBLK(os.fstat(top).st_mode) else "file"

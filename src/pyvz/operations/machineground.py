@@ -25,6 +25,7 @@ from pyvz.operations import (
     machineserial,
     machinestate,
     machinetpm,
+    machineusb,
     memory,
     network,
     vmcard,
@@ -144,6 +145,8 @@ def _launch(
         files.append(board.variables)
     nics = machinenet.open_all(node, env, config, opened)
     serials = machineserial.open_all(env, config, opened)
+    usb_devices = machineusb.open_all(env, config, opened)
+    files += (each.descriptor for each in usb_devices)
     secrets = machinekeys.open_all(node, config, opened)
     spec = spec._replace(
         firmware=board.firmware,
@@ -151,6 +154,7 @@ def _launch(
         drives=drives.drives,
         nics=nics,
         serials=serials.ports,
+        usb_devices=usb_devices,
         told=machinefiles.payload(env.name, config),
         files=(*files, *serials.files),
         secrets=secrets,

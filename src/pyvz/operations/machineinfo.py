@@ -116,8 +116,10 @@ def _hardware(source: Source, *, full: bool) -> Row:
         hardware[f"net{index}"] = netinfo.card(nic._replace(ifname=""), full=full)
     for port in settings.serials:
         hardware[port.name] = _port(port)
-    if settings.usb:
+    if settings.usb or settings.usb_devices:
         hardware["usb0"] = {"enabled": True}
+    for device in settings.usb_devices:
+        hardware[device.name] = {"enabled": True, "device": device.device}
     if settings.tpm:
         hardware["tpm0"] = {"enabled": True}
     return hardware

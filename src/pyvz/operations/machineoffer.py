@@ -51,7 +51,13 @@ def offers(node: Node, env: Environment, *, live: bool) -> tuple[DiskOffer, ...]
             f"{env.name} has snapshots and runs: they cannot go along while it does",
             hint=f"prlctl suspend {env.name}, migrate it, and resume it there: everything travels.",
         )
-    disks = tuple(_disk(env, drive, live=live) for drive in disks_of(node.registry.config(env)))
+    config = node.registry.config(env)
+    for device in config.machine.usb_devices:
+        raise Unsupported(
+            f"{device.name} of {env.name} is a USB device of this node ({device.device})",
+            hint=f"Take it away first: prlctl set {env.name} --device-del {device.name}",
+        )
+    disks = tuple(_disk(env, drive, live=live) for drive in disks_of(config))
     return (*disks, DiskOffer(REST, HOME, "", None, 0))
 
 

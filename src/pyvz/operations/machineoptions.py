@@ -13,7 +13,14 @@ from pyvz.errors import BadValue, DiskNotFound, NotEnoughResources, NotFound, Us
 from pyvz.model.config import Config
 from pyvz.model.environment import Kind
 from pyvz.model.grammar import YesNo
-from pyvz.model.grammar_machine import INTERFACES, Drive, SerialPort, change_drive
+from pyvz.model.grammar_machine import (
+    INTERFACES,
+    Drive,
+    HostUsb,
+    SerialPort,
+    change_drive,
+    usb_device,
+)
 from pyvz.model.grammar_processor import Feature
 from pyvz.model.param import normal
 from pyvz.model.secret import Secret
@@ -21,9 +28,11 @@ from pyvz.operations import netdevice, options, vncpassword
 from pyvz.operations.options import GivenOptions, NewPassword
 from pyvz.units import KIB, MIB, UNLIMITED, parse_size
 from pyvz.vm import cpumodel
+from pyvz.vm.spec import MOST_CPUS, boot_places
 
 _VERBS = ("device-add", "device-set", "device-del", "device-connect", "device-disconnect")
 _DEVICE = re.compile(r"(hdd|cdrom|serial)(\d{1,2})")
+_USB = re.compile(r"usb\d")
 _TYPES = frozenset({"hdd", "cdrom", "serial", "usb"})
 _GONE = frozenset({"fdd", "parallel", "sound", "pci", "hdd-part"})
 _TEXTS = frozenset({"image", "device", "iface", "subtype", "position", "serial", "autocompact"})
@@ -64,6 +73,8 @@ def plan(config: Config, dialect: str, given: GivenOptions) -> MachinePlan:
     nics = netdevice.take(config, dialect, reader.rest)
     made = options.plan(nics.config, dialect, nics.rest, Kind.VM)
     _check_board(made.config)
+    if "cpu.cpus" in made.fields:
+        _check_number(made.config)
     if "machine.cpu_model" in made.fields:
         _check_cpu(made.config.machine.cpu_model)
     if "machine.cpu_features" in made.fields:
@@ -74,8 +85,11 @@ def plan(config: Config, dialect: str, given: GivenOptions) -> MachinePlan:
         secret = Secret("")
     elif secret is not None:
         changes["machine.vnc_open"] = False
+    changed = made.config.changed(changes)
+    if "machine.boot" in made.fields:
+        _check_boot(changed)
     return MachinePlan(
-        config=made.config.changed(changes),
+        config=changed,
         fields=(*changes, *nics.fields, *made.fields),
         echo=(*reader.echo, *nics.echo, *made.echo),
         warnings=made.warnings,
@@ -94,6 +108,23 @@ def _check_board(config: Config) -> None:
         )
     if machine.secure_boot and machine.chipset != "q35":
         raise UsageError("Secure boot needs the chipset q35")
+
+
+def _check_number(config: Config) -> None:
+    most = MOST_CPUS[config.machine.chipset]
+    if not 1 <= (config.cpu.cpus or 0) <= most:
+        raise BadValue(f"--cpus: a virtual machine has 1 to {most} CPUs")
+
+
+def _check_boot(config: Config) -> None:
+    there = set(boot_places(config.changed({"machine.boot": ()})))
+    there |= {drive.name for drive in config.machine.drives}  # also one that is disabled
+    for name in config.machine.boot:
+        if name not in there:
+            raise BadValue(
+                f"--device-bootorder: there is no device {name}",
+                hint=f"There are: {', '.join(sorted(there))}" if there else "",
+            )
 
 
 def _check_cpu(model: str) -> None:
@@ -131,6 +162,8 @@ class _Reader:
         self.drives = list(config.machine.drives)
         self.ports = list(config.machine.serials)
         self.usb = config.machine.usb
+        self.usb_devices = list(config.machine.usb_devices)
+        self._usb_asked = False  # for a controller, unless --device follows
         self.flags: set[str] = set()
         self.rest: list[tuple[str, str | None]] = []
         self.echo: list[str] = []
@@ -141,11 +174,13 @@ class _Reader:
     def changes(self, config: Config) -> dict[str, object]:
         """Return the fields that have changed."""
         _check_positions(self.drives)
+        self._settle_usb()
         found: dict[str, object] = {}
         for field, value, old in (
             ("machine.drives", tuple(self.drives), config.machine.drives),
             ("machine.serials", tuple(self.ports), config.machine.serials),
             ("machine.usb", self.usb, config.machine.usb),
+            ("machine.usb_devices", tuple(self.usb_devices), config.machine.usb_devices),
         ):
             if value != old:
                 found[field] = value
@@ -168,10 +203,8 @@ class _Reader:
         self._at = ""
         if key == "device-add":
             return self._add(text)
-        if text == "usb0":
-            if key != "device-del":
-                raise UsageError("A USB controller can only be added and removed")
-            self.usb = False
+        if _USB.fullmatch(text):
+            self._usb(key, text)
             return True
         if not _DEVICE.fullmatch(text):
             return False
@@ -196,9 +229,7 @@ class _Reader:
         if kind not in _TYPES:
             return False
         if kind == "usb":
-            if self.usb:
-                raise UsageError("There is a USB controller already")
-            self.usb = True
+            self._at, self._usb_asked = "usb", True
             return True
         taken = {each.name for each in self.drives} | {each.name for each in self.ports}
         name = next(name for n in range(99) if (name := f"{kind}{n}") not in taken)
@@ -210,6 +241,39 @@ class _Reader:
             self.drives.append(Drive(name, position=-1, format="" if kind == "hdd" else "raw"))
         self._at = name
         return True
+
+    def _usb(self, key: str, name: str) -> None:
+        """Take the USB controller (usb0) or a device of the node away; nothing else can be done."""
+        if key != "device-del":
+            raise UsageError("A USB device can only be added and removed")
+        left = [each for each in self.usb_devices if each.name != name]
+        if name == "usb0":
+            if left:
+                raise UsageError("There are USB devices: remove them first")
+            self.usb = False
+        elif len(left) == len(self.usb_devices):
+            raise NotFound(f"There is no device {name}")
+        self.usb_devices = left
+
+    def _new_usb(self, key: str, text: str) -> bool:
+        """Take the device of the node that is to be plugged in; without one: a controller."""
+        if key != "device":
+            return False
+        taken = {each.name for each in self.usb_devices}
+        free = [name for n in range(1, 10) if (name := f"usb{n}") not in taken]
+        if not free:
+            raise NotEnoughResources("A virtual machine has nine USB devices of the node at most")
+        self.usb_devices.append(HostUsb(free[0], usb_device(text)))
+        self._usb_asked = False
+        return True
+
+    def _settle_usb(self) -> None:
+        if self._usb_asked and self.usb:
+            raise UsageError(
+                "There is a USB controller already",
+                hint="A USB device of the node: --device-add usb --device VENDOR:PRODUCT",
+            )
+        self.usb = self.usb or self._usb_asked
 
     def _find(self, name: str) -> Drive | SerialPort:
         every: list[Drive | SerialPort] = [*self.drives, *self.ports]
@@ -229,8 +293,14 @@ class _Reader:
             return True
         if self._gone:
             return False
+        if self._at == "usb":
+            return self._new_usb(key, text or "")
         if self._at.startswith("serial"):
             return self._port(key, text or "")
+        return self._drive(key, text)
+
+    def _drive(self, key: str, text: str | None) -> bool:
+        """Take an option about a drive; False: it is about something else."""
         if key == "size":
             size = parse_size(text or "", default_unit=MIB)
             if not 0 < size < UNLIMITED:

@@ -31,6 +31,7 @@ from pyvz.operations import (
     machinelimits,
     machinenet,
     machineoptions,
+    machineusb,
     memory,
     vncpassword,
 )
@@ -48,6 +49,7 @@ DIMM = 128  # MiB: Linux takes memory in blocks of this size
 _HOT = frozenset({"scsi", "virtio"})  # on these buses disks come and go while it runs
 # What a guest of a template is told at its boot (machinefiles.py).
 _AT_BOOT = ("network.hostname", "network.nameservers", "network.searchdomains")
+_DEVICES = frozenset({"machine.drives", "machine.serials", "machine.usb", "machine.usb_devices"})
 _AT_ONCE = frozenset(
     {"machine.drives", "machine.on_crash", "identity.name", "network.interfaces", "network.ip"}
 )
@@ -88,6 +90,7 @@ def set_options(node: Node, env: Environment, dialect: str, given: GivenOptions)
         if running and old.machine.secure_boot != made.config.machine.secure_boot:
             raise UsageError(f"{env.name} must be stopped to turn secure boot on or off")
         _check_backup(node, env, old, made.config)
+        machineusb.check(old, made.config)
         new = machinenet.settled(node, env, made.config)
         if old.identity.type == "template" and new.identity.type != "template":
             machineclone.check_unused(node, env)
@@ -139,7 +142,7 @@ def _change(
         undo.pop_all()
     rows = [params.by_field(field) for field in dict.fromkeys(made.fields) if field in waiting]
     late = [row.options["prlctl"][0].name for row in rows if row.options.get("prlctl")]
-    late += ["device"] if "machine.drives" in waiting else []
+    late += ["device"] if waiting & _DEVICES else []
     return tuple(late), ()
 
 

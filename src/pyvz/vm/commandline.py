@@ -171,6 +171,8 @@ def _devices(spec: MachineSpec) -> list[Object]:
     if spec.usb:
         found.append(_on("qemu-xhci", "usb0", root, addr="0x7"))
         found.append(_on("usb-tablet", "tablet0", "usb0.0"))
+    for device in spec.usb_devices:
+        found.append(_on("usb-host", device.name, "usb0.0", hostdevice=device.file))
     if spec.chipset == "q35":
         found += [_root_port(number) for number in range(ROOT_PORTS)]
     return found

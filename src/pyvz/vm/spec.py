@@ -16,6 +16,7 @@ from pyvz.units import MIB, PAGE_SIZE, UNLIMITED
 
 DEFAULT_MEMORY = 1024  # MiB, of a machine whose configuration says nothing
 MEMORY_SLOTS = 16
+MOST_CPUS = {"q35": 288, "piix": 255}  # of QEMU 7.2; newer ones have more
 OVERHEAD = 512 * MIB  # of QEMU itself, beside the guest's memory: devices, translated code, cache
 PROMISED = 128 * MIB  # of that: what it takes in daily life, and is promised by the node
 TRANSLATION_CACHE = 256  # MiB
@@ -90,6 +91,14 @@ class Remote(NamedTuple):
     password: bool
 
 
+class UsbSpec(NamedTuple):
+    """A USB device of the node.  file: what QEMU opens; descriptor: what is behind that."""
+
+    name: str
+    file: str
+    descriptor: int
+
+
 class Firmware(NamedTuple):
     """UEFI: the code, and what to open for the variables.  secure: for secure boot."""
 
@@ -107,7 +116,7 @@ class MachineSpec(NamedTuple):
     told: what the inside is told by fw_cfg, in base64.  incoming: it goes on from a saved state.
     cpu_model: of QEMU; "": the node's own with KVM, else all that can be emulated.  cpu_features:
     those that are on or off whatever it says.  channels: names of ports beside the agent's.
-    tpm: descriptor of the way to its TPM (tpm.py); -1: it has none.
+    usb_devices: of the node.  tpm: descriptor of the way to its TPM (tpm.py); -1: it has none.
     hugepages: the guest's memory is taken from the node's huge pages.
     """
 
@@ -123,6 +132,7 @@ class MachineSpec(NamedTuple):
     sockets: int = 1
     video: int = 16
     usb: bool = False
+    usb_devices: tuple[UsbSpec, ...] = ()
     nested: bool = False
     cpu_model: str = ""
     cpu_features: tuple[tuple[str, bool], ...] = ()
@@ -192,7 +202,7 @@ def from_config(
         max_memory=max(2 * memory, 4096) if machine.mem_hotplug else memory,
         sockets=sockets,
         video=machine.video,
-        usb=machine.usb or machine.vnc_mode != "off",
+        usb=machine.usb or machine.vnc_mode != "off" or bool(machine.usb_devices),
         nested=machine.nested,
         cpu_model=machine.cpu_model,
         cpu_features=tuple((each.name, each.on) for each in machine.cpu_features),
