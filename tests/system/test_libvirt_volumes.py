@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
@@ -13,6 +14,7 @@ import pytest
 from test_libvirt import Virsh
 
 from images import busybox_root, busybox_tar
+from networld import wait_for
 from pyvz.gateway import frame
 from pyvz.gateway.frame import REMOTE, VERSION, Frame, Status, Type
 from pyvz.gateway.procedures import by_name
@@ -124,6 +126,52 @@ def test_sparse_streams(virsh: Virsh, pool: Path, tmp_path: Path) -> None:
     virsh("vol-download", "v", os.fspath(back), *words)
     assert back.stat().st_blocks * 512 < 4 * MIB
     subprocess.run(["cmp", data, back], check=True)
+
+
+def _held(world: World) -> int:
+    """How many times vzd has an image of the pool open."""
+    pid = int((world.root / "run/pyvz/vzd.lock").read_text())
+    found = 0
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found += "/images/v" in os.readlink(link)
+    return found
+
+
+def _client(virsh: Virsh, verb: str, file: str) -> subprocess.Popen[bytes]:
+    words = ["virsh", "-q", "-c", virsh.uri, verb, "v", file, "--pool", "images"]
+    return subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_clients_that_stop_or_die(world: World, virsh: Virsh, pool: Path, tmp_path: Path) -> None:
+    """One that reads no further holds up nobody else; what they had open is given back."""
+    virsh("vol-create-as", "images", "v", "64M")
+    with (pool / "v").open("r+b") as file:
+        file.write(random.Random(2).randbytes(64 * MIB))
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    stopped = _client(virsh, "vol-download", os.fspath(fifo))  # nobody drains it
+    try:
+        wait_for(lambda: _held(world) == 1)
+        assert "v" in virsh("vol-list", "images")
+        assert stopped.poll() is None
+    finally:
+        stopped.kill()
+        stopped.wait()
+        os.close(reader)
+    wait_for(lambda: not _held(world))
+    writer = os.open(fifo, os.O_RDWR)
+    dying = _client(virsh, "vol-upload", os.fspath(fifo))
+    try:
+        os.write(writer, bytes(MIB // 32))  # less than a pipe holds, and more would come
+        wait_for(lambda: _held(world) == 1)
+    finally:
+        dying.kill()
+        dying.wait()
+        os.close(writer)
+    wait_for(lambda: not _held(world))
+    virsh("vol-delete", "v", "--pool", "images")
 
 
 def test_what_is_refused(world: World, virsh: Virsh, pool: Path, tmp_path: Path) -> None:
