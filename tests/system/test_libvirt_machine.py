@@ -204,7 +204,9 @@ DOMAIN = """
   <vcpu>1</vcpu>
   <os><type arch='x86_64' machine='q35'>hvm</type><boot dev='cdrom'/><boot dev='hd'/></os>
   <features><acpi/><apic/></features>
-  <cpu mode='custom' match='exact'><model fallback='allow'>Westmere</model></cpu>
+  <cpu mode='custom' match='exact'><model fallback='allow'>Westmere</model>
+    <topology sockets='1' cores='1' threads='1'/><feature policy='optional' name='movbe'/></cpu>
+  <cputune><quota>60000</quota></cputune><blkiotune><weight>300</weight></blkiotune>
   <devices>
     <disk type='file' device='disk'>
       <driver name='qemu' type='qcow2'/><source file='{disk}'/><target dev='vda' bus='virtio'/>
@@ -242,6 +244,7 @@ def test_define(world: World, virsh: Virsh, tiny_iso: Path, tmp_path: Path) -> N
     for wanted in (
         "192Mb",
         "model=Westmere",
+        "features=optional:movbe",
         "card=e1000",
         os.fspath(disk),
         "Boot order: cdrom0 hdd0",

@@ -24,6 +24,12 @@ CHANGES = (
     (r'(<\w*emory unit="KiB">)\d+', r"\g<1>196608"),
     (r'(<vcpu placement="static")(>)\d+', r'\g<1> cpuset="0"\g<2>1'),
     (r"(</vcpu>)(<cputune>.*</cputune>)?", r"\1<cputune><shares>2000</shares></cputune>"),
+    (
+        r"</cputune>(<blkiotune>.*</blkiotune>)?",
+        "<global_period>100000</global_period>"
+        "<global_quota>50000</global_quota></cputune><blkiotune><weight>300</weight></blkiotune>",
+    ),
+    (r"</blkiotune>", '</blkiotune><numatune><memory mode="strict" nodeset="0"/></numatune>'),
     (r'address="10.99.0.5"', 'address="10.99.0.6"'),
     (r'address="10.99.1.5"', 'address="10.99.1.6"'),
     (r'<ip address="10.99.1.6"[^>]*>', ""),

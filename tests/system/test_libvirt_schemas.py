@@ -20,7 +20,8 @@ pytestmark = pytest.mark.requires(
 
 CONTAINER = (
     "--ipadd", "10.99.0.5", "--memsize", "128M", "--cpus", "1", "--cpuunits", "2000",
-    "--description", "words", "--device-add", "net", "--network", "inner",
+    "--description", "words", "--cpulimit", "50", "--ioprio", "5", "--nodemask", "0",
+    "--device-add", "net", "--network", "inner",
     "--ipadd", "10.99.1.5/24",
 )  # fmt: skip
 MACHINE = (
@@ -35,6 +36,12 @@ MACHINE = (
         "words",
         "--cpu-model",
         "Westmere",
+        "--cpu-sockets",
+        "1",
+        "--cpu-hotplug",
+        "off",
+        "--hugepages",
+        "on",
         "--cpu-features",
         "+aes -hle",
         "--channels",

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from xml.etree.ElementTree import Element
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvz.gateway import domainevents, domaingrammar, failure, frame, machinedefine, xdr
+from pyvz.gateway import (
+    domainevents,
+    domaingrammar,
+    domaintuning,
+    failure,
+    frame,
+    machinedefine,
+    xdr,
+)
 from pyvz.gateway.domainevents import ADDED, AGENT, BALLOON, BLOCK_JOB, METADATA, REMOVED, TRAY
+from pyvz.gateway.domaintuning import Tuning
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.frame import REMOTE, VERSION, BadFrame, Cutter, Frame, Status, Type
 from pyvz.gateway.office import Job
 from pyvz.model import event
+from pyvz.model.config import Config
 from pyvz.model.event import Event
 
 FRAMES = [
@@ -125,7 +136,7 @@ def test_a_processor_is_read(cpu: str, model: str) -> None:
     [
         "<cpu mode='custom'><model>Westmere</model><feature policy='forbid' name='aes'/></cpu>",
         "<cpu mode='custom' match='minimum'><model>Westmere</model></cpu>",
-        "<cpu mode='custom'><topology sockets='1' cores='2' threads='1'/></cpu>",
+        "<cpu mode='custom'><topology sockets='1' cores='2' threads='2'/></cpu>",
         "<devices><channel type='tcp'><target name='org.other.0'/></channel></devices>",
     ],
 )
@@ -155,3 +166,38 @@ def test_features_and_channels_are_read() -> None:
     ):
         with pytest.raises(Failure):
             machinedefine.read(f"<domain type='vz'><os/>{part}</domain>")
+
+
+@pytest.mark.parametrize(
+    ("part", "wanted"),
+    [
+        ("", Tuning()),
+        ("<cputune><shares>9</shares><quota>50000</quota></cputune>", Tuning(9, 100)),
+        ("<cputune><global_quota>50000</global_quota></cputune>", Tuning(limit=50)),
+        ("<cputune><period>50000</period><quota>-1</quota></cputune>", Tuning(limit=0)),
+        ("<blkiotune><weight>1000</weight></blkiotune>", Tuning(priority=7)),
+        ("<numatune><memory mode='strict' nodeset='0-1'/></numatune>", Tuning(nodes="0-1")),
+    ],
+)
+def test_tuning_is_read(part: str, wanted: Tuning) -> None:
+    top = machinedefine.parsed(f"<domain>{part}</domain>", "description")
+    assert domaintuning.read(top, 2) == wanted
+
+
+def test_tuning_that_is_there_is_not_set_again() -> None:
+    config = Config.parse({"CPUUNITS": "9", "CPULIMIT": "50", "IOPRIO": "3", "NODEMASK": "0"})
+    top = Element("domain")
+    domaintuning.add(top, config)
+    read = domaintuning.read(top, 2)
+    assert read == Tuning(9, 50, 3, "0")
+    assert domaintuning.options(read, config) == []
+    assert domaintuning.options(Tuning(limit=0), config) == [("cpulimit", "0")]
+
+
+def test_a_topology_is_that_of_the_processors() -> None:
+    topology = "<cpu><topology sockets='{}' cores='2'/></cpu>"
+    text = f"<domain type='vz'><os/><vcpu>4</vcpu>{topology}</domain>"
+    assert machinedefine.read(text.format(2)).sockets == 2
+    for sockets in (0, 1, "x"):
+        with pytest.raises(Failure):
+            machinedefine.read(text.format(sockets))

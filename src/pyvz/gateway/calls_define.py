@@ -18,6 +18,7 @@ from pyvz.errors import EnvironmentNotFound
 from pyvz.gateway import (
     domain,
     domaindefine,
+    domaintuning,
     domainxml,
     failure,
     machinedefine,
@@ -259,8 +260,7 @@ def _redefine(call: Call, progress: Progress, present: Domain, wanted: Wanted) -
         options.append(("memsize", f"{wanted.memory // KIB}K"))
     if wanted.cpus and wanted.cpus != domainxml.processors(present):
         options.append(("cpus", str(wanted.cpus)))
-    if wanted.shares and wanted.shares != config.cpu.units:
-        options.append(("cpuunits", str(wanted.shares)))
+    options += domaintuning.options(wanted.tuning, config)
     if wanted.cpuset and wanted.cpuset != (config.cpu.mask or ""):
         options.append(("cpumask", wanted.cpuset))
     changes = [options] if options else []
@@ -385,8 +385,7 @@ def _limits(wanted: Wanted) -> Options:
         found.append(("memsize", f"{wanted.memory // KIB}K"))
     if wanted.cpus:
         found.append(("cpus", str(wanted.cpus)))
-    if wanted.shares:
-        found.append(("cpuunits", str(wanted.shares)))
+    found += domaintuning.options(wanted.tuning)
     if wanted.cpuset:
         found.append(("cpumask", wanted.cpuset))
     if wanted.description:

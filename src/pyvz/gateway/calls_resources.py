@@ -11,10 +11,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from pyvz.gateway import domain, domainxml, failure, guestview
+from pyvz.gateway import domain, domaintuning, domainxml, failure, guestview
 from pyvz.gateway.calls_lifecycle import change
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.domain import Domain
+from pyvz.gateway.domaintuning import PERIOD
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.xdr import LLONG, UINT, ULLONG, Typed
 from pyvz.model.task import Progress
@@ -27,7 +28,6 @@ MAXIMUM: Final = 4
 GUEST: Final = 8
 SCHEDULER: Final = "posix"
 NO_LIMIT: Final = 9007199254740991  # KiB; what clients show as "unlimited"
-PERIOD: Final = 100_000  # microseconds of one CPU that quotas are shown for
 DEFAULT_IO_WEIGHT: Final = 500
 
 
@@ -152,7 +152,7 @@ def domain_get_blkio_parameters(call: Call, *, dom: Key, nparams: int, flags: in
     """The weight of its disk traffic."""
     _ = flags
     priority = domain.find(call.office.node, dom).config.io.priority
-    weight = DEFAULT_IO_WEIGHT if priority is None else 100 + priority * 100
+    weight = DEFAULT_IO_WEIGHT if priority is None else domaintuning.weight_of(priority)
     found = [Typed("weight", UINT, weight)]
     return {"params": found[:nparams], "nparams": len(found)}
 
@@ -165,10 +165,8 @@ def domain_set_blkio_parameters(
     for each in params:
         if each.field != "weight":
             raise Failure(failure.OPERATION_UNSUPPORTED, f"{each.field} cannot be set here")
-        weight = int(each.value)
-        if not 100 <= weight <= 1000:
-            raise Failure(failure.INVALID_ARGUMENT, f"The weight {weight} is not 100 to 1000")
-        change(call, progress, dom, ("ioprio", str(min(7, round((weight - 100) / 100)))))
+        priority = domaintuning.priority_of(int(each.value))
+        change(call, progress, dom, ("ioprio", str(priority)))
 
 
 def _set_memory(call: Call, progress: Progress, dom: Key, memory: int, flags: int) -> None:
@@ -196,9 +194,8 @@ def _scheduling(each: Typed, period: int, cpus: Mapping[str, int]) -> tuple[str,
     value = int(each.value)
     if each.field == "cpu_shares":
         return "cpuunits", str(value)
-    if each.field in cpus and period > 0:
-        percent = value * cpus[each.field] * 100 // period
-        return "cpulimit", "0" if value <= 0 else str(max(1, percent))
+    if each.field in cpus:
+        return "cpulimit", str(domaintuning.percent_of(value, period, cpus[each.field]))
     raise Failure(
         failure.OPERATION_UNSUPPORTED,
         f"{each.field} cannot be set here: cpu_shares, vcpu_quota and global_quota can",

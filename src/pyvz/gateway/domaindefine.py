@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 from xml.etree.ElementTree import Element
 
-from pyvz.gateway import domaingrammar, failure
+from pyvz.gateway import domaingrammar, domaintuning, failure
 from pyvz.gateway.domaingrammar import check
+from pyvz.gateway.domaintuning import Tuning
 from pyvz.gateway.domainxml import INIT, ROUTED
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.notes import parsed
@@ -53,7 +54,7 @@ class Wanted(NamedTuple):
     memory: int
     cpus: int
     cpuset: str
-    shares: int
+    tuning: Tuning
     title: str
     description: str
     metadata: Element | None
@@ -87,7 +88,7 @@ def read(text: str) -> Wanted:
         memory=size_of(top.find("memory")),
         cpus=_number(vcpu, "vcpu"),
         cpuset=(vcpu.get("cpuset") or "") if vcpu is not None else "",
-        shares=_shares(top.find("cputune")),
+        tuning=domaintuning.read(top, _number(vcpu, "vcpu")),
         title=top.findtext("title") or "",
         description=top.findtext("description") or "",
         metadata=top.find("metadata"),
@@ -139,10 +140,6 @@ def _number(element: Element | None, what: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise Failure(failure.XML, f"<{what}>: '{text}' is no number")
     return int(text)
-
-
-def _shares(tune: Element | None) -> int:
-    return _number(tune.find("shares"), "shares") if tune is not None else 0
 
 
 def _os_type(top: Element) -> str:

@@ -43,6 +43,14 @@ currentMemory                       unit
 vcpu                                placement=static|auto cpuset current
 cputune
 cputune/shares
+cputune/period
+cputune/quota
+cputune/global_period
+cputune/global_quota
+blkiotune
+blkiotune/weight
+numatune
+numatune/memory                     mode=strict nodeset
 on_poweroff
 on_reboot
 on_crash
@@ -76,7 +84,10 @@ MACHINE: Final = f"""\
 {_HEAD}{_CARD}
 cpu  mode=custom|host-model|host-passthrough|maximum check migratable match=exact
 cpu/model                           fallback
+cpu/topology                        sockets dies=1 clusters=1 cores threads=1
 cpu/feature                         policy=force|require|optional|disable name
+memoryBacking
+memoryBacking/hugepages
 os                                  firmware=efi|bios
 os/bootmenu                         enable=yes|no
 os/loader/**

@@ -14,7 +14,7 @@ import os
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement
 
-from pyvz.gateway import notes
+from pyvz.gateway import domaintuning, notes
 from pyvz.gateway.domain import Domain, is_machine
 from pyvz.gateway.nodexml import memory, text_of
 from pyvz.model.grammar_list import Address
@@ -66,8 +66,7 @@ def headed(domain: Domain, *, live: bool) -> Element:
     vcpu.text = str(processors(domain))
     if config.cpu.mask and config.cpu.mask not in ("all", "auto"):
         vcpu.set("cpuset", config.cpu.mask)
-    if config.cpu.units:
-        SubElement(SubElement(top, "cputune"), "shares").text = str(config.cpu.units)
+    domaintuning.add(top, config)
     return top
 
 

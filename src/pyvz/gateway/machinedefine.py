@@ -53,6 +53,7 @@ class Machine(NamedTuple):
 
     cpu: QEMU's model of the processor; "": the best that there is.  features: as VM_CPU_FEATURES.
     channels: names of ports beside the agent's.  crash: what follows one ("": as it was).
+    sockets: over which all its CPUs are spread; 0: as it comes, with room for more CPUs.
     """
 
     disks: tuple[Disk, ...]
@@ -65,6 +66,8 @@ class Machine(NamedTuple):
     features: str = ""
     channels: tuple[str, ...] = ()
     crash: str = ""
+    hugepages: bool = False
+    sockets: int = 0
 
 
 def read(text: str) -> Machine:
@@ -85,6 +88,8 @@ def read(text: str) -> Machine:
         tpm=any(each.tag == "tpm" for each in parts),
         features=_features(top.findall("cpu/feature")),
         crash=CRASH_ACTIONS.get((top.findtext("on_crash") or "").strip(), ""),
+        hugepages=top.find("memoryBacking/hugepages") is not None,
+        sockets=_sockets(top),
         channels=tuple(_channels(each for each in parts if each.tag == "channel")),
     )
 
@@ -180,6 +185,23 @@ def _processor(element: Element | None) -> str:
     if mode != "custom" and model:
         raise Failure(failure.UNSUPPORTED, f"<cpu mode='{mode}'> with a <model> is not supported")
     return model
+
+
+def _sockets(top: Element) -> int:
+    """Return in how many sockets the processors are, 0 where nothing is said; raises Failure."""
+    topology = top.find("cpu/topology")
+    if topology is None:
+        return 0
+    texts = [topology.get("sockets") or "", topology.get("cores") or "", top.findtext("vcpu") or ""]
+    if not all(text.strip().isdecimal() for text in texts):
+        raise Failure(failure.XML, "<cpu/topology> needs sockets and cores, and <vcpu> a number")
+    sockets, cores, cpus = map(int, texts)
+    if not sockets or sockets * cores != cpus:
+        raise Failure(
+            failure.UNSUPPORTED,
+            f"<cpu/topology>: {sockets} sockets of {cores} cores are not the {cpus} of <vcpu>",
+        )
+    return sockets
 
 
 def _features(elements: list[Element]) -> str:

@@ -32,6 +32,7 @@ from pyvz.vm import image
 from pyvz.vm.spec import boot_places
 
 Options = list[tuple[str, str | None]]
+_NOTHING = {"cpu-model": "host", "cpu-features": "none", "channels": "none"}
 
 
 class Order(NamedTuple):
@@ -92,14 +93,7 @@ def differences(present: Domain, machine: Machine) -> list[Options]:
         found.append(display(wanted))
     elif wanted is not None and wanted != known:
         found.append([each for each in display(wanted) if each[0] != "vnc-nopasswd"])
-    if machine.cpu != config.cpu_model:
-        found.append([("cpu-model", machine.cpu or "host")])
-    if Features().parse(machine.features) != config.cpu_features:
-        found.append([("cpu-features", machine.features or "none")])
-    if machine.crash not in ("", config.on_crash):
-        found.append([("on-crash", machine.crash)])
-    if machine.channels != config.channels:
-        found.append([("channels", " ".join(machine.channels) or "none")])
+    found += _hardware(config, machine)
     board = _switches(machine)
     if board != (there := _switches(config)):
         new = [each for each in board if each not in there]
@@ -177,18 +171,40 @@ def _switches(machine: Machine | settings.Machine) -> list[tuple[str, bool]]:
         ("efi-boot", machine.efi),
         ("efi-secure-boot", machine.secure_boot),
         ("tpm", machine.tpm),
+        ("hugepages", machine.hugepages),
     ]
+
+
+def _words(cpu: str, features: str, channels: Sequence[str]) -> dict[str, str]:
+    """Return what is said of processor and channels, by the options of `prlctl set`."""
+    return {"cpu-model": cpu, "cpu-features": features, "channels": " ".join(channels)}
+
+
+def _hardware(config: settings.Machine, machine: Machine) -> list[Options]:
+    """Return what makes processor and channels as they are wanted."""
+    features = Features().format(config.cpu_features)
+    there = _words(config.cpu_model, features, config.channels)
+    found: list[Options] = [
+        [(name, word or _NOTHING[name])]
+        for name, word in _words(machine.cpu, machine.features, machine.channels).items()
+        if word != there[name]
+    ]
+    if machine.crash not in ("", config.on_crash):
+        found.append([("on-crash", machine.crash)])
+    if machine.sockets != machinexml.sockets_of(config):
+        found.append(_topology(machine.sockets))
+    return found
+
+
+def _topology(sockets: int) -> Options:
+    """Return what spreads the processors over SOCKETS, with no room for more; 0: as it comes."""
+    return [("cpu-sockets", str(sockets or 1)), ("cpu-hotplug", "no" if sockets else "yes")]
 
 
 def _board(machine: Machine) -> Options:
     found: Options = [(name, "on") for name, on in _switches(machine) if on]
-    channels = " ".join(machine.channels)
-    words = {
-        "cpu-model": machine.cpu,
-        "cpu-features": machine.features,
-        "channels": channels,
-        "on-crash": machine.crash,
-    }
+    found += _topology(machine.sockets) if machine.sockets else []
+    words = _words(machine.cpu, machine.features, machine.channels) | {"on-crash": machine.crash}
     return found + [(name, word) for name, word in words.items() if word]
 
 

@@ -53,7 +53,9 @@ def described(node: Node, domain: Domain, *, live: bool) -> str:
             SubElement(features, "feature", enabled="yes", name=name)
     if machine.boot_menu:
         SubElement(system, "bootmenu", enable="yes")
-    _processor(top, machine)
+    if machine.hugepages:
+        SubElement(SubElement(top, "memoryBacking"), "hugepages")
+    _processor(top, domain)
     SubElement(top, "clock", offset="utc")
     crash = _CRASH.get(machine.on_crash, "preserve")
     domainxml.add_actions(top, crash=crash)
@@ -61,12 +63,22 @@ def described(node: Node, domain: Domain, *, live: bool) -> str:
     return text_of(top)
 
 
-def _processor(top: Element, machine: Machine) -> None:
+def sockets_of(machine: Machine) -> int:
+    """Return over how many sockets all processors are spread; 0: there is room for more."""
+    return 0 if machine.cpu_hotplug else machine.sockets
+
+
+def _processor(top: Element, domain: Domain) -> None:
+    machine = domain.config.machine
+    sockets = sockets_of(machine)
     if machine.cpu_model:
         cpu = SubElement(top, "cpu", mode="custom", match="exact", check="none")
         SubElement(cpu, "model", fallback="forbid").text = machine.cpu_model
-    elif machine.cpu_features:
+    elif machine.cpu_features or sockets:
         cpu = SubElement(top, "cpu", mode="host-passthrough", check="none")
+    if sockets:
+        cores = -(-domainxml.processors(domain) // sockets)
+        SubElement(cpu, "topology", sockets=str(sockets), dies="1", cores=str(cores), threads="1")
     for each in machine.cpu_features:
         SubElement(cpu, "feature", policy=each.policy, name=each.name)
 
