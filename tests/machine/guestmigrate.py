@@ -149,4 +149,5 @@ def other_node() -> None:
         run("/usr/sbin/sshd", "-f", KEYS / f"sshd_{name}")
     (KEYS / "known").write_text(known)
     (KEYS / "config").write_text(config)
-    at_other("prlctl", "list", "-a")
+    # A second vzd, which the client waits for half a minute: emulated, it may need longer.
+    until(lambda: "UUID" in at_other("prlctl", "list", "-a", code=None), "node b serves")
