@@ -95,7 +95,7 @@ def test_another_thread_is_told_who_and_waits_when_asked(paths: Paths) -> None:
     lease = Lease.take(paths, UUID, "stopping")
     (error,) = in_thread(lambda: Lease.take(paths, UUID, "starting"))
     assert isinstance(error, Locked)
-    assert f"process {os.getpid()} has been stopping" in error.message
+    assert f"stopping by process {os.getpid()} for" in error.message
     threading.Timer(0.2, lease.release).start()
     (taken,) = in_thread(lambda: Lease.take(paths, UUID, "starting", timeout=10))
     assert isinstance(taken, Lease)
@@ -105,7 +105,7 @@ def test_another_thread_is_told_who_and_waits_when_asked(paths: Paths) -> None:
 def test_another_process_is_named(paths: Paths, other) -> None:
     process, _pipe = other
     begin = time.monotonic()
-    with pytest.raises(Locked, match=f"process {process.pid} has been migrating"):
+    with pytest.raises(Locked, match=f"migrating by process {process.pid}"):
         Lease.take(paths, UUID, "starting", timeout=0.1)
     assert 0.1 <= time.monotonic() - begin < 5
     found = holder(paths, UUID)

@@ -199,7 +199,7 @@ def restore_(args: Arguments, server: Server) -> int:
         args.no_more_words(1)
         return _list(args, server, args.words[0] if args.words else args.value("vm"))
     if args.has("live"):
-        raise Unsupported("Failed to restore the CT: --live is for virtual machines")
+        raise Unsupported("--live is not supported: the restored machine is started as any other")
     target = args.value("dst")
     if target is not None and not target.startswith("/"):
         raise UsageError(
@@ -207,12 +207,13 @@ def restore_(args: Arguments, server: Server) -> int:
         )
     ref, tag = _which(args)
     kind = "CT"
-    if tag is None:
+    if ref is not None:
+        kind = _kind(server, ref)
         say(f"Restore the {kind} {ref}")
     else:
         say(f"Restore the backup id={tag}")
     try:
-        server.run(
+        made = server.run(
             "Backup.Restore",
             ref=ref,
             tag=tag,
@@ -222,7 +223,7 @@ def restore_(args: Arguments, server: Server) -> int:
         )
     except VZError as error:
         raise failed(f"restore the {kind}", error) from error
-    say(f"The {kind} has been restored.")
+    say(f"The {_kind(server, str(made['uuid']))} has been restored.")
     return 0
 
 
@@ -296,7 +297,7 @@ def _which(args: Arguments) -> tuple[str | None, str | None]:
 
 
 def _kind(server: Server, ref: str) -> str:
-    """Return what REF is; its backups outlive an environment, and only containers have any."""
+    """Return what REF is; one that is gone, whose backups outlive it, counts as a container."""
     try:
         return find(server, ref).kind
     except EnvironmentNotFound:

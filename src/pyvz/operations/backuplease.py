@@ -61,12 +61,14 @@ def refuse(node: Node, env: Environment) -> None:
 
 
 @contextmanager
-def lease(node: Node, env: Environment, action: str) -> Iterator[Lease]:
+def lease(
+    node: Node, env: Environment, action: str, *, timeout: float | None = None
+) -> Iterator[Lease]:
     """Hold the environment's lease, with no backup reading its disks; waits as `node.lease` does.
 
     For verbs that end QEMU or change what is on its disks.  Raises Locked.
     """
-    deadline = time.monotonic() + node.default_timeout
+    deadline = time.monotonic() + (node.default_timeout if timeout is None else timeout)
     with ExitStack() as held:
         while True:
             left = max(0.0, deadline - time.monotonic())

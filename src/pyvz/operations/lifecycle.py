@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 from pyvz.container import guestinit
@@ -34,6 +35,7 @@ from pyvz.operations import (
     machinemount,
     memory,
     network,
+    overtake,
 )
 from pyvz.operations.node import Node
 from pyvz.operations.transition import require as require  # noqa: PLC0414  also for others
@@ -96,17 +98,20 @@ def stop(
 
     Raises StopError when it did not stop in time and may not be killed (`noforce`).
     """
+    options = options or StopOptions()
     env = node.registry.resolve(ref)
     if env.kind == Kind.VM:
-        return machine.stop(node, env, _machine_stop(options or StopOptions()), progress)
-    with node.lease(env, "stop"):
+        return machine.stop(node, env, _machine_stop(options), progress)
+    kill = partial(node.runtime.kill, env.uuid, timeout=KILL_TIMEOUT)
+    overtaken = options.kill and overtake.stopping(node, env, kill)
+    with node.lease(env, "stop", timeout=overtake.PATIENCE if overtaken else None):
         repair(node, env)
         if node.status(env) == Status.SUSPENDED and dump.drop(env):
             node.publish("ve-stop", env, reason="dropped")
             return "stopped"
         if node.status(env) in {Status.STOPPED, Status.MOUNTED, Status.SUSPENDED, Status.INVALID}:
-            return "already"
-        return _stop_locked(node, env, options or StopOptions(), progress or NoProgress())
+            return "killed" if overtaken else "already"
+        return _stop_locked(node, env, options, progress or NoProgress())
 
 
 def restart(

@@ -35,6 +35,7 @@ from pyvz.operations import (
     machinenet,
     machineshot,
     machinestate,
+    overtake,
 )
 from pyvz.operations.machineground import KILL_TIMEOUT, State
 from pyvz.operations.node import Node
@@ -145,10 +146,14 @@ def stop(node: Node, env: Environment, options: Stop, progress: Progress | None 
 
     Raises StopError when the guest does not stop in time and may not be killed.
     """
-    with backuplease.lease(node, env, "stop"):
+    quit_ = partial(machineground.quit_machine, node, env)
+    overtaken = options.kill and overtake.stopping(node, env, quit_)
+    patience = overtake.PATIENCE if overtaken else None
+    with backuplease.lease(node, env, "stop", timeout=patience):
         repair(node, env)
         if env.uuid not in node.machines.running():
-            return _drop(node, env)
+            how = _drop(node, env)
+            return "killed" if overtaken and how == "already" else how
         return halt(node, env, options, progress or NoProgress())
 
 

@@ -93,7 +93,8 @@ class Node:
     def lease(self, env: Environment, action: str, timeout: float | None = None) -> Iterator[Lease]:
         """Hold the environment's lease for `action`; raises Locked when somebody else has it."""
         wait = self.default_timeout if timeout is None else timeout
-        with Lease.take(self.paths, env.uuid, action, timeout=wait) as lease:
+        taking = Lease.take(self.paths, env.uuid, action, timeout=wait, label=env.name)
+        with taking as lease:
             yield lease
 
     def status(self, env: Environment) -> Status:

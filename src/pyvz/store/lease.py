@@ -47,22 +47,27 @@ class Lease:
     with Lease.take(paths, uuid, "starting") as lease: ...
     """
 
-    def __init__(self, path: Path, uuid: str, action: str) -> None:
+    def __init__(self, path: Path, uuid: str, action: str, label: str) -> None:
         self.path = path
         self.uuid = uuid
         self.action = action
+        self._label = label
         self._fd = -1
         self._thread = threading.get_ident()
 
     @classmethod
-    def take(cls, paths: Paths, uuid: str, action: str, *, timeout: float = 0.0) -> Self:
+    def take(
+        cls, paths: Paths, uuid: str, action: str, *, timeout: float = 0.0, label: str = ""
+    ) -> Self:
         """Take the lease of UUID to do ACTION (one word: "starting"); wait TIMEOUT seconds at most.
+
+        label: what people call what has that UUID.
 
         Raises Locked, naming holder and action, when it cannot be had in time; InternalError when
         this very thread holds it.
         """
         path = lock_directory(paths) / f"{uuid}.lck"
-        lease = cls(path, uuid, action)
+        lease = cls(path, uuid, action, label or uuid)
         deadline = time.monotonic() + timeout
         lease._enter(deadline)
         try:
@@ -149,11 +154,10 @@ class Lease:
 
     def _refused(self, holder: Holder | None) -> Locked:
         if holder is None:  # it holds the lock and has not written yet who it is
-            return Locked(f"Container {self.uuid} is busy", hint="Try again in a moment.")
+            return Locked(f"{self._label} is busy", hint="Try again in a moment.")
         seconds = f" for {max(0, time.time() - holder.since):.0f} s" if holder.since else ""
         return Locked(
-            f"Container {self.uuid} is busy: process {holder.pid} has been "
-            f"{holder.action or 'working'}{seconds}",
+            f"{self._label} is busy: {holder.action or 'work'} by process {holder.pid}{seconds}",
             hint="Try again when that has ended, or wait for it with --timeout.",
         )
 
