@@ -77,14 +77,16 @@ def test_features_of_a_processor(world: World, described: Described) -> None:
     with (world.root / "etc/vz/vz.conf").open("a") as file:
         file.write("VM_ACCELERATOR=tcg\n")
     described.change(
-        "<cpu mode='custom'><model>Westmere</model><feature policy='optional' name='movbe'/>"
+        "<cpu mode='custom'><model>Westmere</model><feature policy='require' name='movbe'/>"
         "<feature policy='disable' name='aes'/></cpu>",
         "<clock",
     )
     told = virsh("dumpxml", "vm1")
-    assert '<feature policy="optional" name="movbe"' in told
+    assert '<feature policy="require" name="movbe"' in told
     assert '<feature policy="disable" name="aes"' in told
-    assert "features=optional:movbe disable:aes" in world.run("prlctl", "list", "-i", "vm1")
+    assert "features=require:movbe disable:aes" in world.run("prlctl", "list", "-i", "vm1")
+    virsh("start", "vm1")
+    virsh("managedsave", "vm1")
     virsh("start", "vm1")
     virsh("destroy", "vm1")
     described.change("<cpu><feature policy='require' name='avx512f'/></cpu>", "<clock")

@@ -41,6 +41,10 @@ async def node_device_lookup_by_name(_call: Call, arguments: Arguments) -> Value
     raise Failure(failure.NO_NODE_DEVICE, f"There is no node device '{arguments['name']}'")
 
 
+node_device_get_xml_desc = node_device_lookup_by_name
+node_device_get_parent = node_device_lookup_by_name
+
+
 async def connect_list_all_secrets(_call: Call, _arguments: Arguments) -> Values:
     """Secrets are not kept here."""
     return {"secrets": [], "ret": 0}
@@ -69,6 +73,11 @@ async def connect_list_all_nwfilter_bindings(_call: Call, _arguments: Arguments)
 async def network_list_all_ports(_call: Call, _arguments: Arguments) -> Values:
     """Ports are not shown."""
     return {"ports": [], "ret": 0}
+
+
+async def domain_get_iothread_info(_call: Call, _arguments: Arguments) -> Values:
+    """QEMU's disks have no threads of their own."""
+    return {"info": [], "ret": 0}
 
 
 async def domain_get_disk_errors(_call: Call, _arguments: Arguments) -> Values:

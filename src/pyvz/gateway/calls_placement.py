@@ -50,6 +50,12 @@ def domain_get_vcpu_pin_info(
     return {"cpumaps": _map(found, maplen) * count, "num": count}
 
 
+def domain_get_emulator_pin_info(call: Call, *, dom: Key, maplen: int, flags: int) -> Values:
+    """On which processors what is around a machine runs: where the machine does."""
+    _ = flags
+    return {"cpumaps": _map(domain.find(call.office.node, dom), maplen), "ret": 1}
+
+
 def domain_pin_vcpu(call: Call, progress: Progress, *, dom: Key, vcpu: int, cpumap: bytes) -> None:
     """Choose the processors of the node that a running one may use."""
     domain_pin_vcpu_flags(call, progress, dom=dom, vcpu=vcpu, cpumap=cpumap, flags=LIVE)

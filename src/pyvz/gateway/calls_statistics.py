@@ -139,6 +139,17 @@ def domain_get_block_info(call: Call, *, dom: Key, path: str, flags: int) -> Val
     return dict(containerdisk.size(found, path))
 
 
+def domain_get_block_job_info(call: Call, *, dom: Key, path: str, flags: int) -> Values:
+    """The copy of a machine's disk that is under way; a container has none."""
+    _ = flags
+    found = domain.find_running(call.office.node, dom)
+    nothing = dict.fromkeys(("found", "type", "bandwidth", "cur", "end"), 0)
+    if not is_machine(found):
+        return nothing
+    job = machineblock.job(call.office.node, found, path)
+    return nothing if job is None else nothing | {"found": 1, **job}
+
+
 def domain_memory_stats(call: Call, *, dom: Key, maxStats: int, flags: int) -> Values:
     """Memory in KiB, by the protocol's tags."""
     _ = flags

@@ -15,6 +15,7 @@ from pyvz.model.grammar_machine import Drive
 from pyvz.operations.node import Node
 from pyvz.units import KIB
 
+_JOBS: Final = {"mirror": 2, "backup": 5}
 _BLOCK: Final = 512  # bytes of st_blocks
 
 
@@ -89,6 +90,19 @@ def size(domain: Domain, path: str) -> dict[str, int]:
         "capacity": drive.size * KIB or status.st_size,
         "physical": status.st_size,
     }
+
+
+def job(node: Node, domain: Domain, path: str) -> dict[str, int] | None:
+    """Return the copy of a disk that is under way: libvirt's type, bytes done and to do, if any.
+
+    Raises Failure (8), NotRunning.
+    """
+    name = find(domain, path).name
+    for each in node.machines.monitor(domain.env.uuid).execute("query-block-jobs"):
+        if str(each["device"]).rpartition("-")[2] == name and each["type"] in _JOBS:
+            done, total = int(each["offset"]), int(each["len"])
+            return {"type": _JOBS[str(each["type"])], "cur": done, "end": total}
+    return None
 
 
 def _moved(stats: dict[str, Any]) -> Moved:

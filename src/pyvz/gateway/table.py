@@ -157,6 +157,9 @@ ROWS: Final = """\
 194 r domain_get_block_info dom:domain path:s flags:u -> allocation:H capacity:H physical:H
 262 r domain_get_cpu_stats dom:domain nparams:u start_cpu:i ncpus:u flags:u -> params:*typed_param
       nparams:i
+238 r domain_get_block_job_info dom:domain path:s flags:u -> found:i type:i bandwidth:H cur:H end:H
+351 r domain_get_iothread_info dom:domain flags:u -> info:*iothread_info ret:u
+280 r domain_get_emulator_pin_info dom:domain maplen:i flags:u -> cpumaps:y ret:i
 263 r domain_get_disk_errors dom:domain maxerrors:u flags:u -> errors:*domain_disk_error nerrors:i
 353 r domain_interface_addresses dom:domain source:u flags:u -> ifaces:*domain_interface
 # The inside of a guest

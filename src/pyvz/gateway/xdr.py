@@ -41,6 +41,7 @@ STRUCTURES: Final[Mapping[str, str]] = {
     "vcpu_info": "number:u state:i cpu_time:H cpu:i",
     "domain_memory_stat": "tag:i val:H",
     "node_stat": "field:s value:H",
+    "iothread_info": "iothread_id:u cpumap:y",
     "domain_disk_error": "disk:s error:i",
     "domain_stats_record": "dom:domain params:*typed_param",
     "domain_fsinfo": "mountpoint:s name:s fstype:s dev_aliases:*s",
