@@ -62,7 +62,7 @@ ASKED = {
     "statistics": "query-status,query-blockstats,query-balloon",
 }
 DEADLINE = 120.0
-STARTS = 10  # tries to have vzd back
+STARTS = 10  # tries to have vzd back: with many machines on a busy node it takes its time
 PAUSE = 1.0  # seconds before a start: machines are not started without a breath
 
 
@@ -104,9 +104,7 @@ class Node:
 
     def end(self) -> None:
         """Delete the machines, end the daemons, and unmount what they made."""
-        for _ in range(
-            STARTS
-        ):  # a vzd that comes back to many machines on a busy node takes its time
+        for _ in range(STARTS):
             with suppress(subprocess.CalledProcessError):
                 self.prlctl("list")
                 break
