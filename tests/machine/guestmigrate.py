@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from guesttools import NAME, ct, need, run, running, status, until
+from guesttools import NAME, SLOW, ct, need, run, running, status, until
 
 OTHER = Path("/b")
 KEYS = OTHER / "ssh"
@@ -54,9 +54,9 @@ def counter() -> int:
     return int(ct("cat", "/root/counter").split()[-1])
 
 
-def at_other(*argv: str, code: int | None = 0) -> str:
+def at_other(*argv: str, code: int | None = 0, timeout: float = SLOW) -> str:
     """Run a command line of ours at node b."""
-    return run("env", f"PYVZ_ROOT={OTHER}", *argv, code=code)
+    return run("env", f"PYVZ_ROOT={OTHER}", *argv, code=code, timeout=timeout)
 
 
 def suspend_and_resume() -> None:
@@ -105,7 +105,8 @@ def precopy() -> None:
 
 def moved(at: Callable[..., str], target: str) -> list[int]:
     """Have it go to the other node while it runs; returns the pages of the rounds."""
-    said = at("vzmigrate", f"--ssh=-F {KEYS}/config", "--online", "--json", target, NAME)
+    argv = ("vzmigrate", f"--ssh=-F {KEYS}/config", "--online", "--json", target, NAME)
+    said = at(*argv, timeout=1200.0)
     result = json.loads(said.splitlines()[-1])["result"]
     rounds: list[int] = result["memory_rounds"]
     need(result["precopy"] == "", f"no rounds: {result['precopy']}")

@@ -32,16 +32,20 @@ def step(function: Callable[[], None]) -> Callable[[], None]:
 def run(*argv: str | Path, code: int | None = 0, timeout: float = SLOW) -> str:
     """Run a program, show it, insist on its exit code (None: any), return what it printed."""
     print("#", *argv, flush=True)
-    done = subprocess.run(
-        [str(word) for word in argv],
-        check=False,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        timeout=timeout,
-    )
+    try:
+        done = subprocess.run(
+            [str(word) for word in argv],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired as error:
+        said = (error.stdout or b"").decode(errors="replace")
+        raise Failed(f"{argv[0]} did not end in {timeout:.0f} s; it said\n{said}") from None
     print(done.stdout, end="", flush=True)
     if code is not None and done.returncode != code:
         raise Failed(f"{' '.join(map(str, argv))}: exit {done.returncode}, not {code}")
