@@ -68,7 +68,7 @@ class Libvirtd:
         words += ["cgroup_controllers = [ ]", ""]  # their names would be those of the other one
         (home / "etc/qemu.conf").write_text("\n".join(words))
         steps.append(f"exec {PROGRAM} -f {home}/libvirtd.conf -p {home}/pid")
-        argv = ["unshare", "-m", "--propagation", "private", "sh", "-c", "\n".join(steps)]
+        argv = ["unshare", "-m", "--propagation", "slave", "sh", "-c", "\n".join(steps)]
         with (home / "output").open("w") as output:
             self._process = subprocess.Popen(argv, stdout=output, stderr=output)
         deadline = time.monotonic() + _PATIENCE

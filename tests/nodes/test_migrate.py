@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,30 @@ def test_live(two_nodes: TwoNodes, layout: str) -> None:
             moved(there, name)
             there.inside(name, "touch /root/written")
         talk.exchange()
+
+
+@pytest.mark.requires("criu")
+@pytest.mark.long
+def test_what_cannot_be_removed_here_is_told_and_goes_later(two_nodes: TwoNodes) -> None:
+    """Somebody holds its disk: it runs there, nobody can start what is left, and that goes."""
+    a, b = two_nodes.a, two_nodes.b
+    two_nodes.lan_networks()
+    name = "held"
+    a.create_busy(name, "10.99.0.50", layout="ploop")
+    argv = ["unshare", "--mount", "--propagation", "private", "sleep", "600"]
+    with subprocess.Popen(argv) as holder:
+        try:
+            wait_for(lambda: Path(f"/proc/{holder.pid}/comm").read_text() == "sleep\n")
+            out = a.vzmigrate("--online", "--json", "b", name)
+            result = json.loads(out.splitlines()[-1])["result"]
+            assert "could not be removed yet" in result["problem"]
+            assert (result["started"], b.state(name)) == (True, "running")
+            a.prlctl("start", name, code=None)
+            assert a.state(name) != "running"
+        finally:
+            holder.kill()
+    wait_for(lambda: a.state(name) == "")
+    assert b.state(name) == "running"
 
 
 @pytest.mark.requires("criu")

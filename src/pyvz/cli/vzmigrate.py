@@ -206,7 +206,7 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def warn(result: dict[str, Any]) -> None:
-    """Say on stderr that it does not run there, although it should."""
+    """Say on stderr what went wrong after it was taken over."""
     if result["problem"]:
         sys.stderr.write(f"It is on {result['host']} now, but: {result['problem']}\n")
 

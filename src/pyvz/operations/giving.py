@@ -237,9 +237,7 @@ class Giving:
             self._back(error)
             raise
         still_for = self.resumed_at - (self.halted_at or self.resumed_at)
-        report = self._report(answer, still_for)
-        self._forward(journal)
-        return report
+        return self._forward(journal, self._report(answer, still_for))
 
     def _dumped(self, live: livedump.Live, answer: dict[str, Any]) -> None:
         """Dump and deliver; raises NotNow: it was doing what cannot be dumped, and goes on."""
@@ -362,9 +360,8 @@ class Giving:
         except BaseException as error:
             self._back(error)
             raise
-        report = self._report(answer, self.resumed_at - (self.halted_at or self.resumed_at))
-        self._forward(journal)
-        return report
+        still_for = self.resumed_at - (self.halted_at or self.resumed_at)
+        return self._forward(journal, self._report(answer, still_for))
 
     def _decide(self, journal: Journal) -> dict[str, Any]:
         """Ask the other node to take over.  From here on it alone knows whether it did.
@@ -407,17 +404,18 @@ class Giving:
                     raise
             time.sleep(1.0)
 
-    def _forward(self, journal: Journal) -> None:
-        """It is gone: clean up.  What fails here is done by `repair` later."""
+    def _forward(self, journal: Journal, report: Report) -> Report:
+        """It is gone: clean up.  What fails here is told, and done by `repair` later."""
         self.close()
         record = Journal.leftover(self.node.paths, self.env.uuid)
         assert record is not None  # noqa: S101  it is ours
         try:
             departure.settle(self.node, self.env, record, decision.TAKEN)
-        except (VZError, OSError):
+        except (VZError, OSError) as error:
             log.exception("%s: what it left here could not be cleaned up yet", self.env.name)
             journal.leave()
-            return
+            left = f"what it left here could not be removed yet: {error}"
+            return report._replace(problem="; ".join(filter(None, (report.problem, left))))
         journal.done()
         state = "running" if self.offer.live else "stopped"
         self.node.publish("ve-migrated", self.env, host=self.peer.host, state=state)
@@ -425,6 +423,7 @@ class Giving:
             self.peer.call("settled", id=self.ident, timeout=30.0)
         except VZError as error:
             log.info("%s: %s", self.env.name, error)
+        return report
 
     def _back(self, error: BaseException) -> None:
         """Nothing was decided: the environment goes on here as it was."""

@@ -72,9 +72,7 @@ class MachineGiving(Giving):
             self._back(error)
             raise
         still = self.resumed_at - (self.halted_at or self.resumed_at)
-        report = self._report(answer, still)
-        self._forward(journal)
-        return report
+        return self._forward(journal, self._report(answer, still))
 
     def _settled_by(self, monitor: Monitor) -> dict[str, Any]:
         """Have it all taken into use and decided."""
