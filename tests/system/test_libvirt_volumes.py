@@ -153,24 +153,24 @@ def test_clients_that_stop_or_die(world: World, virsh: Virsh, pool: Path, tmp_pa
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     stopped = _client(virsh, "vol-download", os.fspath(fifo))  # nobody drains it
     try:
-        wait_for(lambda: _held(world) == 1)
+        wait_for(lambda: _held(world) == 1, 120)
         assert "v" in virsh("vol-list", "images")
         assert stopped.poll() is None
     finally:
         stopped.kill()
         stopped.wait()
         os.close(reader)
-    wait_for(lambda: not _held(world))
+    wait_for(lambda: not _held(world), 120)
     writer = os.open(fifo, os.O_RDWR)
     dying = _client(virsh, "vol-upload", os.fspath(fifo))
     try:
         os.write(writer, bytes(MIB // 32))  # less than a pipe holds, and more would come
-        wait_for(lambda: _held(world) == 1)
+        wait_for(lambda: _held(world) == 1, 120)
     finally:
         dying.kill()
         dying.wait()
         os.close(writer)
-    wait_for(lambda: not _held(world))
+    wait_for(lambda: not _held(world), 120)
     virsh("vol-delete", "v", "--pool", "images")
 
 
