@@ -112,11 +112,10 @@ class Node:
             self.prlctl("delete", home.name, "--force", "--timeout", "60")
         run = self.root / "run/pyvz"
         keeper = KeeperClient(run / "keeper.sock")
-        pids = [int((run / "vzd.lock").read_text()), int(keeper.call("ping").data["pid"])]
+        pid = int(keeper.call("ping").data["pid"])
         keeper.close()
-        for pid, number in zip(pids, (signal.SIGTERM, signal.SIGKILL), strict=True):
-            os.kill(pid, number)
-        time.sleep(1)
+        self.end_vzd()  # first: it would start another keeper
+        os.kill(pid, signal.SIGKILL)
         unmount_below(self.root)
 
 
