@@ -95,6 +95,7 @@ FAULTS: dict[str, Callable[[Fault], None]] = {
 }
 SHORT = (
     ("interrupt_client", "Copying root.hdd: last"),
+    ("kill_source_vzd", "Preparing"),
     ("kill_source_vzd", "Sending memory"),
     ("kill_source_vzd", "Committing"),
     ("kill_target_vzd", "Restoring"),

@@ -170,7 +170,7 @@ def repair(node: Node, record: Record) -> None:
     env = home.from_data(record.uuid, record.data)
     log.warning("%s: cleaning up an unfinished migration", env.name)
     outcome = known_outcome(record)
-    if record.step(FROZEN) and env.kind == Kind.CT:
+    if env.kind == Kind.CT:
         node.checkpoint.settle(env.uuid, livedump.SETTLE)
     if outcome is None:
         outcome = ask(node, record)
@@ -192,6 +192,8 @@ def end(node: Node, env: Environment, record: Record, outcome: str) -> None:
     settle(node, env, record, outcome)
     if outcome != decision.TAKEN and (record.step(FROZEN) or env.kind == Kind.VM):
         _go_on(node, env)
+    elif outcome != decision.TAKEN:
+        livedump.tidy(node, env)  # the place for images comes before the freeze
     if outcome != decision.TAKEN and record.step(HALTED):
         mark(node, env)
     Journal.forget(node.paths, record.uuid)
