@@ -103,7 +103,8 @@ def container(side: Side, name: str, mib: int, layout: str) -> None:
     """Make and start one that holds so much memory and echoes."""
     card = ("--device-add", "net", "--network", "lan", "--ipadd", f"{ADDRESS}/24")
     options = card if name == NAME else ()
-    uuid = side.create(name, *options, start=False, layout=layout)
+    room = ("--memsize", f"{2 * mib + 256}M")
+    uuid = side.create(name, *options, *room, start=False, layout=layout)
     side.prlctl("mount", name)
     root = side.root / "vz/root" / uuid
     (root / "root/hog").write_text(HOG)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 ERROR_PREFIX = "io.pyvz.Error."
-START_TIMEOUT = 30.0  # seconds for a vzd to start: 0.3 s as a rule, 8 s seen on a busy machine
+START_TIMEOUT = 60.0  # seconds for a vzd to start: 0.3 s as a rule, over 30 s seen on a busy node
 POLL = 0.005
 MAX_FDS = 16  # in one reply
 # Questions: asked once more when vzd ends before it answers, for the next vzd knows as much.
@@ -208,7 +208,7 @@ def error_from(name: str, parameters: dict[str, Any]) -> errors.VZError:
 def connect(root: str | None = None, *, start: bool = True) -> Connection:
     """Connect to the vzd of the node at ROOT (default: $PYVZ_ROOT, else /).
 
-    start: start vzd when it is absent and we are root, and wait for it (half a minute at most).
+    start: start vzd when it is absent and we are root, and wait for it (a minute at most).
     Raises DaemonUnreachable; PermissionDenied for a user who is neither root nor in group vz.
     """
     root = os.path.abspath(root or os.environ.get("PYVZ_ROOT") or "/")
