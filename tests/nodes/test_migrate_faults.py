@@ -19,7 +19,9 @@ from pathlib import Path
 
 import pytest
 
+from networld import tasks
 from pyvz.container.client import KeeperClient
+from pyvz.errors import VZError
 from twonodes import Side, TwoNodes, busybox_root, busybox_tar, two_nodes, wait_for
 
 __all__ = ["busybox_root", "busybox_tar", "two_nodes"]
@@ -220,19 +222,28 @@ def _migrate(fault: Fault, strike_: Callable[[Fault], None], stage: str) -> bool
 def _settled(here: Side, there: Side) -> tuple[Side, Side]:
     """Wait until exactly one side has it; start it where it does not run."""
     deadline = time.monotonic() + SETTLED
-    states = ("", "")
+    states, quiet = ("", ""), False
     while time.monotonic() < deadline:
         states = (_state(here), _state(there))
         running = [state == "running" for state in states]
         assert running != [True, True], "both run it"
         if sorted(bool(state) for state in states) == [False, True]:
             now, other = (here, there) if states[0] else (there, here)
-            if any(running) and not _journals(here) and not _journals(there):
+            if any(running) and quiet:
                 return now, other
             if states[0] in {"stopped", "suspended"} or states[1] in {"stopped", "suspended"}:
                 now.prlctl("start", NAME, code=None)
-        time.sleep(0.3)
+        quiet = not (_at_work(here) or _at_work(there))  # and of then is what is seen next
+        if not quiet:
+            time.sleep(0.3)
     raise AssertionError(f"not settled: {states}, {_journals(here)}, {_journals(there)}")
+
+
+def _at_work(side: Side) -> bool:
+    """Whether its vzd works at something, or will: it was killed at it."""
+    with contextlib.suppress(VZError):
+        return bool(tasks(side.root) or _journals(side))
+    return True
 
 
 def _state(side: Side) -> str:

@@ -21,9 +21,8 @@ import pytest
 from test_suspend import COUNTER, ECHO, Peer, busy, counted, home, status
 
 from images import busybox_root, busybox_tar
-from networld import LAUNCH, NetWorld, wait_for
+from networld import LAUNCH, NetWorld, tasks, wait_for
 from networld import networld as world
-from pyvz.cli.client import connect
 from pyvz.container.client import KeeperClient
 from pyvz.errors import VZError
 
@@ -81,18 +80,11 @@ def settled(world: NetWorld, what: object) -> str:
         with contextlib.suppress(AssertionError, ValueError, VZError):
             journal = world.root / "var/lib/pyvz/journal"
             found = status(world)  # which starts a vzd where there is none
-            if not tasks(world) and not any(journal.glob("*.jsonl")):
+            if not tasks(world.root) and not any(journal.glob("*.jsonl")):
                 return status(world)
         if time.monotonic() > deadline:
             pytest.fail(f"{what}: {found} for ever\n" + "\n".join(at_work(world)), pytrace=False)
         time.sleep(0.1)
-
-
-def tasks(world: NetWorld) -> list[object]:
-    """Return what vzd works at: a client may be dead before what it asked for has begun."""
-    with connect(str(world.root), start=False) as connection:
-        found: list[object] = connection.call("Node.Tasks").get("tasks", [])
-    return found
 
 
 def at_work(world: NetWorld) -> list[str]:
