@@ -212,13 +212,6 @@ def answered(
     return True
 
 
-def tasks(root: Path) -> list[object]:
-    """Return what the vzd at ROOT works at: a client may be dead before what it asked has begun."""
-    with client.connect(str(root), start=False) as connection:
-        found: list[object] = connection.call("Node.Tasks").get("tasks", [])
-    return found
-
-
 def wait_for(condition: object, timeout: float = 30.0) -> None:
     """Wait until the callable says yes; fail otherwise."""
     assert callable(condition)

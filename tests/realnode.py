@@ -17,6 +17,7 @@ import pytest
 
 from pyvz.cli import client
 from pyvz.container.client import KeeperClient
+from pyvz.errors import DaemonUnreachable
 from pyvz.linux import cgroup
 from pyvz.store.paths import Paths
 
@@ -69,6 +70,17 @@ class World:
         end(int((run / "vzd.lock").read_text()), signal.SIGTERM)
         end(pid, signal.SIGKILL)
         cgroup.detect(f"{Paths(self.root).instance}.slice").remove_parent()
+
+
+def at_work(root: Path) -> bool:
+    """Whether the vzd of a node works at something, or will: it was killed at it.
+
+    A client may be dead before what it asked for has begun.
+    """
+    with contextlib.suppress(DaemonUnreachable), client.connect(str(root), start=False) as asked:
+        journal = Paths(root).lib / "journal"
+        return bool(asked.call("Node.Tasks").get("tasks")) or any(journal.glob("*"))
+    return True
 
 
 def end(pid: int, number: int) -> None:

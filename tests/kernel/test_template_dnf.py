@@ -52,7 +52,8 @@ class Chroot:
         timeout: float,
         on_line: Callable[[str], None] | None = None,
     ) -> base.Answer:
-        namespaces = ["unshare", "--mount", "--pid", "--net", "--fork", "/usr/sbin/chroot"]
+        namespaces = ["unshare", "--mount", "--propagation=slave", "--pid", "--net", "--fork"]
+        namespaces.append("/usr/sbin/chroot")
         done = subprocess.run(
             [*namespaces, self.path, *argv],
             check=False,

@@ -19,9 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from networld import tasks
 from pyvz.container.client import KeeperClient
-from pyvz.errors import VZError
+from realnode import at_work
 from twonodes import Side, TwoNodes, busybox_root, busybox_tar, two_nodes, wait_for
 
 __all__ = ["busybox_root", "busybox_tar", "two_nodes"]
@@ -233,17 +232,10 @@ def _settled(here: Side, there: Side) -> tuple[Side, Side]:
                 return now, other
             if states[0] in {"stopped", "suspended"} or states[1] in {"stopped", "suspended"}:
                 now.prlctl("start", NAME, code=None)
-        quiet = not (_at_work(here) or _at_work(there))  # and of then is what is seen next
+        quiet = not (at_work(here.root) or at_work(there.root))  # and of then is what is seen next
         if not quiet:
             time.sleep(0.3)
     raise AssertionError(f"not settled: {states}, {_journals(here)}, {_journals(there)}")
-
-
-def _at_work(side: Side) -> bool:
-    """Whether its vzd works at something, or will: it was killed at it."""
-    with contextlib.suppress(VZError):
-        return bool(tasks(side.root) or _journals(side))
-    return True
 
 
 def _state(side: Side) -> str:

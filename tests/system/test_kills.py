@@ -16,7 +16,7 @@ import pytest
 
 from images import busybox_root, busybox_tar
 from pyvz.container.client import KeeperClient
-from realnode import World, world
+from realnode import World, at_work, world
 
 __all__ = ["busybox_root", "busybox_tar", "world"]
 
@@ -68,6 +68,7 @@ def _strike(world: World, victim: str, verb: tuple[str, ...], delay: float) -> N
 def _settled(world: World) -> str:
     """Return the status once nobody works on the container any more."""
     deadline = time.monotonic() + 60
+    quiet = False
     while True:
         done = subprocess.run(
             world.argv("prlctl", "list", "-a", "-H", "-o", "status"),
@@ -78,10 +79,12 @@ def _settled(world: World) -> str:
             check=False,
         )
         status = done.stdout.strip()
-        if done.returncode == 0 and status in {"running", "stopped", "mounted"}:
+        if quiet and done.returncode == 0 and status in {"running", "stopped", "mounted"}:
             return status
         assert time.monotonic() < deadline, (done.stdout, done.stderr)
-        time.sleep(0.2)
+        quiet = not at_work(world.root)  # and of then is what is seen next
+        if not quiet:
+            time.sleep(0.2)
 
 
 @pytest.mark.parametrize("victim", ["client", "vzd", "keeper"])

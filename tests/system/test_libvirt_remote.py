@@ -147,7 +147,7 @@ def sshd(world: World, tmp_path: Path, ports: tuple[int, int]) -> Iterator[str]:
         "mount -t tmpfs tmpfs /run && mkdir /run/libvirt /run/sshd && "
         f"mount --bind {sockets} /run/libvirt && exec {SSHD} -D -e -f {config}"
     )
-    argv = ["unshare", "-m", "--propagation", "private", "sh", "-ec", script]
+    argv = ["unshare", "-m", "--propagation", "slave", "sh", "-ec", script]
     with ExitStack() as undo:
         server = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
         undo.callback(server.wait, 30)

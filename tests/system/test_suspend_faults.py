@@ -21,10 +21,10 @@ import pytest
 from test_suspend import COUNTER, ECHO, Peer, busy, counted, home, status
 
 from images import busybox_root, busybox_tar
-from networld import LAUNCH, NetWorld, tasks, wait_for
+from networld import LAUNCH, NetWorld, wait_for
 from networld import networld as world
 from pyvz.container.client import KeeperClient
-from pyvz.errors import VZError
+from realnode import at_work
 
 pytestmark = pytest.mark.requires("criu")
 
@@ -77,28 +77,27 @@ def settled(world: NetWorld, what: object) -> str:
     deadline = time.monotonic() + SLOW
     found = ""
     while True:
-        with contextlib.suppress(AssertionError, ValueError, VZError):
-            journal = world.root / "var/lib/pyvz/journal"
+        with contextlib.suppress(AssertionError, ValueError):
             found = status(world)  # which starts a vzd where there is none
-            if not tasks(world.root) and not any(journal.glob("*.jsonl")):
+            if not at_work(world.root):
                 return status(world)
         if time.monotonic() > deadline:
-            pytest.fail(f"{what}: {found} for ever\n" + "\n".join(at_work(world)), pytrace=False)
+            pytest.fail(f"{what}: {found} for ever\n" + "\n".join(told(world)), pytrace=False)
         time.sleep(0.1)
 
 
-def at_work(world: NetWorld) -> list[str]:
+def told(world: NetWorld) -> list[str]:
     """Return what a person would look at who finds that nobody comes to an end: who waits where."""
-    told = []
+    found = []
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (place / "cmdline").read_text().replace("\0", " ")
             if str(world.root) in words or words.startswith("criu"):
-                told.append(f"{place.name} {words}\n{(place / 'stack').read_text()}")
+                found.append(f"{place.name} {words}\n{(place / 'stack').read_text()}")
     for path in sorted((home(world) / "dump").rglob("*.log")):
-        told += [str(path), *path.read_text(errors="replace").splitlines()[-20:]]
+        found += [str(path), *path.read_text(errors="replace").splitlines()[-20:]]
     journal = world.root / "var/lib/pyvz/journal"
-    return [*told, *(path.read_text() for path in journal.glob("*.jsonl"))]
+    return [*found, *(path.read_text() for path in journal.glob("*.jsonl"))]
 
 
 def file_count(world: NetWorld, place: Path) -> int:

@@ -68,7 +68,7 @@ class Desktop:
 
     def _argv(self, *words: str) -> list[str]:
         script = AT_HOME.format(self._sockets)
-        return ["unshare", "-m", "--propagation", "private", "sh", "-ec", script, "sh", *words]
+        return ["unshare", "-m", "--propagation", "slave", "sh", "-ec", script, "sh", *words]
 
     def _start(self, argv: list[str], **more: object) -> subprocess.Popen[bytes]:
         made: subprocess.Popen[bytes] = subprocess.Popen(argv, env=self.env, **more)  # type: ignore[call-overload]

@@ -148,7 +148,9 @@ def _test(path: Path, directory: str, version: tuple[int, ...]) -> str:
     """Return what is wrong with it, "" for nothing."""
     lock = "skip" if version >= (4, 0) else "iptables"
     # fmt: off
-    argv = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
+    # A slave of the node's mounts: it must not hold the disks of others while it runs.
+    argv = ["unshare", "--net", "--mount", "--propagation", "slave",
+            "--pid", "--fork", "--kill-child", "--mount-proc",
             sys.executable, "-I", "-m", "pyvz.container.criutest", os.fspath(path), directory, lock]
     # fmt: on
     try:

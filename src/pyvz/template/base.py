@@ -31,7 +31,8 @@ _MANAGERS = (
 # leaves no half-built tree behind that still grows.  pdeathsig: prctl(2), PR_SET_PDEATHSIG.
 CONTAINED = (
     *("setpriv", "--pdeathsig", "KILL"),
-    *("unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"),
+    *("unshare", "--mount", "--propagation=slave", "--pid", "--fork", "--kill-child=KILL"),
+    "--mount-proc",
 )
 
 
