@@ -29,6 +29,20 @@ _LENGTH = struct.Struct("<I")
 _LIMIT = 1 << 30  # bytes of one image that is held in memory; files.img has some 100 per open file
 
 
+class _Image(NamedTuple):
+    """An image that was read: what stands before its messages, and those."""
+
+    path: Path
+    head: bytes
+    messages: list[bytes]
+
+    def write(self, messages: Sequence[bytes]) -> None:
+        """Give it other messages, if they are others."""
+        if messages != self.messages:
+            body = (_LENGTH.pack(len(each)) + each for each in messages)
+            write_atomic(self.path, self.head + b"".join(body), 0o644)
+
+
 class Stats(NamedTuple):
     """What CRIU tells of a dump: microseconds that the tasks stood still, pages of 4 KiB."""
 
@@ -45,11 +59,10 @@ def mend_timers(directory: Path) -> int:
     Such a timerfd is saved with nothing left until it fires, which timerfd_settime(2) takes for
     "disarm" (CRIU issue 3162).  To be called before every restore; idempotent.
     """
-    path = directory / "files.img"
-    before = _read(path, _FILES)
-    after = [_going(message) for message in before]
-    _write(path, after)
-    return sum(made != message for made, message in zip(after, before, strict=True))
+    files = _read(directory / "files.img", _FILES)
+    made = [_going(message) for message in files.messages]
+    files.write(made)
+    return sum(after != before for after, before in zip(made, files.messages, strict=True))
 
 
 def _going(message: bytes) -> bytes:
@@ -70,27 +83,31 @@ def open_executables(directory: Path) -> int:
     EBADF).  systemd since 254 holds systemd-executor so, which (sd-pam) of a user's manager runs.
     Returns how many files got a description of their own.
     """
-    path = directory / "files.img"
-    messages = _read(path, _FILES)
-    entries = [criu_pb2.file_entry.FromString(message) for message in messages]
+    files = _read(directory / "files.img", _FILES)
+    entries = [criu_pb2.file_entry.FromString(message) for message in files.messages]
     held = {each.id: each for each in entries if each.reg.flags & os.O_PATH}
     if not held:
         return 0
     free = max(each.id for each in entries) + 1
     opened: dict[int, int] = {}
-    for image in directory.glob("mm-*.img"):
-        [message] = _read(image, _PROGRAMS)
+    changed = []
+    for path in directory.glob("mm-*.img"):
+        image = _read(path, _PROGRAMS)
+        [message] = image.messages
         program = criu_pb2.mm_entry.FromString(message)
         if program.exe_file_id in held:
             number = opened.setdefault(program.exe_file_id, free + len(opened))
             program.exe_file_id = number
-            _write(image, [program.SerializeToString()])
+            changed.append((image, program.SerializeToString()))
+    made = list(files.messages)
     for old, number in opened.items():
         entry = held[old]
         entry.id = entry.reg.id = number
         entry.reg.flags = os.O_RDONLY
-        messages.append(entry.SerializeToString())
-    _write(path, messages)
+        made.append(entry.SerializeToString())
+    files.write(made)  # before those that name them: who is killed here leaves whole images
+    for image, message in changed:
+        image.write([message])
     return len(opened)
 
 
@@ -100,13 +117,13 @@ def forget_deleted(directory: Path) -> None:
     CRIU would make the file again before it binds it, where the other one is.
     """
     for path in directory.glob("mountpoints-*.img"):
-        made = []
-        for message in _read(path, _MOUNTS):
+        image, made = _read(path, _MOUNTS), []
+        for message in image.messages:
             entry = criu_pb2.mnt_entry.FromString(message)
             if entry.deleted and entry.ext_key:
                 entry.deleted = False
             made.append(entry.SerializeToString())
-        _write(path, made)
+        image.write(made)
 
 
 def root_cgroup_binds(directory: Path) -> None:
@@ -117,14 +134,15 @@ def root_cgroup_binds(directory: Path) -> None:
     memory.pressure of a service so, writable in a tree that is read-only.
     """
     for path in directory.glob("mountpoints-*.img"):
-        entries = [criu_pb2.mnt_entry.FromString(each) for each in _read(path, _MOUNTS)]
+        image = _read(path, _MOUNTS)
+        entries = [criu_pb2.mnt_entry.FromString(each) for each in image.messages]
         known = {entry.mnt_id: entry for entry in entries}
         for entry in entries:
             top = _top_of(entry, known)
             if entry.fstype == _CGROUP2 and top is not entry:
                 inside = entry.mountpoint.removeprefix(top.mountpoint)
                 entry.root = top.root.rstrip("/") + inside
-        _write(path, [entry.SerializeToString() for entry in entries])
+        image.write([entry.SerializeToString() for entry in entries])
 
 
 def _top_of(
@@ -147,15 +165,15 @@ def map_ids(directory: Path, first: int, count: int) -> None:
     one of ours.
     """
     for path in directory.glob("userns-*.img"):
-        made = []
-        for message in _read(path, _USERNS):
+        image, made = _read(path, _USERNS), []
+        for message in image.messages:
             entry = criu_pb2.userns_entry.FromString(message)
             for extent in (*entry.uid_map, *entry.gid_map):
                 if extent.first != 0 or extent.count != count:
                     raise RestoreError(f"{path} maps other ids than those of a container")
                 extent.lower_first = first
             made.append(entry.SerializeToString())
-        _write(path, made)
+        image.write(made)
 
 
 def has_links(directory: Path) -> bool:
@@ -166,7 +184,8 @@ def has_links(directory: Path) -> bool:
     path = directory / "remap-fpath.img"
     if not path.exists():
         return False
-    found = [criu_pb2.remap_file_path_entry.FromString(each) for each in _read(path, _REMAPS)]
+    messages = _read(path, _REMAPS).messages
+    found = [criu_pb2.remap_file_path_entry.FromString(each) for each in messages]
     return any(each.remap_type == _LINKED for each in found)
 
 
@@ -187,17 +206,10 @@ def dump_stats(directory: Path) -> Stats | None:
     )
 
 
-def _read(path: Path, kind: int) -> list[bytes]:
-    """Return the messages of an image; raises RestoreError when it is not one of this kind."""
-    return list(_messages(path.read_bytes(), kind, path))
-
-
-def _write(path: Path, messages: Sequence[bytes]) -> None:
-    """Give an image other messages, if they are others."""
+def _read(path: Path, kind: int) -> _Image:
+    """Read an image; raises RestoreError when it is not one of this kind."""
     data = path.read_bytes()
-    made = data[: _HEAD.size] + b"".join(_LENGTH.pack(len(each)) + each for each in messages)
-    if made != data:
-        write_atomic(path, made, 0o644)
+    return _Image(path, data[: _HEAD.size], list(_messages(data, kind, path)))
 
 
 def _messages(data: bytes, kind: int, path: Path, *, service: bool = False) -> Iterator[bytes]:
