@@ -12,7 +12,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pyvz.errors import Busy, ConfigError, Locked, NoSpace, StorageError
@@ -83,18 +83,18 @@ def _write_all(fd: int, content: bytes) -> None:
 
 def fsync_directory(path: str | Path) -> None:
     """Make the names in a directory survive a crash."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    _with_directory(path, os.fsync)
 
 
 def syncfs(directory: str | Path) -> None:
     """Write out the whole file system that a directory is in: syncfs(2)."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _with_directory(directory, syscall.syncfs)
+
+
+def _with_directory(path: str | Path, call: Callable[[int], None]) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        syscall.syncfs(fd)
+        call(fd)
     finally:
         os.close(fd)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from ipaddress import ip_address
 
 from pyvz.errors import BadValue
@@ -71,6 +72,11 @@ def _crash_action(text: str) -> str:
     if rest not in {"", "no-report"}:
         raise BadValue(f"'{text}' is not one of pause, restart, restart:no-report")
     return _ON_CRASH.parse(word)
+
+
+def _or_none(grammar: Channels | Features) -> Callable[[str], object]:
+    """Return what takes "none" for an empty list."""
+    return lambda text: () if text.strip() == "none" else grammar.parse(text)
 
 
 def _video(text: str) -> int:
@@ -168,7 +174,7 @@ CPU_FEATURES = Param(
         "cpu-features",
         "FEATURES|none",
         "features turned on (+avx2) and off (-hle)",
-        parse=lambda text: () if text.strip() == "none" else Features().parse(text),
+        parse=_or_none(Features()),
     ),
 )
 CHANNELS = Param(
@@ -181,7 +187,7 @@ CHANNELS = Param(
         "channels",
         "NAMES|none",
         "ways into the guest beside the agent's, by name",
-        parse=lambda text: () if text.strip() == "none" else Channels().parse(text),
+        parse=_or_none(Channels()),
     ),
 )
 CHIPSET = Param(

@@ -190,12 +190,13 @@ def known_outcome(record: Record) -> str | None:
 def end(node: Node, env: Environment, record: Record, outcome: str) -> None:
     """Do what is left to do, and close the record."""
     settle(node, env, record, outcome)
-    if outcome != decision.TAKEN and (record.step(FROZEN) or env.kind == Kind.VM):
-        _go_on(node, env)
-    elif outcome != decision.TAKEN:
-        livedump.tidy(node, env)  # the place for images comes before the freeze
-    if outcome != decision.TAKEN and record.step(HALTED):
-        mark(node, env)
+    if outcome != decision.TAKEN:
+        if record.step(FROZEN) or env.kind == Kind.VM:
+            _go_on(node, env)
+        else:
+            livedump.tidy(node, env)  # the place for images comes before the freeze
+        if record.step(HALTED):
+            mark(node, env)
     Journal.forget(node.paths, record.uuid)
 
 
