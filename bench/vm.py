@@ -171,14 +171,14 @@ def bare(words: list[str], work: Path) -> float:
         process.wait()
 
 
-def line(name: str, ours: list[float], **peers: list[float]) -> None:
-    """Print one row."""
+def line(name: str, ours: list[float], *, digits: int = 0, **peers: list[float]) -> None:
+    """Print one row: medians, and the ratio to each peer."""
     middle = statistics.median(ours)
-    text = f"{name:32} {middle:8.0f}"
+    text = f"{name:32} {middle:8.{digits}f}"
     for peer, times in peers.items():
         if times:
             other = statistics.median(times)
-            text += f"   {peer} {other:8.0f}   [{middle / other:.2f}]"
+            text += f"   {peer} {other:8.{digits}f}   [{middle / other:.2f}]"
     print(text)
 
 

@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import libvirtmove
-from bench.vm import connected
+from bench.vm import connected, line
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path[:0] = [os.fspath(TESTS), os.fspath(TESTS / "nodes")]
@@ -189,17 +188,6 @@ def libvirt(work: Path, image: Path, iso: Path, runs: int) -> Moves:
     return moves
 
 
-def line(name: str, mine: list[float], **peers: list[float]) -> None:
-    """Print one row."""
-    one = statistics.median(mine)
-    text = f"{name:24} {one:8.2f}"
-    for peer, times in peers.items():
-        if times:
-            other = statistics.median(times)
-            text += f"   {peer} {other:8.2f}   [{one / other:.2f}]"
-    print(text)
-
-
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -218,8 +206,8 @@ def main() -> None:
         for _ in range(given.runs):
             plain(work, work / "disk.qcow2", iso, peer)
         other = libvirt(work, work / "disk.qcow2", iso, given.runs)
-        line("a move", mine.total, qemu=peer.total, libvirt=other.total)
-        line("the guest stands still", mine.still, qemu=peer.still, libvirt=other.still)
+        line("a move", mine.total, qemu=peer.total, libvirt=other.total, digits=2)
+        line("the guest stands still", mine.still, qemu=peer.still, libvirt=other.still, digits=2)
 
 
 if __name__ == "__main__":

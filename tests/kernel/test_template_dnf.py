@@ -53,9 +53,8 @@ class Chroot:
         on_line: Callable[[str], None] | None = None,
     ) -> base.Answer:
         namespaces = ["unshare", "--mount", "--propagation=slave", "--pid", "--net", "--fork"]
-        namespaces.append("/usr/sbin/chroot")
         done = subprocess.run(
-            [*namespaces, self.path, *argv],
+            [*namespaces, "/usr/sbin/chroot", self.path, *argv],
             check=False,
             capture_output=True,
             text=True,
