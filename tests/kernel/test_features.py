@@ -14,7 +14,7 @@ from pyvz.linux.mount import holding_mount, mounts
 def test_probe_is_quick_and_agrees_with_the_machine(tmp_path):
     begun = time.monotonic()
     found = features.probe(tmp_path / "run", [tmp_path / "vz/private"])
-    assert time.monotonic() - begun < 1.0  # 0.02 s on an idle machine
+    assert time.monotonic() - begun < 10  # 0.02 s on an idle machine
     assert found.kernel.value == os.uname().release
     v1 = any(entry.fstype == "cgroup" for entry in mounts())
     assert found.cgroup.value == ("v1" if v1 else "v2")

@@ -87,7 +87,7 @@ def test_flock_excludes_and_waits(tmp_path):
         begun = time.monotonic()
         with pytest.raises(Locked), file.flock(path, timeout=0.2):
             pass
-        assert 0.2 <= time.monotonic() - begun < 1
+        assert 0.2 <= time.monotonic() - begun < 30
     with file.flock(path, shared=True), file.flock(path, shared=True):
         pass
 
@@ -97,7 +97,7 @@ def test_flock_of_an_unlinked_file_is_none(tmp_path):
     with file.flock(path):
         timer = threading.Timer(0.1, path.unlink)
         timer.start()
-        with file.flock(path, timeout=2) as fd:
+        with file.flock(path, timeout=30) as fd:
             assert os.path.samestat(os.fstat(fd), path.stat())
         timer.join()
 
@@ -295,7 +295,7 @@ def test_guest_special_files_do_not_hang(guest, tree):
             guest.read(name)
         with pytest.raises(GuestFileError, match="not a regular file"):
             guest.write(name, "x")
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 30
     assert os.listdir(tree / "etc") == []
 
 

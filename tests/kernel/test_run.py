@@ -95,7 +95,7 @@ def test_timeout_ends_the_whole_session(tmp_path):
     begun = time.monotonic()
     with pytest.raises(Timeout):
         run.run(["bash", "-c", script], timeout=0.7)
-    assert time.monotonic() - begun < 0.7 + run.GRACE + 2
+    assert time.monotonic() - begun < 0.7 + run.GRACE + 30
     assert len(pids.read_text().split()) == 3
     time.sleep(0.1)
     assert not [pid for pid in map(int, pids.read_text().split()) if alive(pid)]
@@ -111,11 +111,10 @@ def test_polite_program_may_clean_up(tmp_path):
 
 def test_lines_come_while_it_runs():
     seen: list[tuple[str, float]] = []
-    begun = time.monotonic()
-    script = r"echo one; sleep 0.3; printf 'two\rthree'; printf 'four\n' >&2"
-    run.run(["sh", "-c", script], on_line=lambda s: seen.append((s, time.monotonic() - begun)))
+    script = r"echo one; sleep 1; printf 'two\rthree'; printf 'four\n' >&2"
+    run.run(["sh", "-c", script], on_line=lambda s: seen.append((s, time.monotonic())))
     assert sorted(line for line, _ in seen) == ["four", "one", "three", "two"]
-    assert dict(seen)["one"] < 0.25
+    assert dict(seen)["one"] + 0.2 < dict(seen)["two"]
 
 
 def test_cancelled_by_poll_and_by_line():
@@ -127,13 +126,13 @@ def test_cancelled_by_poll_and_by_line():
         run.run(["sleep", "60"], timeout=None, poll=refuse)
     with pytest.raises(Cancelled):
         run.run(["sh", "-c", "echo x; sleep 60"], on_line=refuse)
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 30
 
 
 def test_daemon_left_behind_does_not_block_us(tmp_path):
     begun = time.monotonic()
-    pid = int(run.run(["sh", "-c", "sleep 5 & echo $!"]).stdout)
-    assert time.monotonic() - begun < 2
+    pid = int(run.run(["sh", "-c", "sleep 300 & echo $!"]).stdout)
+    assert time.monotonic() - begun < 30
     os.kill(pid, signal.SIGKILL)
 
 

@@ -160,4 +160,4 @@ def test_exec_is_fast(engine: Engine, name: str) -> None:
         begun = time.perf_counter()
         assert engine.run(name, "true").code == 0
         best = min(best, time.perf_counter() - begun)
-    assert best < 0.2  # some 10 ms on an idle machine
+    assert best < 1  # some 10 ms on an idle machine

@@ -84,7 +84,7 @@ def test_boot_reboot_stop(engine: Engine, debian: ContainerSpec) -> None:
     boot(engine, debian)
     begun = time.monotonic()
     assert engine.runtime.stop(debian.uuid, guestinit.SYSTEMD, timeout=60)
-    assert time.monotonic() - begun < 10  # 0.4 s on an idle machine
+    assert time.monotonic() - begun < 30  # 0.4 s on an idle machine
     wait_for(lambda: engine.exits)
     assert engine.exits.pop().reason is ExitReason.HALT
 

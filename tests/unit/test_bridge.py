@@ -67,7 +67,7 @@ def test_a_bridge_that_is_closed_ends_both_programs(ends: Ends) -> None:
     stuffed = threading.Thread(target=_stuff, args=(left,), daemon=True)
     stuffed.start()  # nobody reads: it waits for room
     one.close()
-    stuffed.join(20)
+    stuffed.join(60)
     assert not stuffed.is_alive()
     other.close()
     with contextlib.suppress(ConnectionResetError):

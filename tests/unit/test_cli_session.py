@@ -199,9 +199,9 @@ def test_nothing_is_lost_at_the_end(guest: Guest) -> None:
 
 def test_a_process_in_the_background_does_not_hold_us(guest: Guest) -> None:
     begun = time.monotonic()
-    done = run("prlctl", "exec", "web", "sleep 20 & echo started")
+    done = run("prlctl", "exec", "web", "sleep 300 & echo started")
     assert done.stdout == b"started\n"
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60
 
 
 def test_a_program_that_closes_its_stdin(guest: Guest) -> None:

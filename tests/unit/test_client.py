@@ -82,7 +82,7 @@ class _Thread:
         self.ready = threading.Event()
         self.thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self.thread.start()
-        assert self.ready.wait(5)
+        assert self.ready.wait(60)
 
     async def _run(self) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -107,7 +107,7 @@ class _Thread:
     def stop(self) -> None:
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.end.set)
-        self.thread.join(5)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
 
@@ -252,7 +252,7 @@ def test_large_message_within_the_cap(connection: Connection) -> None:
     text = "y" * (3 << 20)
     begun = time.monotonic()
     assert len(str(connection.call("Test.Echo", text=text)["text"])) == (3 << 20) + 1
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
 
 
 def test_slow_reader_does_not_hold_up_others(served: _Thread) -> None:

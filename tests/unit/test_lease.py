@@ -33,11 +33,11 @@ def other(paths: Paths):
     process = SPAWN.Process(target=hold, args=(paths, theirs))
     process.start()
     theirs.close()
-    assert ours.poll(20)
+    assert ours.poll(60)
     assert ours.recv() == "taken"
     yield process, ours
     process.kill()
-    process.join(10)
+    process.join(60)
     ours.close()
 
 
@@ -87,7 +87,7 @@ def in_thread(call) -> list[object]:
 
     thread = threading.Thread(target=work)
     thread.start()
-    thread.join(20)
+    thread.join(60)
     return results
 
 
@@ -107,7 +107,7 @@ def test_another_process_is_named(paths: Paths, other) -> None:
     begin = time.monotonic()
     with pytest.raises(Locked, match=f"migrating by process {process.pid}"):
         Lease.take(paths, UUID, "starting", timeout=0.1)
-    assert 0.1 <= time.monotonic() - begin < 5
+    assert 0.1 <= time.monotonic() - begin < 30
     found = holder(paths, UUID)
     assert found is not None
     assert found.pid == process.pid
@@ -123,7 +123,7 @@ def test_a_lease_ends_orderly_in_another_process(paths: Paths, other) -> None:
 def test_a_lease_dies_with_its_holder(paths: Paths, other) -> None:
     process, _pipe = other
     os.kill(process.pid, signal.SIGKILL)
-    process.join(10)
+    process.join(60)
     assert (paths.lock / f"{UUID}.lck").exists()
     assert holder(paths, UUID) is None
     with Lease.take(paths, UUID, "starting") as lease:
@@ -148,7 +148,7 @@ def test_many_threads_one_at_a_time(paths: Paths) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert failures == []
     assert worst == [1]
 

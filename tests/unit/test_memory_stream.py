@@ -23,7 +23,7 @@ from pyvz.operations.sideline import Sideline
 def wires() -> Iterator[tuple[wire.Wire, wire.Wire]]:
     with ExitStack() as stack:
         one, other = (
-            stack.enter_context(wire.Wire(fd, fd, silence=10.0))
+            stack.enter_context(wire.Wire(fd, fd, silence=60.0))
             for fd in (each.detach() for each in wire.pair())
         )
         yield one, other
@@ -48,7 +48,7 @@ def test_files_travel_in_pieces_that_mix(
         sender.piece("pages-2.img", start, big[start : start + 50_000])
     sender.piece("pages-1.img", len(big), bytes(1 << 20))
     sender.rest(here)
-    taker.join(20)
+    taker.join(60)
     assert (there / "pages-1.img").read_bytes() == big + bytes(1 << 20)
     assert (there / "pages-2.img").read_bytes() == big
     for name in ("inventory.img", "nothing.img", "core-1.img"):

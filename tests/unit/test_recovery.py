@@ -90,15 +90,15 @@ def test_a_stop_that_cleans_up_itself_is_left_alone(world: World) -> None:
 def test_repair_waits_for_the_ends_that_must_come(world: World) -> None:
     world.runs(boot_id())
     threading.Timer(0.2, world.end).start()
-    world.exits.settle(5)
+    world.exits.settle(60)
     assert world.exited == [UUID]
 
 
 def test_repair_does_not_wait_for_what_ended_with_the_machine(world: World) -> None:
     world.runs("another boot")
     began = time.monotonic()
-    world.exits.settle(5)
-    assert time.monotonic() - began < 1
+    world.exits.settle(60)
+    assert time.monotonic() - began < 30
 
 
 def test_repair_does_not_wait_for_ever(world: World, caplog: pytest.LogCaptureFixture) -> None:

@@ -156,7 +156,7 @@ def test_abandoned_failures_are_silent() -> None:
 
     async def scenario() -> None:
         task = Tasks("x.log").start(Work("stop", "a", fails), None)
-        await asyncio.wait([task.outcome], timeout=5)
+        await asyncio.wait([task.outcome], timeout=60)
         assert task.outcome.done()
 
     asyncio.run(scenario())
