@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -192,25 +193,68 @@ def provisioning(work: Path, xfs: Path, runs: int) -> Samples:
 
 
 def snapshots(work: Path, xfs: Path, runs: int) -> Samples:
-    """A snapshot of a mounted disk: the first ones, and with 100 there."""
-    found: Samples = {}
+    """A snapshot of a mounted disk without others and of one with 100, in turn; the kernel's part.
+
+    That is a file system on a loop device, frozen, and `cp --reflink` of its file.
+    """
     driver = Driver()
-    home = disk(driver, xfs / "snap")
-    target = work / "snap"
-    driver.mount(home, target)
-    try:
-        (target / "data").write_bytes(os.urandom(64 << 20))
-        for number in range(100 + runs):
-            with (target / "data").open("r+b") as file:
+    with contextlib.ExitStack() as stack:
+        sides: dict[str, tuple[Path, Callable[[str], object], Callable[[str], object]]] = {}
+        for name, present in (("first", 0), ("with 100", 100)):
+            home, ours = disk(driver, xfs / f"snap-{present}"), work / f"snap-{present}"
+            driver.mount(home, ours)
+            stack.callback(driver.umount, home, ours)
+            sides[f"snapshot|{name}"] = (
+                ours,
+                functools.partial(driver.snapshot, home),
+                functools.partial(driver.delete_snapshot, home),
+            )
+            image_file, raw = xfs / f"bare-{present}.img", work / f"bare-{present}"
+            stack.enter_context(bare(raw_image(image_file), raw))
+            sides[f"reflink|{name}"] = (
+                raw,
+                functools.partial(still_copy, raw, image_file),
+                lambda guid, image_file=image_file: copied(image_file, guid).unlink(),
+            )
+        for place, *_ in sides.values():
+            (place / "data").write_bytes(os.urandom(64 << 20))
+        return _in_turn(sides, runs)
+
+
+def _in_turn(
+    sides: dict[str, tuple[Path, Callable[[str], object], Callable[[str], object]]], runs: int
+) -> Samples:
+    """Take a snapshot more on each side, again and again, after a write of 1 MiB."""
+    found: Samples = {}
+    for number in range(100 + 4 * runs):
+        for name, (place, take, forget) in sides.items():
+            if number < 100 and name.endswith("first"):
+                continue
+            with (place / "data").open("r+b") as file:
                 file.write(os.urandom(1 << 20))
-            took = timed(lambda: driver.snapshot(home, f"{{{uuid4()}}}"))
-            if number < runs:
-                found.setdefault("snapshot|first", []).append(took)
-            elif number >= 100:
-                found.setdefault("snapshot|with 100", []).append(took)
-    finally:
-        driver.umount(home, target)
+                os.fsync(file.fileno())
+            guid = f"{{{uuid4()}}}"
+            took = timed(lambda take=take, guid=guid: take(guid))
+            if number >= 100:
+                found.setdefault(name, []).append(took)
+                forget(guid)
     return found
+
+
+def copied(image_file: Path, guid: str) -> Path:
+    """Where a copy of a raw image lies."""
+    return image_file.with_name(f"{image_file.name}.{guid}")
+
+
+def still_copy(place: Path, image_file: Path, guid: str) -> None:
+    """Copy the image behind a mounted file system at one moment, and write the copy out."""
+    fd = os.open(place, os.O_RDONLY)
+    try:
+        with filesystem.frozen(fd, 30):
+            run("cp", "--reflink=always", image_file, copied(image_file, guid))
+            run("sync", copied(image_file, guid))
+    finally:
+        os.close(fd)
 
 
 def backups(work: Path, xfs: Path, runs: int) -> Samples:
@@ -308,6 +352,8 @@ RATIOS = (
     ("create + mount / cp --reflink + mount", "create|ours", "cp|kernel"),
     ("clone + mount / cp --reflink + mount", "clone|ours", "cp|kernel"),
     ("snapshot with 100 there / the first", "snapshot|with 100", "snapshot|first"),
+    ("bare cp --reflink of one with 100 / the first", "reflink|with 100", "reflink|first"),
+    ("snapshot / freeze and bare cp --reflink", "snapshot|first", "reflink|first"),
     ("backup of 1 % / full", "backup|1 %", "backup|full"),
     ("backup of 10 % / 1 %", "backup|10 %", "backup|1 %"),
     ("list of 1000 volumes, ms", "list|1000", ""),

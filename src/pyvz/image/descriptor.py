@@ -14,6 +14,7 @@ names beside the descriptor.  Source: ploop lib/xml.c, lib/di.c.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -87,6 +88,7 @@ def load(path: str | Path) -> Descriptor:
         ) from error
 
 
+@functools.lru_cache(maxsize=64)  # one operation asks several times, a tree of 100 takes ms
 def parse(raw: bytes) -> Descriptor:
     """Return the descriptor that the bytes of a file hold; raises StorageError."""
     try:

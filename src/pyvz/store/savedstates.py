@@ -13,6 +13,7 @@ ScreenShot are prlctl's (PrlSnapshot.cpp).
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -223,6 +224,7 @@ def save(home: Path, states: SavedStates) -> None:
     file.write_atomic(home / NAME, states.render(), 0o644)
 
 
+@functools.lru_cache(maxsize=64)  # one verb asks several times, a tree of 100 takes ms
 def parse(text: str) -> SavedStates:
     """Return the snapshots that a text tells of; raises StorageError."""
     try:
