@@ -8,7 +8,8 @@ import pytest
 
 from pyvz.errors import ConnectionFailed
 from pyvz.migration import address as addresses
-from pyvz.migration import dial
+from pyvz.migration import cipher, dial
+from pyvz.migration.address import Address
 
 THERE = addresses.parse("somewhere")
 
@@ -28,3 +29,17 @@ def test_an_ssh_that_is_gone_at_once(monkeypatch: pytest.MonkeyPatch, head_start
     with expected as failed, dial.dial(THERE, "me"):
         pytest.fail("connected")
     assert "refused" in str(failed.value.details)
+
+
+def test_a_choice_on_the_command_line_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ssh of this machine is asked."""
+    monkeypatch.setattr(cipher, "has_aes", lambda _: True)
+    node = Address("node", None, 22)
+    assert "Ciphers=" not in " ".join(cipher.command(node, ["-F", "none", "-c", "aes128-ctr"]))
+    assert "Ciphers=aes128-gcm@openssh.com" in " ".join(cipher.command(node, ["-F", "none"]))
+
+
+def test_a_configuration_that_is_broken_is_left_to_ssh() -> None:
+    argv = cipher.command(Address("node", None, None), ["-F", "/does/not/exist"])
+    assert argv[:3] == ["ssh", "-F", "/does/not/exist"]
+    assert "Ciphers=" not in " ".join(argv)

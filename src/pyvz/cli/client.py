@@ -98,9 +98,12 @@ class Connection:
         self._sock, self._again = self._again(), None
         return self.call_fds(method, **parameters).parameters
 
-    def call_fds(self, method: str, /, **parameters: Any) -> Reply:
-        """Call METHOD and return the whole reply; its descriptors belong to the caller."""
-        self.send(method, parameters, more=False)
+    def call_fds(self, method: str, /, *fds: int, **parameters: Any) -> Reply:
+        """Call METHOD and return the whole reply; its descriptors belong to the caller.
+
+        fds: descriptors for vzd, which a parameter names by its place among them.
+        """
+        self.send(method, parameters, more=False, fds=fds)
         return self.receive()
 
     def stream(
@@ -129,7 +132,9 @@ class Connection:
             continues = reply.continues
             yield reply.parameters
 
-    def send(self, method: str, parameters: dict[str, Any], *, more: bool) -> None:
+    def send(
+        self, method: str, parameters: dict[str, Any], *, more: bool, fds: tuple[int, ...] = ()
+    ) -> None:
         """Send a call; `receive` fetches its replies one by one."""
         if not method.startswith(("io.", "org.")):
             method = "io.pyvz." + method
@@ -140,7 +145,11 @@ class Connection:
         if more:
             call["more"] = True
         try:
-            self._sock.sendall(quickjson.dumps(call).encode() + b"\0")
+            data = quickjson.dumps(call).encode() + b"\0"
+            if fds:
+                rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
+                data = data[self._sock.sendmsg([data], [(SOL_SOCKET, SCM_RIGHTS, rights)]) :]
+            self._sock.sendall(data)
         except OSError as error:
             raise self._lost() from error
 

@@ -6,18 +6,17 @@ No `from __future__ import annotations` here: see replies.py.
 import functools
 import logging
 import os
-import threading
 from typing import TypedDict
 
 from asyncvarlink import FileDescriptor, VarlinkInterface, varlinkmethod
 
 from pyvz.backup.manifest import FULL, Manifest
 from pyvz.backup.serve import serve
+from pyvz.daemon import farend
 from pyvz.daemon.calls import Api, acting, streaming
 from pyvz.daemon.replies import Empty, Uuid
 from pyvz.daemon.tasks import Work
 from pyvz.errors import VZError
-from pyvz.migration import wire
 from pyvz.operations import backup, backupstorage, restore
 from pyvz.operations.backup import Request, Row
 from pyvz.operations.backupstorage import Where
@@ -247,22 +246,21 @@ class Backup(Api, VarlinkInterface, name="io.pyvz.Backup"):
         )
 
     @varlinkmethod(return_parameter="stream", allow_foreign=True)
-    async def Serve(self) -> FileDescriptor:
-        """Return a stream socket on which another node keeps its backups here (vzmdest backup)."""
-        ours, theirs = wire.pair()
-        threading.Thread(
-            target=_serve, args=(self.node, ours.detach()), name="backups", daemon=True
-        ).start()
-        return FileDescriptor(theirs.detach(), should_close=True)
+    async def Serve(self, *, reading: FileDescriptor, writing: FileDescriptor) -> FileDescriptor:
+        """Let another node, which asks on `reading` and hears on `writing`, keep its backups here
+        (vzmdest backup).  Returns a socket that ends when that has ended.
+        """
+        return farend.answer("backups", functools.partial(_serve, self.node), reading, writing)
 
 
-def _serve(node: Node, fd: int) -> None:
+def _serve(node: Node, reading: int, writing: int) -> None:
     """Answer the other node until it goes (in a thread of its own)."""
     try:
-        serve(fd, fd, functools.partial(backupstorage.place, node))
+        serve(reading, writing, functools.partial(backupstorage.place, node))
     except (VZError, OSError) as error:
         logger.warning("backups of another node: %s", error)
     except Exception:
         logger.exception("backups of another node, pid %d", os.getpid())
     finally:
-        os.close(fd)
+        os.close(reading)
+        os.close(writing)

@@ -3,18 +3,19 @@
 No `from __future__ import annotations` here: see replies.py.
 """
 
+import functools
 import logging
 import os
-import threading
 from typing import TypedDict
 
 from asyncvarlink import FileDescriptor, VarlinkInterface, varlinkmethod
 
+from pyvz.daemon import farend
 from pyvz.daemon.calls import Api, acting, streaming
 from pyvz.daemon.replies import Empty
 from pyvz.daemon.tasks import Work
 from pyvz.errors import VZError
-from pyvz.migration import dial, wire
+from pyvz.migration import dial
 from pyvz.migration.address import parse, ssh_options
 from pyvz.migration.request import Report, Request
 from pyvz.migration.wire import SILENCE, Wire
@@ -146,21 +147,18 @@ class Migration(Api, VarlinkInterface, name="io.pyvz.Migration"):
         return Work("settle", ref, lambda _: migrate.force(node, ref, here=here), lambda _: {})
 
     @varlinkmethod(return_parameter="stream", allow_foreign=True)
-    async def Receive(self) -> FileDescriptor:
-        """Return a stream socket on which another node's questions are answered."""
-        ours, theirs = wire.pair()
-        node = self.node
-        thread = threading.Thread(
-            target=_serve, args=(node, ours.detach()), name="migration", daemon=True
-        )
-        thread.start()
-        return FileDescriptor(theirs.detach(), should_close=True)
+    async def Receive(self, *, reading: FileDescriptor, writing: FileDescriptor) -> FileDescriptor:
+        """Answer another node's questions, which come on `reading`, on `writing`.
+
+        Returns a socket that ends when that has ended.
+        """
+        return farend.answer("migration", functools.partial(_serve, self.node), reading, writing)
 
 
-def _serve(node: Node, fd: int) -> None:
+def _serve(node: Node, reading: int, writing: int) -> None:
     """Answer the other node's questions until it goes (in a thread of its own)."""
     try:
-        with Wire(fd, fd) as link:
+        with Wire(reading, writing) as link:
             link.send(dial.hello(home.owner_id(node)))
             dial.expect_hello(link.receive(dial.HELLO_TIMEOUT))
             immigrate.serve(node, link)

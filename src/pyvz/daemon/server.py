@@ -48,7 +48,8 @@ class _Transport(VarlinkTransport):
 
     Without a boundary predictor asyncvarlink reads MAX_RECV_FDS bytes at a time; the predictor
     would read on until the socket is empty.  It only serves to tell which descriptors belong to
-    which call, and our calls bring none.
+    which call: here, those that come go to the first call that was read with them, and a client
+    that sends some sends one call at a time.
     """
 
     MAX_RECV_FDS = 8192
@@ -109,16 +110,18 @@ class Connection(VarlinkServerProtocol):
         self, call: VarlinkMethodCall, fds: FileDescriptorArray | None
     ) -> asyncio.Future[None]:
         """Answer a call; the next one is read when the returned future is done."""
-        del fds  # no method takes descriptors; the array closes them
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._serving = asyncio.create_task(self._serve(call))
+        self._serving = asyncio.create_task(self._serve(call, fds))
         self._serving.add_done_callback(lambda _: done.set_result(None))
         return done
 
-    async def _serve(self, call: VarlinkMethodCall) -> None:
-        """Answer one call with replies or an error.  Nothing leaves this function."""
+    async def _serve(self, call: VarlinkMethodCall, fds: FileDescriptorArray | None) -> None:
+        """Answer one call with replies or an error.  Nothing leaves this function.
+
+        fds: they came along, and are closed when the call is done.
+        """
         try:
-            error = await self._answered(call)
+            error = await self._answered(call, fds)
         except OSError as gone:  # the client does not read any more
             logger.debug("%s: the client is gone: %s", call.method, gone)
             return
@@ -128,7 +131,9 @@ class Connection(VarlinkServerProtocol):
         if error is not None and not call.oneway:
             self.send_error(error)
 
-    async def _answered(self, call: VarlinkMethodCall) -> VarlinkErrorReply | None:
+    async def _answered(
+        self, call: VarlinkMethodCall, fds: FileDescriptorArray | None
+    ) -> VarlinkErrorReply | None:
         """Run the method and send its replies; return the error that it ended with."""
         try:
             if not allowed(self._access, call.method):
@@ -137,7 +142,7 @@ class Connection(VarlinkServerProtocol):
                     hint="Be root, or a member of the group vz for reading.",
                 )
             method, signature = self._registry.lookup_method(call)
-            parameters = _parameters(call, signature)
+            parameters = _parameters(call, signature, fds)
             if signature.more:
                 with self._hangup():
                     await self._replies(method(**parameters), signature)
@@ -213,10 +218,13 @@ class Connection(VarlinkServerProtocol):
             self._serving.cancel()
 
 
-def _parameters(call: VarlinkMethodCall, signature: VarlinkMethodSignature) -> dict[str, Any]:
+def _parameters(
+    call: VarlinkMethodCall, signature: VarlinkMethodSignature, fds: FileDescriptorArray | None
+) -> dict[str, Any]:
     """Return the call's parameters as Python values; raise UsageError that names the bad one."""
+    beside = None if fds is None else {FileDescriptorVarlinkType: fds}
     try:
-        converted: dict[str, Any] = signature.parameter_type.fromjson(call.parameters)
+        converted: dict[str, Any] = signature.parameter_type.fromjson(call.parameters, beside)
     except ConversionError as error:
         where = ".".join(str(part) for part in error.location)
         raise UsageError(f"{call.method}: parameter {where}: {error.message}") from error

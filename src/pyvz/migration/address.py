@@ -76,12 +76,18 @@ def ssh(address: Address, options: Sequence[str] = ()) -> list[str]:
     argv = ["ssh", *options]
     for default in _DEFAULTS:
         argv += ["-o", default]
-    argv += ["-T", "-a", "-x"]
-    if address.port is not None:
-        argv += ["-p", str(address.port)]
-    if address.user is not None:
-        argv += ["-l", address.user]
+    argv += ["-T", "-a", "-x", *_login(address)]
     return [*argv, "--", address.host, COMMAND]
+
+
+def asking(address: Address, options: Sequence[str] = ()) -> list[str]:
+    """Return the words of ssh with which it can be asked for its configuration (ssh -G)."""
+    return ["ssh", *options, *_login(address), "--", address.host]
+
+
+def _login(address: Address) -> list[str]:
+    port = [] if address.port is None else ["-p", str(address.port)]
+    return port if address.user is None else [*port, "-l", address.user]
 
 
 def ssh_options(text: str | None) -> list[str]:

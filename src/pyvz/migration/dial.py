@@ -16,8 +16,7 @@ from pyvz.errors import (
     VZError,
 )
 from pyvz.linux import run
-from pyvz.migration import address as addresses
-from pyvz.migration import lastwords, messages, wire
+from pyvz.migration import cipher, lastwords, messages, wire
 from pyvz.migration.address import Address
 from pyvz.migration.messages import Message
 from pyvz.migration.wire import Wire
@@ -101,7 +100,7 @@ def dial(
             "stderr_fd": errors.fileno(),
         }
         try:
-            stack.enter_context(run.spawn(addresses.ssh(address, options), **fds))
+            stack.enter_context(run.spawn(cipher.command(address, options), **fds))
         except CommandFailed as error:
             raise ConnectionFailed("ssh cannot be started", details=error.message) from error
         finally:

@@ -56,6 +56,8 @@ _LEVEL: Final = 1
 _PAYS: Final = 0.9  # a frame has to become so much smaller
 _PAUSE: Final = 32  # frames sent as they are after one that did not
 
+Buffer = bytes | bytearray | memoryview
+
 
 def pair() -> tuple[socket.socket, socket.socket]:
     """Return a pair of connected sockets that hold much: who sends seldom waits for his turn."""
@@ -197,19 +199,22 @@ class Wire:
                 )
             noise += self._exactly(1)
 
-    def _exactly(self, count: int) -> bytes:
-        data = bytearray()
-        while len(data) < count:
-            if not _ready(self._reading, select.POLLIN, 0.5):
-                self._quiet()
+    def _exactly(self, count: int) -> bytearray:
+        data = bytearray(count)
+        free = memoryview(data)
+        while free:
+            try:
+                got = os.readv(self._reading, [free])
+            except BlockingIOError:
+                if not _ready(self._reading, select.POLLIN, 0.5):
+                    self._quiet()
                 continue
-            got = os.read(self._reading, min(count - len(data), 1 << 20))
             if not got:
                 raise self._ended()
             self._heard = time.monotonic()
-            self.received += len(got)
-            data += got
-        return bytes(data)
+            self.received += got
+            free = free[got:]
+        return data
 
     def _quiet(self) -> None:
         if self._broken is not None:
@@ -223,9 +228,9 @@ class Wire:
             "The connection to the other node has ended", details=self._last_words()
         )
 
-    def _take(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+    def _take(self, kind: int, flags: int, number: int, payload: bytearray) -> None:
         if kind == MESSAGE:
-            message = messages.parse(payload)
+            message = messages.parse(bytes(payload))
             with self._changed:
                 if len(self._messages) >= _QUEUED:
                     raise ProtocolError("The other node sends messages that nobody asked for")
@@ -249,31 +254,25 @@ class Wire:
                 with self._changed:
                     self._changed.wait_for(lambda: self._broken is not None, interval)
                 self.check()
-                self._frame(PING, 0, b"")
+                self._frame(PING, 0)
 
     # The stream
 
-    def _frame(self, kind: int, number: int, payload: bytes, flags: int = 0) -> None:
-        self._write(_HEADER.pack(kind, flags, number, len(payload)) + payload)
+    def _frame(self, kind: int, number: int, payload: Buffer = b"", flags: int = 0) -> None:
+        self._write(_HEADER.pack(kind, flags, number, len(payload)), payload)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, *parts: Buffer) -> None:
         with self._sending:
             self.check()
-            view = memoryview(data)
+            left = [memoryview(part) for part in parts if len(part)]
+            size = sum(map(len, left))
             began = last = time.monotonic()
-            while view:
+            while left:
                 try:
-                    if not _ready(self._writing, select.POLLOUT, 0.5):
-                        self.check()
-                        if time.monotonic() - last > self.silence:
-                            raise ConnectionBroken("The other node takes no more data")
-                        continue
-                    count = os.write(self._writing, view[: 1 << 20])
+                    count = os.writev(self._writing, left)
                 except BlockingIOError:
+                    self._writable(last)
                     continue
-                except MigrationError as error:
-                    self._fail(error)
-                    raise
                 except OSError as error:
                     broken = ConnectionBroken(
                         "The connection to the other node has ended", details=self._last_words()
@@ -281,9 +280,19 @@ class Wire:
                     self._fail(broken)
                     raise broken from error
                 self.sent += count
-                view = view[count:]
+                left = _after(left, count)
                 last = time.monotonic()
-            self.pace.sent(len(data), last - began)
+            self.pace.sent(size, last - began)
+
+    def _writable(self, last: float) -> None:
+        """Wait a moment for room, of which there was some LAST; raises ConnectionBroken."""
+        if _ready(self._writing, select.POLLOUT, 0.5):
+            return
+        self.check()
+        if time.monotonic() - last > self.silence:
+            broken = ConnectionBroken("The other node takes no more data")
+            self._fail(broken)
+            raise broken
 
     def _fail(self, error: MigrationError) -> None:
         with self._changed:
@@ -309,7 +318,7 @@ class Channel:
     def __init__(self, wire: Wire, number: int) -> None:
         self._wire = wire
         self.number = number
-        self._arrived: deque[bytes] = deque()
+        self._arrived: deque[Buffer] = deque()
         self._waiting = 0  # bytes in _arrived
         self._over = False
         self._refused = False  # by the other side
@@ -319,13 +328,13 @@ class Channel:
         self.sent = 0
         self.received = 0
 
-    def write(self, data: bytes | memoryview, *, poll: Callable[[], None] | None = None) -> None:
+    def write(self, data: Buffer, *, poll: Callable[[], None] | None = None) -> None:
         """Send data; waits while the other side is behind."""
         view = memoryview(data)
         for start in range(0, len(view), CHUNK):
-            self._write_chunk(bytes(view[start : start + CHUNK]), poll)
+            self._write_chunk(view[start : start + CHUNK], poll)
 
-    def _write_chunk(self, chunk: bytes, poll: Callable[[], None] | None) -> None:
+    def _write_chunk(self, chunk: memoryview, poll: Callable[[], None] | None) -> None:
         wire = self._wire
         with wire._changed:
             deadline = time.monotonic() + 10 * wire.silence
@@ -338,7 +347,7 @@ class Channel:
         payload, flags = self._packed(chunk)
         wire._frame(DATA, self.number, payload, flags)
 
-    def _packed(self, chunk: bytes) -> tuple[bytes, int]:
+    def _packed(self, chunk: memoryview) -> tuple[Buffer, int]:
         """Compress where it pays; after a frame that did not shrink, or was not worth the time, not
         for a while.
         """
@@ -357,9 +366,9 @@ class Channel:
 
     def end(self) -> None:
         """Say that no more data comes."""
-        self._wire._frame(END, self.number, b"")
+        self._wire._frame(END, self.number)
 
-    def read(self, timeout: float, *, poll: Callable[[], None] | None = None) -> bytes:
+    def read(self, timeout: float, *, poll: Callable[[], None] | None = None) -> Buffer:
         """Return the next piece of data, b"" at its end."""
         wire = self._wire
         deadline = time.monotonic() + timeout
@@ -381,7 +390,7 @@ class Channel:
             self._arrived.clear()
             self._waiting = 0
         with contextlib.suppress(MigrationError):
-            self._wire._frame(REFUSED, self.number, b"")
+            self._wire._frame(REFUSED, self.number)
 
     def abandon(self) -> None:
         """Let whoever reads here find the end at once."""
@@ -399,7 +408,7 @@ class Channel:
             self._refused = True
             self._wire._changed.notify_all()
 
-    def arrived(self, data: bytes) -> None:
+    def arrived(self, data: Buffer) -> None:
         """Take data from the other side."""
         with self._wire._changed:
             if self._unwanted:
@@ -454,7 +463,7 @@ class Reader:
         return bytes(data)
 
 
-def _expanded(payload: bytes) -> bytes:
+def _expanded(payload: Buffer) -> bytes:
     try:
         # The frame's own word on its size is believed by the library, so it is asked first.
         if not 0 < zstandard.frame_content_size(payload) <= CHUNK:
@@ -462,6 +471,14 @@ def _expanded(payload: bytes) -> bytes:
         return bytes(zstandard.ZstdDecompressor().decompress(payload))
     except zstandard.ZstdError as error:
         raise ProtocolError("The other node sent a damaged frame") from error
+
+
+def _after(parts: list[memoryview], count: int) -> list[memoryview]:
+    """Return what is left of PARTS when COUNT bytes of them are gone."""
+    while parts and count >= len(parts[0]):
+        count -= len(parts[0])
+        parts = parts[1:]
+    return [parts[0][count:], *parts[1:]] if parts else []
 
 
 def _ready(fd: int, event: int, seconds: float) -> bool:

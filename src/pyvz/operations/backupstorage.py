@@ -28,7 +28,7 @@ from pyvz.errors import (
 )
 from pyvz.linux import run
 from pyvz.migration import address as addresses
-from pyvz.migration import lastwords
+from pyvz.migration import cipher, lastwords
 from pyvz.migration.address import Address
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations.node import Node
@@ -95,7 +95,7 @@ def opened(
 def _dialled(node: Node, address: Address, progress: Progress) -> Iterator[Line]:
     config = node.paths.etc / _SSH_CONFIG
     options = ["-F", os.fspath(config)] if config.is_file() else []
-    argv = [*addresses.ssh(address, options), "backup"]
+    argv = [*cipher.command(address, options), "backup"]
     with ExitStack() as stack:
         errors = stack.enter_context(tempfile.TemporaryFile(buffering=0))
         try:
