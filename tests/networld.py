@@ -40,6 +40,18 @@ NODE4, OUTSIDE4 = "10.99.0.1", "10.99.0.2"
 NODE6, OUTSIDE6 = "fd99::1", "fd99::2"
 PATIENCE = 15  # seconds for an answer that is due
 
+# What udhcpc(8) runs inside: the least that a lease can be good for.
+LEASED = """\
+#!/bin/sh
+case "$1" in
+bound|renew)
+    ip addr flush dev "$interface"
+    ip addr add "$ip/$mask" dev "$interface"
+    [ -z "$router" ] || ip route replace default via "$router"
+    echo "router=$router dns=$dns" >/lease ;;
+esac
+"""
+
 
 class NetWorld:
     """A node below a temporary root, its command lines, and the outside world."""
@@ -72,13 +84,13 @@ class NetWorld:
         """Run a program in a namespace; code None: any exit status will do."""
         return run("nsenter", f"--net=/run/netns/{where}", *argv, code=code, data=data)
 
-    def prlctl(self, *words: str, code: int = 0) -> str:
+    def prlctl(self, *words: str, code: int | None = 0) -> str:
         return self.cli("prlctl", *words, code=code)
 
     def vzctl(self, *words: str, code: int = 0) -> str:
         return self.cli("vzctl", *words, code=code)
 
-    def cli(self, program: str, *words: str, code: int = 0) -> str:
+    def cli(self, program: str, *words: str, code: int | None = 0) -> str:
         """Run a command line of ours at the node; a failure's stderr is in what it returns."""
         argv = [sys.executable, "-IS", "-c", LAUNCH.format(program), *words]
         where = f"--net=/run/netns/{self.node}"
@@ -95,6 +107,13 @@ class NetWorld:
         if start:
             self.prlctl("start", name)
         return self.uuid(name)
+
+    def plugged(self, name: str, network: str) -> None:
+        """Make a container with an interface in a network, and a lease for it."""
+        self.create(name, "--device-add", "net", "--network", network, "--dhcp", "yes")
+        self.inside(name, f"cat >/leased <<'X'\n{LEASED}X\n")
+        self.inside(name, "chmod", "755", "/leased")
+        self.inside(name, "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "20", "-s", "/leased")
 
     def uuid(self, name: str) -> str:
         """Return the uuid of an environment."""

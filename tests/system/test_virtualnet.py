@@ -15,18 +15,6 @@ __all__ = ["busybox_root", "busybox_tar", "networld"]
 
 pytestmark = pytest.mark.requires("program:dnsmasq", "program:nft", "program:curl")
 
-# What udhcpc(8) runs inside: the least that a lease can be good for.
-LEASED = """\
-#!/bin/sh
-case "$1" in
-bound|renew)
-    ip addr flush dev "$interface"
-    ip addr add "$ip/$mask" dev "$interface"
-    [ -z "$router" ] || ip route replace default via "$router"
-    echo "router=$router dns=$dns" >/lease ;;
-esac
-"""
-
 
 @pytest.fixture
 def world(networld: NetWorld) -> Iterator[NetWorld]:
@@ -45,14 +33,6 @@ def net(world: NetWorld, *words: str, code: int = 0) -> str:
 def info(world: NetWorld, name: str) -> dict[str, object]:
     found: dict[str, object] = json.loads(net(world, "info", name, "-j"))
     return found
-
-
-def plugged(world: NetWorld, name: str, network: str) -> None:
-    """A container with an interface in a network, and a lease for it."""
-    world.create(name, "--device-add", "net", "--network", network, "--dhcp", "yes")
-    world.inside(name, f"cat >/leased <<'X'\n{LEASED}X\n")
-    world.inside(name, "chmod", "755", "/leased")
-    world.inside(name, "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "20", "-s", "/leased")
 
 
 def address(world: NetWorld, name: str) -> str:
@@ -80,8 +60,8 @@ def test_shared_network(world: NetWorld) -> None:
     before = world.rules(), world.links()
     net(world, "add", "nat", "-t", "shared", "--ip", "10.66.0.1/24", "--ip-scope-start",
         "10.66.0.50", "--ip-scope-end", "10.66.0.60")  # fmt: skip
-    plugged(world, "a", "nat")
-    plugged(world, "b", "nat")
+    world.plugged("a", "nat")
+    world.plugged("b", "nat")
     first = address(world, "a")
     assert 50 <= int(first.removeprefix("10.66.0.")) <= 60
     assert first != address(world, "b")
@@ -159,7 +139,7 @@ def test_the_networks_of_every_node(world: NetWorld) -> None:
         ("Bridged", "bridged", ""), ("Host-Only", "host-only", ""),
     ]  # fmt: skip
     assert world.links() == before[1]  # nobody uses them
-    plugged(world, "a", "Host-Only")
+    world.plugged("a", "Host-Only")
     assert info(world, "Host-Only")["Slave interfaces"] != ""
     assert "router= dns=" in world.inside("a", "cat", "/lease")
     assert world.pings("a", "10.37.130.1")

@@ -288,7 +288,7 @@ def test_files_of_private_networks(tmp_path: Path) -> None:
 REPLY = {
     "name": "a-rather-long-name", "uuid": UUID, "type": "shared", "bound": "", "bridge": "virbr1",
     "adopted": False, "force": False, "description": "", "slaves": ["veth1", "veth2"], "up": True,
-    "problem": "", "vlan": 0, "vxlan": 0, "remotes": [],
+    "problem": "", "blocked": "", "vlan": 0, "vxlan": 0, "remotes": [],
     "ipv4": {"address": "10.1.2.1/24", "mask": "255.255.255.0", "dhcp": True,
              "server": "10.1.2.1", "first": "10.1.2.2", "last": "10.1.2.9"},
     "ipv6": {"address": "", "mask": "", "dhcp": False, "server": "", "first": "", "last": ""},

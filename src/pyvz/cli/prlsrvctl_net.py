@@ -218,6 +218,8 @@ def _ours(network: Network) -> dict[str, Any]:
         made["Force"] = "on"
     if network["problem"]:
         made["Problem"] = network["problem"]
+    if network["blocked"]:
+        made["Blocked"] = network["blocked"]
     return made
 
 

@@ -11,7 +11,7 @@ from pyvz.daemon.calls import Api, acting
 from pyvz.daemon.replies import Empty
 from pyvz.daemon.tasks import Work
 from pyvz.model.virtualnet import Subnet
-from pyvz.operations import privatenet, virtualnet
+from pyvz.operations import nodefirewall, privatenet, virtualnet
 from pyvz.operations.node import Node
 
 
@@ -52,6 +52,7 @@ class ForwardReply(TypedDict):
 class NetworkReply(TypedDict):
     """A virtual network.  type: bridged, host-only, shared.  bound: card, or hardware address.
     slaves: the node's ends of the interfaces in it.  problem: why it cannot be used, or empty.
+    blocked: by which firewall of others it is hampered, and what helps, or empty.
     """
 
     name: str
@@ -65,6 +66,7 @@ class NetworkReply(TypedDict):
     slaves: list[str]
     up: bool
     problem: str
+    blocked: str
     ipv4: SubnetReply
     ipv6: SubnetReply
     vlan: int
@@ -100,7 +102,8 @@ class Network(Api, VarlinkInterface, name="io.pyvz.Network"):
     async def List(self, *, names: list[str] | None = None) -> NetworksReply:
         """Return the virtual networks in NAMES, or all."""
         found = await self.query(virtualnet.states, names)
-        return {"networks": [_reply(each) for each in found]}
+        blocked = await self.query(nodefirewall.problems)
+        return {"networks": [_reply(each, blocked.get(each.network.bridge, "")) for each in found]}
 
     @acting(Empty)
     def Add(self, node: Node, *, name: str, settings: list[NetworkSetting]) -> Work:
@@ -166,7 +169,7 @@ def _pairs(settings: list[NetworkSetting]) -> list[tuple[str, str]]:
     return [(each["name"], each["value"]) for each in settings]
 
 
-def _reply(state: virtualnet.NetworkState) -> NetworkReply:
+def _reply(state: virtualnet.NetworkState, blocked: str) -> NetworkReply:
     network = state.network
     return {
         "name": network.name,
@@ -180,6 +183,7 @@ def _reply(state: virtualnet.NetworkState) -> NetworkReply:
         "slaves": list(state.slaves),
         "up": state.up,
         "problem": state.problem,
+        "blocked": blocked,
         "ipv4": _subnet(network.ipv4),
         "ipv6": _subnet(network.ipv6),
         "vlan": network.vlan,

@@ -17,6 +17,7 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 from pyvz.daemon import (
     autostart,
     figureswatch,
+    firewallwatch,
     ksmwatch,
     leasewatch,
     limitwatch,
@@ -165,6 +166,7 @@ def _watches(
         spacewatch.watch(services, start),
         trafficwatch.watch(services, start),
         netwatch.watch(services, start),
+        firewallwatch.watch(services, start),
         leasewatch.watch(services, start),
         figureswatch.watch(services, figures, start),
         ksmwatch.watch(services, samepage, start),

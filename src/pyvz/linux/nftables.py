@@ -116,9 +116,17 @@ def apply(batch: Sequence[Command]) -> None:
 
 def listed(table: Table) -> dict[str, Any]:
     """Return what is in a table, as libnftables-json(5) has it; {} when there is no such table."""
-    wanted = {"list": {"table": table._asdict()}}
+    return _list({"table": table._asdict()})
+
+
+def chains(family: str) -> dict[str, Any]:
+    """Return the chains of a family ("ip", "ip6", "inet") without their rules; {} for none."""
+    return _list({"chains": {"family": family}})
+
+
+def _list(wanted: Command) -> dict[str, Any]:
     try:
-        found = json.loads(_nft(json.dumps({"nftables": [wanted]})))
+        found = json.loads(_nft(json.dumps({"nftables": [{"list": wanted}]})))
     except (CommandFailed, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -18,6 +18,7 @@ from pyvz.model.grammar_net import NetIf
 ROUTED = "venet0"  # the name inside of the interface for IP_ADDRESS
 MAC_PREFIX = "c4:37:72"  # OUI of containers' cards (libvzctl); the node's end begins with fe
 MACHINE_PREFIX = "00:1c:42"  # of virtual machines' cards
+ROUTED_PREFIX, TAP_PREFIX = "venet", "vme"  # of names of the node's ends
 GATEWAY6 = "fe80::1"  # the node, for a virtual machine with a routed card
 
 
@@ -156,7 +157,12 @@ def host_name_of(mac: str) -> str:
 
 def tap_name_of(mac: str) -> str:
     """Return the name of the node's end of a virtual machine's card, as the original has it."""
-    return "vme" + mac.replace(":", "")[-8:]
+    return TAP_PREFIX + mac.replace(":", "")[-8:]
+
+
+def routed_name_of(mac: str) -> str:
+    """Return the name of the node's end of a routed card that has a MAC of its own."""
+    return ROUTED_PREFIX + mac.replace(":", "")[-8:]
 
 
 def host_mac_of(mac: str) -> str:
@@ -174,8 +180,11 @@ def routed_mac(uuid: str) -> str:
 
 
 def routed_host_name(uuid: str) -> str:
-    """Return the name of venet0's end on the node."""
-    return "veth" + hashlib.sha256(uuid.encode()).hexdigest()[:8]
+    """Return the name of venet0's end on the node.
+
+    Administrators' rules may speak of all of them at once: iptables -i venet+, nft "venet*".
+    """
+    return ROUTED_PREFIX + hashlib.sha256(uuid.encode()).hexdigest()[:8]
 
 
 def card_mac(uuid: str, name: str, taken: Container[str] = (), prefix: str = MAC_PREFIX) -> str:

@@ -18,7 +18,7 @@ from pyvz.network import uplink
 from pyvz.network.virtualnet import Port, Shape, alias
 from pyvz.store.paths import Paths
 
-_FILTERED_BRIDGES = (
+FILTERED_BRIDGES = (
     "net/bridge/bridge-nf-call-iptables",
     "net/bridge/bridge-nf-call-ip6tables",
 )
@@ -98,7 +98,7 @@ class Bridges:
         Where br_netfilter works, the bridge itself rewrites such a frame and passes it on, and
         without this not to the port that it came from (br_nf_pre_routing_finish, bridged_dnat).
         """
-        if "1" not in {sysctl(key) for key in _FILTERED_BRIDGES}:
+        if "1" not in {sysctl(key) for key in FILTERED_BRIDGES}:
             return
         with Netlink() as netlink:
             found = netlink.link(bridge)

@@ -15,9 +15,9 @@ from pyvz.network.base import (
     Filter,
     Interface,
     NodeFacts,
-    host_name_of,
     routed_host_name,
     routed_mac,
+    routed_name_of,
 )
 
 
@@ -28,7 +28,9 @@ def interface(uuid: str, netif: NetIf, facts: NodeFacts) -> Interface:
     own = tuple(bare(each.ip) for each in given)
     families = "".join(sorted({family(each) for each in own}))
     host_name = netif.host_ifname or (
-        host_name_of(netif.mac) if netif.mac and netif.ifname != ROUTED else routed_host_name(uuid)
+        routed_name_of(netif.mac)
+        if netif.mac and netif.ifname != ROUTED
+        else routed_host_name(uuid)
     )
     configured = netif.configure != "none"
     return Interface(

@@ -22,9 +22,10 @@ from pyvz.network.base import (
     ROUTED,
     card_mac,
     host_mac_of,
+    host_name_of,
+    routed_name_of,
     tap_name_of,
 )
-from pyvz.network.base import host_name_of as pair_name_of
 
 Given = Sequence[tuple[str, str | None]]
 
@@ -87,7 +88,6 @@ def with_macs(config: Config, uuid: str, taken: Container[str], *, machine: bool
     taken: hardware addresses of others.  machine: the cards are a virtual machine's.  Raises
     BadValue when one is used twice.
     """
-    host_name_of = tap_name_of if machine else pair_name_of
     prefix = MACHINE_PREFIX if machine else MAC_PREFIX
     made: list[NetIf] = []
     for each in config.network.interfaces:
@@ -99,10 +99,16 @@ def with_macs(config: Config, uuid: str, taken: Container[str], *, machine: bool
             netif = each._replace(
                 mac=mac,
                 host_mac=each.host_mac or host_mac_of(mac),
-                host_ifname=each.host_ifname or host_name_of(mac),
+                host_ifname=each.host_ifname or _host_name(each, mac, machine=machine),
             )
         made.append(netif)
     return config.changed({_FIELD: tuple(made)})
+
+
+def _host_name(netif: NetIf, mac: str, *, machine: bool) -> str:
+    if machine:
+        return tap_name_of(mac)
+    return routed_name_of(mac) if netif.type == "routed" else host_name_of(mac)
 
 
 class _FilterOptions(NamedTuple):

@@ -42,7 +42,7 @@ from pyvz.network.base import card_mac, host_name_of
 from pyvz.network.bridges import Bridges, check_unused
 from pyvz.network.forwarding import forward
 from pyvz.network.virtualnet import Ground
-from pyvz.operations import portforward
+from pyvz.operations import nodefirewall, portforward
 from pyvz.operations.node import Node
 from pyvz.store.networks import BRIDGED, Networks
 
@@ -258,6 +258,7 @@ def apply_rules(node: Node) -> None:
     for network in Networks(node.paths).stored():
         if network.forwards and network.bridge:
             Bridges(node.paths).reflect(network.bridge)
+    nodefirewall.admit(node)
 
 
 # -- steps --------------------------------------------------------------------------------------

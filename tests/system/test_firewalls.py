@@ -1,0 +1,121 @@
+"""Beside firewalls of others: our containers work, or it is told why not; nobody's rules change."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from firewalls import DOCKER, Firewalld, firewalld, start_vzd
+from networld import OUTSIDE4, OUTSIDE6, NetWorld, busybox_root, busybox_tar, networld, wait_for
+
+__all__ = ["busybox_root", "busybox_tar", "networld"]
+
+pytestmark = pytest.mark.requires("program:dnsmasq", "program:nft")
+
+
+@pytest.fixture
+def world(networld: NetWorld) -> Iterator[NetWorld]:
+    yield networld
+    networld.prlctl("list")  # so that the networks' servers can be ended
+    for name in ("a", "b"):
+        networld.prlctl("delete", name, "--force", code=None)
+    networld.cli("prlsrvctl", "net", "del", "nat", code=None)
+
+
+@pytest.fixture
+def theirs(networld: NetWorld) -> Iterator[Firewalld]:
+    with firewalld(networld) as made:
+        yield made
+
+
+def blocked(world: NetWorld, network: str) -> str:
+    """What `net info` says about firewalls of others."""
+    told = json.loads(world.cli("prlsrvctl", "net", "info", network, "-j"))
+    return str(told.get("Blocked", ""))
+
+
+@pytest.mark.long
+@pytest.mark.requires("program:firewalld", "program:firewall-cmd", "program:dbus-daemon")
+def test_firewalld(world: NetWorld, theirs: Firewalld) -> None:
+    theirs.start()
+    start_vzd(world, theirs.env)
+    world.cli("prlsrvctl", "net", "add", "nat", "-t", "shared", "--ip", "10.66.0.1/24")
+    assert "has no zone pyvz" in (world.root / "var/log/pyvz/vzd.log").read_text()
+    assert "--zone=pyvz --change-interface=virbr1" in blocked(world, "nat")
+    world.create("a", "--ipadd", "10.77.0.1", "--ipadd", "fd77::1")
+    assert not world.answering(("a", OUTSIDE4), ("", "10.77.0.1"))
+    world.prlctl("delete", "a", "--force")
+    world.cli("prlsrvctl", "net", "del", "nat")
+    # The zone is there: nothing more is to be done.
+    theirs.install_zone()
+    theirs.cmd("--reload")
+    before = theirs.rules()
+    world.cli("prlsrvctl", "net", "add", "nat", "-t", "shared", "--ip", "10.66.0.1/24")
+    assert blocked(world, "nat") == ""
+    world.create("a", "--ipadd", "10.77.0.1", "--ipadd", "fd77::1")
+    world.plugged("b", "nat")
+    _all_reached(world)
+    _reloaded(world, theirs)
+    for name in ("a", "b"):
+        world.prlctl("delete", name, "--force")
+    world.cli("prlsrvctl", "net", "del", "nat")
+    theirs.cmd("--zone=public", "--remove-service=http")
+    assert theirs.rules() == before
+
+
+def _all_reached(world: NetWorld) -> None:
+    """Routed, both ways and families; by NAT; among them."""
+    for target in (OUTSIDE4, OUTSIDE6):
+        assert world.pings("a", target)
+    assert world.reached("10.77.0.1")
+    assert world.reached("fd77::1")
+    assert world.pings("b", OUTSIDE4)
+    assert world.pings("b", "10.66.0.1")
+    assert world.pings("b", "10.77.0.1")
+
+
+def _reloaded(world: NetWorld, theirs: Firewalld) -> None:
+    """What an administrator does to firewalld costs us nothing, and what we do costs nobody."""
+    theirs.cmd("--zone=public", "--add-service=http")
+    theirs.cmd("--reload")  # which forgets what is not permanent, but interfaces
+    _all_reached(world)
+    theirs.cmd("--zone=public", "--add-service=http")
+    world.prlctl("restart", "a")
+    assert "http" in theirs.cmd("--zone=public", "--list-services")
+    _all_reached(world)
+    theirs.stop()  # and with a restart also the interfaces
+    assert "firewalld" not in world.rules()
+    theirs.start()
+    wait_for(lambda: "virbr1" in theirs.rules(), 60)
+    _all_reached(world)
+    theirs.cmd("--zone=public", "--add-service=http")
+    # An administrator's word counts more than ours.
+    theirs.cmd("--zone=trusted", "--change-interface=virbr1")
+    world.cli("prlsrvctl", "net", "set", "nat", "-d", "changed")
+    assert theirs.cmd("--get-zone-of-interface=virbr1") == "trusted\n"
+    theirs.cmd("--zone=pyvz", "--change-interface=virbr1")
+
+
+@pytest.mark.requires("program:iptables")
+def test_rules_of_docker(world: NetWorld) -> None:
+    world.at(world.node, "nft", "-f", "-", data=DOCKER)
+    before = world.at(world.node, "nft", "-s", "list", "table", "ip", "filter")
+    world.cli("prlsrvctl", "net", "add", "nat", "-t", "shared", "--ip", "10.66.0.1/24")
+    world.create("a", "--ipadd", "10.77.0.1")
+    world.plugged("b", "nat")
+    assert not world.answering(("a", OUTSIDE4), ("b", OUTSIDE4))
+    told = blocked(world, "nat")
+    assert told.startswith("Docker (the chain FORWARD of the table ip filter)")
+    log = world.root / "var/log/pyvz/vzd.log"
+    wait_for(lambda: "venet*" in log.read_text())
+    assert world.at(world.node, "nft", "-s", "list", "table", "ip", "filter") == before
+    # What it says helps.
+    advice = [told, *(line for line in log.read_text().splitlines() if "venet*" in line)]
+    for command in {each for text in advice for each in re.findall(r"iptables [^;]*", text)}:
+        world.at(world.node, *command.split())
+    assert world.pings("a", OUTSIDE4)
+    assert world.pings("b", OUTSIDE4)
+    assert blocked(world, "nat") == ""
