@@ -20,13 +20,14 @@ _BUFFER = 64 << 10
 
 # NFPROTO_*: those through which packets pass that are routed, or are the node's own.
 _PASSED: Final = frozenset({1, 2, 10})
+_TABLES: Final = frozenset({0, 2})  # NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE
 
 
 class Events:
     """A socket that becomes readable when rules change."""
 
     def __init__(self, own: str) -> None:
-        """Listen.  own: how the names of tables begin whose changes are no news.
+        """Listen.  own: how the names of tables begin whose contents are no news.
 
         Raises Unsupported where the kernel has no nftables.
         """
@@ -48,7 +49,10 @@ class Events:
         return self._socket.fileno()
 
     def drain(self) -> bool:
-        """Read what there is; return whether it is about tables of others of ip, ip6 or inet."""
+        """Read what there is; return whether it is news.
+
+        That is everything about tables of ip, ip6 or inet; of our own only that they come or go.
+        """
         found = False
         while True:
             try:
@@ -65,13 +69,16 @@ class Events:
         self._socket.close()
 
     def _counts(self, message: bytes) -> bool:
-        return message[:1] != b"" and message[0] in _PASSED and self._own not in message
+        _, kind, _, _, _ = _HEADER.unpack_from(message)
+        if len(message) <= _HEADER.size or message[_HEADER.size] not in _PASSED:
+            return False
+        return kind & 0xFF in _TABLES or self._own not in message
 
 
 def _messages(raw: bytes) -> Iterator[bytes]:
-    """Give what follows the header of each message: struct nfgenmsg and attributes."""
+    """Give each message: struct nlmsghdr, struct nfgenmsg, attributes."""
     start = 0
     while start + _HEADER.size <= len(raw):
         length = max(_HEADER.unpack_from(raw, start)[0], _HEADER.size)
-        yield raw[start + _HEADER.size : start + length]
+        yield raw[start : start + length]
         start += (length + 3) & ~3
