@@ -1,7 +1,9 @@
-"""Checkpoints and push backups of a virtual machine by virsh; no guest is needed for that."""
+"""Checkpoints and backups of a virtual machine by virsh."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import subprocess
@@ -14,10 +16,12 @@ from test_libvirt import Virsh
 from test_machine_mount import disk
 
 from images import busybox_root, busybox_tar
+from machineguest import Guest
 from networld import wait_for
 from realnode import World, world
+from tinyguest import tiny_iso
 
-__all__ = ["busybox_root", "busybox_tar", "world"]
+__all__ = ["busybox_root", "busybox_tar", "tiny_iso", "world"]
 pytestmark = pytest.mark.requires(
     "root", "loop", "program:virsh", "program:qemu-system-x86_64",
     "program:qemu-storage-daemon", "program:mke2fs",
@@ -71,8 +75,11 @@ class Machine:
 
 @pytest.fixture
 def machine(world: World, tmp_path: Path) -> Iterator[Machine]:
-    yield Machine(world, tmp_path)
-    world.run("prlctl", "delete", "vm1", "--force")
+    made = Machine(world, tmp_path)
+    yield made
+    if made.virsh("list", "--name"):
+        made.virsh("destroy", "vm1")
+    world.run("prlctl", "delete", "vm1", "--force", "--timeout", "60")
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -178,7 +185,7 @@ def test_what_cannot_be_backed_up(machine: Machine, tmp_path: Path) -> None:
     assert "does not run" in refused(whole)
     virsh("checkpoint-create-as", "vm1", "one")
     machine.world.run("prlctl", "start", "vm1")
-    assert "pull mode is not supported" in refused("<domainbackup mode='pull'/>")
+    assert "push or pull" in refused("<domainbackup mode='both'/>")
     assert "where to" in refused("<domainbackup/>")
     assert "<server>" in refused(whole.replace("<disks>", "<server/><disks>"))
     assert "no checkpoint" in refused(
@@ -257,3 +264,107 @@ def test_a_backup_ends_early(machine: Machine, tmp_path: Path) -> None:
     machine.backup(target)
     world.run("prlctl", "stop", "vm1", "--kill")
     assert _same(target, machine.image)
+
+
+PULL = """<domainbackup mode='pull'>{}<disks><disk name='sda'>{}</disk></disks></domainbackup>"""
+
+
+def _pull(machine: Machine, server: str, part: str = "", *, mark: str = "") -> str:
+    """Begin a backup in pull mode; returns what is said of it."""
+    plan, checkpoint = machine.work / "pull.xml", machine.work / "checkpoint.xml"
+    plan.write_text(PULL.format(server, part))
+    words = ["backup-begin", "vm1", "--backupxml", os.fspath(plan)]
+    if mark:
+        checkpoint.write_text(CHECKPOINT.format(mark))
+        words += ["--checkpointxml", os.fspath(checkpoint)]
+    machine.virsh(*words)
+    return machine.virsh("backup-dumpxml", "vm1")
+
+
+def _written(export: str) -> int:
+    """How many bytes the bitmap of an export says were written."""
+    words = ["qemu-img", "map", "--output=json", "--image-opts", export]
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    return sum(row["length"] for row in json.loads(told) if not row["data"])
+
+
+def _none(machine: Machine) -> None:
+    wait_for(lambda: re.search("None", machine.virsh("domjobinfo", "vm1")), 120)
+
+
+def _ended(machine: Machine) -> None:
+    """Call the backup off: it is whole, and nothing of it is left."""
+    machine.virsh("domjobabort", "vm1")
+    _none(machine)
+    assert "Completed" in machine.virsh("domjobinfo", "vm1", "--completed")
+    assert "no backup" in machine.virsh("backup-dumpxml", "vm1", code=1).lower()
+    assert not list((machine.world.root / "run/pyvz/vm-backup").iterdir())
+
+
+def test_a_client_pulls_what_changed(machine: Machine, tmp_path: Path) -> None:
+    """Whole by a Unix socket, then what changed since by TCP; the disk is what was read."""
+    virsh, socket, copy = machine.virsh, tmp_path / "nbd", tmp_path / "copy"
+    machine.world.run("prlctl", "start", "vm1")
+    told = _pull(machine, f"<server transport='unix' socket='{socket}'/>", mark="one")
+    assert f'<server transport="unix" socket="{socket}" />' in told
+    assert 'exportname="sda"' in told
+    convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2"]
+    subprocess.run([*convert, f"nbd+unix:///sda?socket={socket}", copy], check=True)
+    assert "Backup" in virsh("domjobinfo", "vm1")
+    again = ("backup-begin", "vm1", "--backupxml", os.fspath(tmp_path / "pull.xml"))
+    for words in (("managedsave", "vm1"), again):
+        assert "back" in virsh(*words, code=1), words
+    _ended(machine)
+    assert not socket.exists()
+    machine.world.run("prlctl", "stop", "vm1", "--kill")
+    assert _same(copy, machine.image)
+    machine.write("new")
+    machine.world.run("prlctl", "start", "vm1")
+    scratch = tmp_path / "scratch"
+    told = _pull(machine, "<incremental>one</incremental>", f"<scratch file='{scratch}'/>")
+    assert 'exportbitmap="backup-sda"' in told
+    assert f'<scratch file="{scratch}" />' in told
+    assert not scratch.exists()
+    found = re.search(r'name="127.0.0.1" port="(\d+)"', told)
+    assert found, told
+    server = f"server.type=inet,server.host=127.0.0.1,server.port={found[1]}"
+    bitmap = "x-dirty-bitmap=qemu:dirty-bitmap:backup-sda"
+    assert 300_000 <= _written(f"driver=nbd,export=sda,{server},{bitmap}") < 16 << 20
+    subprocess.run([*convert, f"nbd://127.0.0.1:{found[1]}/sda", copy], check=True)
+    virsh("destroy", "vm1")
+    _none(machine)
+    assert "Failed" in virsh("domjobinfo", "vm1", "--completed")
+    assert not list((machine.world.root / "run/pyvz/vm-backup").iterdir())
+    assert _same(copy, machine.image)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_pulled_disk_stands_still(world: World, tiny_iso: Path, tmp_path: Path) -> None:
+    """What the guest writes meanwhile is not seen; vzd dies, and the next backup is right."""
+    guest, virsh, socket = Guest(world, tiny_iso), Virsh(world), tmp_path / "nbd"
+    guest.prlctl("set", "vm1", "--device-del", "hdd0", "--destroy-image-force")
+    guest.prlctl("set", "vm1", "--device-add", "hdd", "--size", "48M")
+    guest.start()
+    write = "dd if=/dev/urandom of=/dev/sda bs=1M count=8 conv=fsync 2>/dev/null"
+    guest.inside(write)
+    plan = tmp_path / "pull.xml"
+    plan.write_text(f"<domainbackup mode='pull'><server transport='unix' socket='{socket}'/>"
+                    "</domainbackup>")  # fmt: skip
+    begin = ("backup-begin", "vm1", "--backupxml", os.fspath(plan))
+    for killed in (True, False):
+        wanted = guest.inside("md5sum </dev/sda").split()[0]
+        virsh(*begin)
+        guest.inside(write)
+        assert guest.inside("md5sum </dev/sda").split()[0] != wanted
+        read = ["qemu-img", "dd", "-f", "raw", "-O", "raw", "bs=1M"]
+        read += [f"if=nbd+unix:///sda?socket={socket}", f"of={tmp_path / 'disk'}"]
+        subprocess.run(read, check=True)
+        assert hashlib.md5((tmp_path / "disk").read_bytes()).hexdigest() == wanted
+        if killed:
+            world.kill_vzd()
+            guest.prlctl("set", "vm1", "--description", "repaired", "--timeout", "60")
+        else:
+            virsh("domjobabort", "vm1")
+        wait_for(lambda: not socket.exists(), 60)
+    guest.prlctl("stop", "vm1", "--kill")

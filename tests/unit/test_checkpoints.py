@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 
 from pyvz.errors import AlreadyExists, BadValue, CheckpointNotFound, StorageError
-from pyvz.gateway import checkpointxml
+from pyvz.gateway import backupxml, checkpointxml
 from pyvz.gateway.domain import OFF, Domain
 from pyvz.gateway.failure import Failure
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
 from pyvz.operations.machinepush import Copy
-from pyvz.store import checkpoints
+from pyvz.store import checkpoints, pulls
 from pyvz.store.checkpoints import Checkpoint, Checkpoints
+from pyvz.store.pulls import Export, Pull, Server
 from pyvz.vm.moment import Bitmap
 
 ONE, TWO, THREE = (Checkpoint(name, 1, ("hdd0",)) for name in ("one", "two", "three"))
@@ -109,16 +110,55 @@ def test_a_backup_that_is_asked_for(found: Domain) -> None:
     text = """<domainbackup><incremental>one</incremental><disks><disk name='{}' {}>
         <target file='/to/it'/><driver type='{}'/></disk></disks></domainbackup>"""
     part = Copy("hdd0", Path("/to/it"), "qcow2", "one")
-    assert checkpointxml.read_backup(text.format("sda", "", "qcow2"), found) == (part,)
+    assert backupxml.read(text.format("sda", "", "qcow2"), found, reuse=False) == (part,)
     whole = text.format("sda", "backupmode='full'", "raw")
-    assert checkpointxml.read_backup(whole, found) == (Copy("hdd0", Path("/to/it"), "raw"),)
-    told = checkpointxml.written_backup(found, (part,))
-    assert checkpointxml.read_backup(told, found) == (part,)
+    assert backupxml.read(whole, found, reuse=False) == (Copy("hdd0", Path("/to/it"), "raw"),)
+    told = backupxml.written(found, (part,))
+    assert backupxml.read(told, found, reuse=False) == (part,)
     for wrong in (
         text.format("sda", "", "vmdk"), text.format("sda", "type='block'", "raw"),
         text.format("sda", "backup='no'", "raw"), text.format("sda", "exportname='x'", "raw"),
         text.format("sda", "backupmode='half'", "raw"), text.replace("/to/it", "it"),
-        text.format("sda", "", "raw").replace("<domainbackup>", "<domainbackup mode='pull'>"),
+        text.format("sda", "", "raw").replace("<domainbackup>", "<domainbackup mode='up'>"),
     ):  # fmt: skip
         with pytest.raises(Failure):
-            checkpointxml.read_backup(wrong, found)
+            backupxml.read(wrong, found, reuse=False)
+
+
+PULL = """<domainbackup mode='pull'>{}<disks><disk name='sda'{}>{}</disk></disks></domainbackup>"""
+
+
+def test_a_backup_that_is_pulled(found: Domain, tmp_path: Path) -> None:
+    whole = Pull(Server(host="127.0.0.1"), (Export("hdd0", "sda"),))
+    assert backupxml.read("<domainbackup mode='pull'/>", found, reuse=False) == whole
+    server = "<incremental>one</incremental><server transport='unix' socket='/to/it'/>"
+    text = PULL.format(server, " exportname='x'", "<scratch file='/scratch'/>")
+    part = Pull(Server("/to/it"), (Export("hdd0", "x", "one", "backup-sda", "/scratch"),))
+    assert backupxml.read(text, found, reuse=False) == part
+    kept = part._replace(exports=(part.exports[0]._replace(reuse=True),))
+    assert backupxml.read(text, found, reuse=True) == kept
+    address = Pull(Server(host="::1", port=10900), part.exports)
+    for each in (whole._replace(server=Server(host="::1", port=7)), part, address):
+        assert backupxml.read(backupxml.written_pull(found, each), found, reuse=False) == each
+    assert pulls.load(tmp_path) is None
+    pulls.save(tmp_path, part)
+    assert pulls.load(tmp_path) == part
+    (tmp_path / pulls.NAME).write_text('{"server": {}')
+    assert pulls.load(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("server", "attributes", "parts"),
+    [
+        ("<server tls='yes'/>", "", ""), ("<server transport='rdma'/>", "", ""),
+        ("<server transport='unix' socket='it'/>", "", ""), ("<server port='70000'/>", "", ""),
+        ("<server port='+1'/>", "", ""), ("<server fd='3'/>", "", ""),
+        ("", " exportname='a&#10;b'", ""), ("", "", "<target file='/x'/>"),
+        ("", "", "<scratch file='x'/>"), ("", " type='block'", "<scratch dev='/x'/>"),
+        ("", "", "<driver type='raw'/>"), ("", " backup='no'", ""),
+        ("", " backupmode='incremental'", ""),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_pulled(found: Domain, server: str, attributes: str, parts: str) -> None:
+    with pytest.raises(Failure):
+        backupxml.read(PULL.format(server, attributes, parts), found, reuse=False)

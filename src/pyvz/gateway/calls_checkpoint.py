@@ -1,12 +1,13 @@
-"""Checkpoints, and backups in push mode that go on from them (formatcheckpoint, formatbackup)."""
+"""Checkpoints, and backups that go on from them (formatcheckpoint, formatbackup)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
 from pyvz.errors import CheckpointNotFound
-from pyvz.gateway import checkpointxml, domain, failure
+from pyvz.gateway import backupxml, checkpointxml, domain, failure
 from pyvz.gateway.calls_domain import description
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.domain import Domain
@@ -14,11 +15,12 @@ from pyvz.gateway.failure import Failure
 from pyvz.gateway.nodexml import text_of
 from pyvz.gateway.notes import parsed
 from pyvz.model.task import Progress
-from pyvz.operations import machinecheckpoint, machinepush
+from pyvz.operations import machinecheckpoint, machinepull, machinepush
 from pyvz.operations.machinecheckpoint import Below, Plan
 from pyvz.operations.machinepush import Copy
 from pyvz.store import checkpoints
 from pyvz.store.checkpoints import Checkpoint, Checkpoints
+from pyvz.store.pulls import Pull
 
 Key = dict[str, Any]
 
@@ -123,32 +125,36 @@ def domain_checkpoint_delete(
 
 
 async def domain_backup_begin(call: Call, arguments: dict[str, Any]) -> None:
-    """Begin to copy disks into images; it is a job that goes on when this is answered."""
-    found, copies, item = await call.office.query(partial(_plan, call, **arguments))
+    """Begin to copy disks into images, or to serve them; a job that goes on when it is answered."""
+    found, wanted, item = await call.office.query(partial(_plan, call, **arguments))
     node, uuid = call.office.node, found.env.uuid
-    await call.office.begin(
-        _VERB,
-        found.env.name,
-        lambda progress, begun: machinecheckpoint.push(
-            node, uuid, copies, Plan(item, begun), progress
-        ),
-        call.client.peer,
-    )
+
+    def run(progress: Progress, begun: Callable[[], None]) -> None:
+        plan = Plan(item, begun)
+        if isinstance(wanted, Pull):
+            machinecheckpoint.pull(node, uuid, wanted, plan, progress)
+        else:
+            machinecheckpoint.push(node, uuid, wanted, plan, progress)
+
+    await call.office.begin(_VERB, found.env.name, run, call.client.peer)
 
 
 def domain_backup_get_xml_desc(call: Call, *, dom: Key, flags: int) -> Values:
     """Describe the backup that is under way."""
     _ = flags
     found = domain.find(call.office.node, dom)
+    pull = machinepull.under_way(call.office.node, found.env)
+    if pull is not None:
+        return {"xml": backupxml.written_pull(found, pull)}
     copies = machinepush.under_way(call.office.node, found.env)
     if not copies:
         raise Failure(failure.NO_BACKUP, f"No backup of {found.env.name} is under way")
-    return {"xml": checkpointxml.written_backup(found, copies)}
+    return {"xml": backupxml.written(found, copies)}
 
 
 def _plan(
     call: Call, *, dom: Key, backup_xml: str, checkpoint_xml: str | None, flags: int
-) -> tuple[Domain, tuple[Copy, ...], Checkpoint | None]:
+) -> tuple[Domain, tuple[Copy, ...] | Pull, Checkpoint | None]:
     if flags & ~REUSE:
         raise Failure(failure.UNSUPPORTED, f"A backup with the flags 0x{flags:x}")
     node, found = call.office.node, domain.find(call.office.node, dom)
@@ -157,12 +163,11 @@ def _plan(
             failure.OPERATION_UNSUPPORTED,
             f"{found.env.name} is a container: prlctl backup stores it, running or not",
         )
-    copies = checkpointxml.read_backup(backup_xml, found)
-    copies = tuple(each._replace(reuse=bool(flags & REUSE)) for each in copies)
+    wanted = backupxml.read(backup_xml, found, reuse=bool(flags & REUSE))
     if checkpoint_xml is None:
-        return found, copies, None
+        return found, wanted, None
     item = checkpointxml.read(checkpoint_xml, found)
-    return found, copies, item._replace(about=description(node, found, live=False))
+    return found, wanted, item._replace(about=description(node, found, live=False))
 
 
 def _find(call: Call, checkpoint: Key) -> tuple[Domain, Checkpoints, Checkpoint]:

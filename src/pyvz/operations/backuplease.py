@@ -56,7 +56,8 @@ def refuse(node: Node, env: Environment) -> None:
     if under_way(node, env.uuid):
         raise Locked(
             f"{env.name} is being backed up",
-            hint="Wait for the end of the backup, or end it: Ctrl-C where it was begun.",
+            hint="Wait for the end of the backup, or end it: Ctrl-C where it was begun, or virsh"
+            " domjobabort.",
         )
 
 

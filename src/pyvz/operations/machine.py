@@ -33,6 +33,7 @@ from pyvz.operations import (
     machineground,
     machinemount,
     machinenet,
+    machinepull,
     machineshot,
     machinestate,
     overtake,
@@ -149,7 +150,10 @@ def stop(node: Node, env: Environment, options: Stop, progress: Progress | None 
     quit_ = partial(machineground.quit_machine, node, env)
     overtaken = options.kill and overtake.stopping(node, env, quit_)
     patience = overtake.PATIENCE if overtaken else None
-    with backuplease.lease(node, env, "stop", timeout=patience):
+    # A client that pulls a backup may never end it: it is no reason to keep QEMU.
+    pulled = options.kill and machinepull.under_way(node, env) is not None
+    lease = node.lease if pulled else partial(backuplease.lease, node)
+    with lease(env, "stop", timeout=patience):
         repair(node, env)
         if env.uuid not in node.machines.running():
             how = _drop(node, env)

@@ -3,6 +3,7 @@
     <home>/.backup/hddN                what is overwritten meanwhile (vm/moment.py)
     <run>/vm-backup/<uuid>/hddN/       of a storage daemon, which shows the disk as a raw file
     <run>/vm-backup/<uuid>/nbd.sock    where QEMU exports the disks of one that runs
+    <run>/vm-backup/<uuid>/pull.json   of a backup in pull mode (machinepull.py) instead of all that
 
 An encrypted disk is stored as it lies there, encrypted, so the machine must not run; all of it is
 read.
@@ -49,6 +50,7 @@ from pyvz.operations import (
 from pyvz.operations.capturedisk import Copy
 from pyvz.operations.node import Node
 from pyvz.storage.daemon import NODE, Daemon
+from pyvz.store import pulls
 from pyvz.store.journal import Journal, Record
 from pyvz.vm import firmware, image, mirror, moment, tpm
 from pyvz.vm.moment import View
@@ -320,9 +322,13 @@ def _end(node: Node, env: Environment) -> None:
         for entry in list(place.iterdir()):
             if entry.is_dir():
                 Daemon(entry).stop()
+    pull = pulls.load(place)
+    if pull is not None:
+        pull.server.remove()
     if env.uuid in node.machines.running():
         with contextlib.suppress(VZError):
-            moment.end(node.machines.monitor(env.uuid))
+            stills = [] if pull is None else [each.bitmap for each in pull.exports if each.since]
+            moment.end(node.machines.monitor(env.uuid), (moment.STILL, *stills))
 
 
 def _remove(node: Node, env: Environment) -> None:

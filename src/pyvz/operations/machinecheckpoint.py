@@ -19,12 +19,21 @@ from pyvz.errors import CheckpointLost, NotFound, Unsupported, VZError
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.grammar_machine import Drive
 from pyvz.model.task import Progress
-from pyvz.operations import home, machine, machinebackup, machineguest, machinepush
+from pyvz.operations import (
+    backuplease,
+    home,
+    machine,
+    machinebackup,
+    machineguest,
+    machinepull,
+    machinepush,
+)
 from pyvz.operations.machinepush import Copy, Push
 from pyvz.operations.node import Node
 from pyvz.operations.transition import require
 from pyvz.store import checkpoints
 from pyvz.store.checkpoints import Checkpoint
+from pyvz.store.pulls import Pull
 from pyvz.vm import moment
 from pyvz.vm.moment import Bitmap, Execute
 
@@ -144,25 +153,64 @@ def push(node: Node, ref: str, copies: tuple[Copy, ...], plan: Plan, progress: P
     Raises CheckpointLost, Unsupported, AlreadyExists, InvalidState, StorageError, Cancelled.
     """
     env = node.registry.resolve(ref)
-    with node.lease(env, "backup"), home.storage_errors(f"{env.name} could not be backed up"):
+    with (
+        backuplease.lease(node, env, "backup"),
+        home.storage_errors(f"{env.name} could not be backed up"),
+    ):
         machine.repair(node, env)
         machinepush.check(node, env, copies)
-        for copy in copies:
-            if copy.since:
-                check_usable(node, env, copy.since, (copy.disk,))
-        known = checkpoints.load(env.home)
-        marks: dict[str, str] = {}
-        if plan.item is not None:
-            disks_of(node, env, plan.item.disks)
-            known = known.added(plan.item)
-            marks = dict.fromkeys(plan.item.disks, plan.item.name)
-            clear(node.machines.monitor(env.uuid).execute, marks, plan.item.name)
-
-        def begun() -> None:
-            checkpoints.save(env.home, known)
-            plan.begun()
-
+        marks, begun = _going_on(node, env, plan, {each.disk: each.since for each in copies})
         machinepush.run(node, env, Push(copies, marks, begun), progress)
+
+
+def pull(node: Node, ref: str, wanted: Pull, plan: Plan, progress: Progress) -> None:
+    """Serve disks of a running machine, as they are now, until it is called off; that is no error.
+
+    The lease is held until they are served.  Raises as `push` does, and Locked.
+    """
+    env = node.registry.resolve(ref)
+    with (
+        home.storage_errors(f"{env.name} could not be backed up"),
+        backuplease.alone_with(node, env.uuid),
+        ExitStack() as held,
+        ExitStack() as stack,
+    ):
+        held.enter_context(node.lease(env, "backup"))
+        machine.repair(node, env)
+        machinepull.check(node, env, wanted)
+        marks, begun = _going_on(
+            node, env, plan, {each.disk: each.since for each in wanted.exports}
+        )
+        stack.callback(machinebackup.tidy, node, env)
+        monitor = machinepull.begin(node, env, wanted, marks)
+        begun()
+        held.close()
+        machinepull.wait(env, monitor, wanted, progress)
+
+
+def _going_on(
+    node: Node, env: Environment, plan: Plan, since: Mapping[str, str]
+) -> tuple[Mapping[str, str], Callable[[], None]]:
+    """Check the checkpoints that a backup goes on from, SINCE them by disk.
+
+    Returns the bitmaps that begin with it, by disk, and what is to be called when they have.
+    """
+    for disk, name in since.items():
+        if name:
+            check_usable(node, env, name, (disk,))
+    known = checkpoints.load(env.home)
+    marks: dict[str, str] = {}
+    if plan.item is not None:
+        disks_of(node, env, plan.item.disks)
+        known = known.added(plan.item)
+        marks = dict.fromkeys(plan.item.disks, plan.item.name)
+        clear(node.machines.monitor(env.uuid).execute, marks, plan.item.name)
+
+    def begun() -> None:
+        checkpoints.save(env.home, known)
+        plan.begun()
+
+    return marks, begun
 
 
 def delete(node: Node, ref: str, name: str, below: Below, progress: Progress) -> None:

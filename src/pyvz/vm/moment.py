@@ -18,7 +18,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -40,10 +40,15 @@ Execute = Callable[[str, dict[str, Any]], Any]
 
 
 class View(NamedTuple):
-    """A disk as NBD shows it.  since: bitmap that tells what changed, "": all has to be read."""
+    """A disk as NBD shows it.  since: bitmap that tells what changed, "": all has to be read.
+
+    name: of the export, "": as the disk; still: what the exported copy of that bitmap is called.
+    """
 
     export: str
     since: str
+    name: str = ""
+    still: str = STILL
 
 
 class Bitmap(NamedTuple):
@@ -124,7 +129,7 @@ def begin(monitor: Monitor, views: tuple[View, ...], marks: dict[str, str]) -> N
     actions = [added(name, mark) for name, mark in marks.items()]
     for view in views:
         name = view.export
-        actions += stilled(name, view.since)
+        actions += stilled(name, view.since, view.still)
         job = {"job-id": _SHADOW + name, "device": name, "target": _SHADOW + name, "sync": "none"}
         actions.append({"type": "blockdev-backup", "data": job})
     monitor.execute("transaction", {"actions": actions})
@@ -141,12 +146,21 @@ def export(monitor: Monitor, listening: socket.socket, views: tuple[View, ...]) 
 
 def exported(view: View, node: str) -> dict[str, Any]:
     """Return the export of a block node."""
-    words = {"type": "nbd", "id": f"moment-{view.export}", "node-name": node, "name": view.export}
-    return words | ({"bitmaps": [STILL]} if view.since else {})
+    words = {"type": "nbd", "id": f"moment-{view.export}", "node-name": node}
+    words["name"] = view.name or view.export
+    return words | ({"bitmaps": [view.still]} if view.since else {})
 
 
-def end(monitor: Monitor) -> None:
-    """Take away exports and shadows, whatever there is; the machine goes on.  Repeatable."""
+def shadows(monitor: Monitor) -> frozenset[str]:
+    """Return the disks that have a shadow which keeps what is overwritten."""
+    return frozenset(job.removeprefix(_SHADOW) for job in _jobs(monitor))
+
+
+def end(monitor: Monitor, stills: Collection[str] = (STILL,)) -> None:
+    """Take away exports, shadows and the copied bitmaps STILLS, whatever there is.  Repeatable.
+
+    The machine goes on.
+    """
     with suppress(VZError):
         monitor.execute("nbd-server-stop")
     with suppress(VZError):
@@ -163,10 +177,11 @@ def end(monitor: Monitor) -> None:
                 with suppress(VZError):
                     monitor.execute("blockdev-del", {"node-name": node})
         for each in nodes:
-            if any(row.get("name") == STILL for row in each.get("dirty-bitmaps", ())):
-                words = {"node": each["node-name"], "name": STILL}
-                with suppress(VZError):
-                    monitor.execute("block-dirty-bitmap-remove", words)
+            for row in each.get("dirty-bitmaps", ()):
+                if row.get("name") in stills and not row["persistent"]:
+                    words = {"node": each["node-name"], "name": row["name"]}
+                    with suppress(VZError):
+                        monitor.execute("block-dirty-bitmap-remove", words)
 
 
 def _jobs(monitor: Monitor) -> list[str]:
