@@ -25,7 +25,8 @@ COMPLETED: Final = 1  # flag: of the job that has ended
 
 # The verb of a task -> libvirt's number of the operation.
 OPERATIONS: Final[Mapping[str, int]] = {
-    "domain_managed_save": 2, "suspend": 2, "resume": 3, "migrate": 5,
+    "domain_managed_save": 2, "suspend": 2, "domain_save": 2, "domain_save_flags": 2, "resume": 3,
+    "migrate": 5, "domain_core_dump": 8, "domain_core_dump_with_format": 8,
     "domain_snapshot_create_xml": 6, "snapshot": 6, "snapshot-create": 6,
     "domain_revert_to_snapshot": 7, "snapshot-switch": 7, "backup": 9, "domain_backup_begin": 9,
     "domain_snapshot_delete": 10, "snapshot-delete": 10,

@@ -105,8 +105,14 @@ ROWS: Final = """\
 182 w domain_managed_save dom:domain flags:u ->
 184 w domain_managed_save_remove dom:domain flags:u ->
  55 w domain_save dom:domain to:s ->
+232 w domain_save_flags dom:domain to:s dxml:?s flags:u ->
  54 w domain_restore from:s ->
+233 w domain_restore_flags from:s dxml:?s flags:u ->
+235 w domain_save_image_get_xml_desc file:s flags:u -> xml:s
+236 w domain_save_image_define_xml file:s dxml:s flags:u ->
+388 r domain_managed_save_get_xml_desc dom:domain flags:u -> xml:s
  53 w domain_core_dump dom:domain to:s flags:u ->
+334 w domain_core_dump_with_format dom:domain to:s dumpformat:u flags:u ->
 164 w domain_abort_job dom:domain ->
 295 w domain_send_process_signal dom:domain pid_value:h signum:u flags:u ->
 261 w domain_pm_suspend_for_duration dom:domain target:u duration:H flags:u ->
