@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +14,12 @@ import pytest
 import places
 from homes import request
 from ploops import read, take_down, write
+from pyvz.errors import CommandFailed, StorageError, Unsupported
 from pyvz.linux import btrfs
 from pyvz.model.task import NoProgress
 from pyvz.operations import clone, provision, snapshot
 from pyvz.storage.btrfs import Driver
+from pyvz.storage.streams import StreamSink, StreamSource
 from worlds import make_archive, make_node
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
@@ -152,3 +156,67 @@ def used(place: Path) -> int:
     os.sync()
     space = os.statvfs(place)
     return (space.f_blocks - space.f_bfree) * space.f_frsize
+
+
+def _copy(source: int, target: int) -> None:
+    with open(source, "rb", closefd=False) as one, open(target, "wb", closefd=False) as other:
+        shutil.copyfileobj(one, other)
+
+
+def carried(source: StreamSource, sink: StreamSink) -> int:
+    """Bring one round from the one to the other; returns how many streams it had."""
+    count = 0
+    for each in source.round():
+        with each as pipe:
+            sink.take(functools.partial(_copy, pipe))
+        count += 1
+    return count
+
+
+def _say(text: bytes, target: int) -> None:
+    os.write(target, text)
+
+
+def test_snapshots_travel_ahead_of_the_disk(pool: Path, tmp_path: Path) -> None:
+    """As to another node: once each, in the order of their making, sharing what they share."""
+    driver = Driver()
+    guids = [f"{{{n}1111111-1111-1111-1111-111111111111}}" for n in (9, 1, 5)]
+    home = pool / "home"
+    home.mkdir()
+    driver.create(home, size=None, source=None, progress=NoProgress())
+    (home / "subvol/big").write_bytes(os.urandom(24 << 20))
+    for number, guid in enumerate(guids):
+        (home / "subvol/file").write_text(f"{number}")
+        driver.snapshot(home, guid)
+    driver.switch(home, guids[0])
+    with places.file_system("btrfs", tmp_path / "other", 512 << 20) as elsewhere:
+        new = elsewhere / "new"
+        new.mkdir()
+        before = used(elsewhere)
+        with driver.send_streams(home) as source, driver.receive_streams(new, None) as sink:
+            assert carried(source, sink) == 4
+            (home / "subvol/file").write_text("now")
+            assert carried(source, sink) == 1
+        assert used(elsewhere) - before < 48 << 20
+        assert [entry.name for entry in sorted(new.iterdir())] == [
+            ".ve.layout", "subvol", "subvol.snapshots",
+        ]  # fmt: skip
+        assert (new / "subvol/file").read_text() == "now"
+        for number, guid in enumerate(guids):
+            driver.switch(new, guid)
+            assert (new / "subvol/file").read_text() == f"{number}"
+        driver.remove(new, NoProgress())
+        # Neither a broken stream nor one of something else leaves anything.
+        for wrong in (b"", b"btrfs-stream\0\1"):
+            with (
+                pytest.raises((CommandFailed, StorageError)),
+                driver.receive_streams(new, None) as sink,
+            ):
+                sink.take(functools.partial(_say, wrong))
+            assert list(new.iterdir()) == []
+        subvolume(home / "subvol" / "inner", "x")
+        with pytest.raises(Unsupported, match="subvolumes of its own"), driver.send_streams(home):
+            pass
+    assert sorted(entry.name for entry in home.iterdir()) == [
+        ".ve.layout", "subvol", "subvol.snapshots",
+    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -66,6 +67,59 @@ def test_btrfs(on_btrfs: TwoNodes) -> None:
         "subvol"
     ]
     on_btrfs.a.prlctl("stop", "ct", "--kill")
+
+
+def shots_of(side: Side) -> list[str]:
+    """The ids of the snapshots of `ct`, as they are listed."""
+    return side.cli("vzctl", "snapshot-list", "ct", "-H", "-o", "uuid").split()
+
+
+def taken(side: Side, *options: str) -> str:
+    """Take a snapshot of `ct`; returns its id."""
+    before = shots_of(side)
+    side.cli("vzctl", "snapshot", "ct", *options)
+    return next(each for each in shots_of(side) if each not in before)
+
+
+def allocated(path: Path) -> int:
+    """Bytes that a file system has given away."""
+    found = os.statvfs(path)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+@pytest.mark.long
+def test_btrfs_with_snapshots(on_btrfs: TwoNodes) -> None:
+    """They go along, live and stopped, with their tree, and take what they take here."""
+    a, b = on_btrfs.a, on_btrfs.b
+    on_btrfs.lan_networks()
+    a.create_busy("ct", "10.99.0.50", layout="btrfs")
+    a.inside("ct", "dd if=/dev/urandom of=/root/data bs=1M count=24; echo one > /root/file; sync")
+    first = taken(a, "--skip-suspend")
+    a.inside("ct", "echo two > /root/file")
+    second = taken(a, "--skip-suspend")
+    a.inside("ct", "echo three > /root/file")
+    tree = a.prlctl("snapshot-list", "ct", "-t")
+    a.vzmigrate("--online", "b", "ct")
+    assert (a.state("ct"), b.state("ct")) == ("", "running")
+    assert b.inside("ct", "cat /root/file") == "three\n"
+    assert b.prlctl("snapshot-list", "ct", "-t") == tree
+    assert allocated(b.root / "vz/private") < 80 << 20  # three copies would be 72 of data alone
+    assert {path.name for path in home_of(b, "ct").glob("subvol*")} == {
+        "subvol", "subvol.snapshots",
+    }  # fmt: skip
+    b.prlctl("stop", "ct", "--kill")
+    b.cli("vzctl", "snapshot-switch", "ct", "--id", first)
+    third = taken(b)  # below the first one, beside the second
+    tree = b.prlctl("snapshot-list", "ct", "-t")
+    b.vzmigrate("a", "ct")
+    assert (a.state("ct"), b.state("ct")) == ("stopped", "")
+    assert a.prlctl("snapshot-list", "ct", "-t") == tree
+    for ident, text in ((second, "two"), (third, "one")):
+        a.cli("vzctl", "snapshot-switch", "ct", "--id", ident)
+        a.prlctl("mount", "ct")
+        uuid = a.rows("ct")[0]["uuid"]
+        assert (a.root / "vz/root" / uuid / "root/file").read_text() == f"{text}\n"
+        a.prlctl("umount", "ct")
 
 
 def test_qcow2(two_nodes: TwoNodes) -> None:

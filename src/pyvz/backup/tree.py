@@ -22,7 +22,7 @@ from pyvz.backup import chunk
 from pyvz.backup.catalog import Entry, Piece, Stamp
 from pyvz.backup.chunk import Writer
 from pyvz.errors import StorageError
-from pyvz.linux import extents, syscall
+from pyvz.linux import extents, syscall, xattr
 from pyvz.model.task import Progress
 
 Known = Mapping[str, Entry]
@@ -201,7 +201,7 @@ def _xattrs(directory: int, name: str) -> dict[str, bytes]:
     """Return the extended attributes of a file, ACLs and capabilities among them."""
     path = f"/proc/self/fd/{directory}/{name}"
     try:
-        names = os.listxattr(path, follow_symlinks=False)
+        names = xattr.names(path)
     except OSError:  # a file system without them
         return {}
     found = {}

@@ -13,7 +13,6 @@ archive fails in the decompressor, whose verdict is awaited before `unpack` retu
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import select
 import tempfile
@@ -23,14 +22,17 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from pyvz.errors import NoSpace, StorageError, TemplateError, Timeout, VZError
-from pyvz.linux import run
+from pyvz.linux import run, xattr
 from pyvz.linux.file import fsync_directory
 from pyvz.model.task import Progress
 
 CHUNK = 256 << 10
 TICK = 0.2  # seconds between two looks at cancellation while a pipe is full or empty
 STALL_TIMEOUT = 600.0  # seconds without one byte moved
-TAR_OPTIONS = ("--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls")
+TAR_OPTIONS = (
+    *("--numeric-owner", "--xattrs", "--xattrs-include=*", f"--xattrs-exclude={xattr.OF_XFS}*"),
+    "--acls",
+)
 
 
 class Compression(NamedTuple):
@@ -170,29 +172,6 @@ def pack(
         os.rename(temporary, archive)
         undo.pop_all()
         fsync_directory(directory)
-
-
-def digest(tree: str | Path, progress: Progress) -> str:
-    """Return a checksum of all that a copy of the directory TREE must keep; times of use aside.
-
-    Mounts below it are left out.  Raises StorageError (something cannot be read), Cancelled.
-    """
-    # A pax header has the process id in its name unless told otherwise.
-    pax = "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime"
-    argv = ["tar", "--create", *TAR_OPTIONS, pax, "--format=posix", "--one-file-system",
-            "--sort=name", "--directory", os.fspath(tree), "."]  # fmt: skip
-    found = hashlib.sha256()
-    with contextlib.ExitStack() as stack:
-        flow = _Flow(stack, progress)
-        packer = flow.spawn(argv, read_output=True)
-        assert packer.process.stdout is not None  # noqa: S101  (asked for a pipe)
-        done = 0
-        while chunk := flow.read(packer.process.stdout.fileno()):
-            found.update(chunk)
-            done += len(chunk)
-            progress.advance(done)
-        flow.finish()
-    return found.hexdigest()
 
 
 class _Stage(NamedTuple):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from pyvz.linux import xattr
 from pyvz.model.task import NoProgress, Progress
 
 _CHUNK = 1 << 20
@@ -30,6 +31,8 @@ def compare(one: Path, other: Path, progress: Progress | None = None) -> Compari
     """Compare two directories with all in them; OSErrors of reading come out."""
     progress = progress or NoProgress()
     files = 0
+    if found := _facts(one, other):
+        return Comparison(files, f"the directory itself: {found}")
     same: dict[tuple[int, int], tuple[int, int]] = {}
     for left, right, path in _pairs(one, other):
         progress.check()
@@ -84,7 +87,7 @@ def _facts(left: Path, right: Path) -> str:
 
 
 def _attributes(path: Path) -> dict[str, bytes]:
-    names = os.listxattr(path, follow_symlinks=False)
+    names = xattr.names(path)
     return {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
 
 

@@ -1,7 +1,8 @@
 """The disks of an environment that goes to another node: which there are, and how each travels.
 
-How a form is sent is in outgoingdisk.py.  A disk with snapshots goes with all its files, as they
-are, which only works while nothing runs.  What a home has beside its disks goes as one more.
+How a form is sent is in outgoingdisk.py.  The snapshots of a disk go first in its streams, where
+there are such; else it goes with all its files, as they are, which only works while nothing runs.
+What a home has beside its disks goes as one more.
 """
 
 from __future__ import annotations
@@ -140,13 +141,15 @@ def offers(node: Node, env: Environment, *, running: bool) -> tuple[DiskOffer, .
             f"The disk {name} of {env.name} is outside of its private area ({entry})",
             hint="Move it inside, or take it away first.",
         )
-    if savedstates.load(env.home).items:
+    shots = savedstates.load(env.home).items
+    if shots and not able.streams:
         return (*_whole(env, driver, names, running=running), rest)
     if able.restore and (able.image or able.changed_blocks):
         disks = tuple(_image_offer(env, driver, name) for name in names)
         return (*disks, rest)
     limit = storage.limit(driver, env.home)
     used = driver.usage(env.home).used if able.df_exact else file.tree_size(env.home)
+    used //= len(shots) + 1  # snapshots share most of what they have
     form = STREAM if able.streams else TREE
     return (DiskOffer(storage.ROOT_DISK, form, driver.name, limit, used), rest)
 
@@ -164,7 +167,11 @@ def _whole(
 ) -> tuple[DiskOffer, ...]:
     """Return the disks of one with snapshots: all their files go, while it stands still."""
     if not driver.capabilities(env.home).disks:
-        raise Unsupported(f"Snapshots of layout {driver.name} cannot be migrated")
+        raise Unsupported(
+            f"{env.name} has snapshots, and those of layout {driver.name} cannot be migrated here",
+            hint="Delete them first (prlctl snapshot-list), or give it another layout: "
+            "prlctl convert --layout.",
+        )
     if running:
         raise InvalidState(
             f"{env.name} has snapshots and runs: it cannot be migrated so",

@@ -193,13 +193,16 @@ class Streams:
         """Nothing is frozen for a round."""
 
     def send(self, *, still: bool, progress: Progress) -> int:
-        """Send what has changed since the round before."""
+        """Send what has changed since the round before; in the first one the snapshots, too."""
         del still
+        total = 0
         with home.storage_errors(f"The disk of {self._name} could not be written down"):
-            with self._source.next() as pipe:
-                self._sender.send(pipe, progress)
-            self._sender.complete()
-        return self._sender.last
+            for each in self._source.round():
+                with each as pipe:
+                    self._sender.send(pipe, progress)
+                self._sender.complete()
+                total += self._sender.last
+        return total
 
     def finish(self) -> None:
         """Say that all was sent."""

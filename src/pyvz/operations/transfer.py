@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from pyvz.errors import ConfigError, StorageError
-from pyvz.linux import archive, file, mount, run
+from pyvz.linux import file, mount, run, treecompare
 from pyvz.model.conffile import ConfFile
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.task import NoProgress, Progress
@@ -149,17 +149,20 @@ def _verify(node: Node, old: Environment, staging: Path, progress: Progress) -> 
     if driver is None:
         return
     progress.stage("Comparing the copy")
-    found = []
+    views = _views(node, old)
+    both = tuple(zip((old.home, staging), views, strict=True))
     try:
-        for directory, place in zip((old.home, staging), _views(node, old), strict=True):
+        for directory, place in both:
             driver.mount(directory, place, readonly=True)
-            found.append(archive.digest(place, progress))
+        found = treecompare.compare(*views, progress)
+        for directory, place in both:
             driver.umount(directory, place)
     finally:
         _unverify(node, old)
-    if found[0] != found[1]:
+    if found.difference:
         raise StorageError(
             f"The copy of {old.home} is not equal to it",
+            details=found.difference,
             hint="Nothing was changed: look at the disks.",
         )
 

@@ -219,14 +219,15 @@ class Driver(base.Extras):
     def send_streams(self, home: Path) -> Iterator[btrfssend.Source]:
         """Snapshot by snapshot; subvolumes inside a stream would leave out are refused."""
         self._check_present(home)
-        subvolume = home / "subvol"
-        if inside := btrfs.nested(subvolume):
-            raise Unsupported(
-                f"{subvolume} has subvolumes of its own, which a stream leaves out: {inside[0]}"
-            )
+        kept = _kept(home).all(btrfs.written)
+        for subvolume in (home / "subvol", *kept):
+            if inside := btrfs.nested(subvolume):
+                raise Unsupported(
+                    f"{subvolume} has subvolumes of its own, which a stream leaves out: {inside[0]}"
+                )
         btrfssend.forget(home)
         try:
-            yield btrfssend.Source(home, subvolume)
+            yield btrfssend.Source(home, home / "subvol", kept)
         finally:
             btrfssend.forget(home)
 
@@ -239,9 +240,16 @@ class Driver(base.Extras):
         try:
             with self._built(home) as new:
                 yield sink
+                # Nothing that is read-only can be renamed to another directory.
+                for each in sink.kept:
+                    keep = functools.partial(btrfs.snapshot, each, readonly=True)
+                    _kept(home).make(each.name, keep)
                 btrfs.snapshot(sink.newest, new)
                 if size is not None:
                     btrfs.set_limit(new, size)
+        except BaseException:
+            _kept(home).remove()
+            raise
         finally:
             btrfssend.forget(home)
 

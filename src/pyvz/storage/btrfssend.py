@@ -6,7 +6,8 @@ they share over there what they share here.
 
     <home>/subvol.sending/<name>     here: read-only, named as it is to be called over there
     <new home>/...                   there: <name>, made by `btrfs receive`
-    <new home>/subvol.receiving/<n>  of another node: the rounds of a disk that is still written to
+    <new home>/subvol.receiving/     of another node: {guid} of each snapshot, and <n> for the
+                                     rounds of a disk that is still written to
 
 What is sent has to be read-only and without subvolumes of its own, which a stream leaves out.
 """
@@ -16,11 +17,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
 from pyvz.errors import StorageError
+from pyvz.image.disk import normal_guid
 from pyvz.linux import btrfs, run
 from pyvz.model.task import Progress
 
@@ -65,20 +68,32 @@ class Sending:
 
 
 class Source:
-    """Writes a disk down for another node, round by round: `streams.StreamSource`."""
+    """Writes a disk down for another node, round by round: `streams.StreamSource`.
 
-    def __init__(self, home: Path, subvolume: Path) -> None:
+    kept: its snapshots, named by their ids, in the order in which they were made.
+    """
+
+    def __init__(self, home: Path, subvolume: Path, kept: Sequence[Path] = ()) -> None:
         self._folder = home / FOLDER
         self._subvolume = subvolume
+        self._kept = list(kept)
         self._last: Path | None = None
         self._number = 0
 
-    @contextlib.contextmanager
-    def next(self) -> Iterator[int]:
-        """Snapshot the disk, and let `btrfs send` say what it has and the one before has not."""
+    def round(self) -> Iterator[AbstractContextManager[int]]:
+        """Yield the snapshots, each once, then the disk as it is when its turn comes."""
+        while self._kept:
+            yield self._stream(self._kept[0])
+            del self._kept[0]
         self._folder.mkdir(mode=0o700, exist_ok=True)
         held = self._folder / str(self._number)
         btrfs.snapshot(self._subvolume, held, readonly=True)
+        self._number += 1
+        yield self._stream(held)
+
+    @contextlib.contextmanager
+    def _stream(self, held: Path) -> Iterator[int]:
+        """Let `btrfs send` say what a subvolume has and the one sent before has not."""
         parent: list[str | Path] = [] if self._last is None else ["-p", self._last]
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
@@ -90,10 +105,9 @@ class Source:
                 _ended(sender, "send")
         finally:
             _close(reader, writer)
-        if self._last is not None:
+        if self._last is not None and self._last.parent == self._folder:
             btrfs.destroy(self._last)
         self._last = held
-        self._number += 1
 
 
 class Sink:
@@ -101,7 +115,8 @@ class Sink:
 
     def __init__(self, home: Path) -> None:
         self._folder = home / RECEIVING
-        self._number = 0
+        self._rounds: list[Path] = []
+        self.kept: list[Path] = []  # snapshots, in the order in which they came
 
     def take(self, feed: Callable[[int], None]) -> None:
         """Let `btrfs receive` apply a stream; raises CommandFailed, NoSpace, ProtocolError."""
@@ -120,17 +135,31 @@ class Sink:
                 _ended(receiver, "receive")
         finally:
             _close(reader, writer)
-        if self._number:
-            btrfs.destroy(self._folder / str(self._number - 1))
-        self._number += 1
+        self._sort(self._arrived())
+
+    def _arrived(self) -> Path:
+        known = {*self._rounds, *self.kept}
+        new = [entry for entry in self._folder.iterdir() if entry not in known]
+        if len(new) != 1 or not btrfs.is_subvolume(new[0]):
+            raise StorageError("A stream of the disk had no subvolume in it, or several")
+        return new[0]
+
+    def _sort(self, new: Path) -> None:
+        """Tell a snapshot from a round, which takes the place of the one before it."""
+        if not new.name.isdecimal():
+            normal_guid(new.name)  # raises UsageError
+            self.kept.append(new)
+            return
+        for before in self._rounds:
+            btrfs.destroy(before)
+        self._rounds = [new]
 
     @property
     def newest(self) -> Path:
         """Return the subvolume of the last round; raises StorageError (there was none)."""
-        found = self._folder / str(self._number - 1)
-        if not btrfs.is_subvolume(found):
-            raise StorageError("The streams of the disk had no subvolume in them")
-        return found
+        if not self._rounds:
+            raise StorageError("The streams of the disk had no disk in them")
+        return self._rounds[0]
 
 
 def _ended(process: run.Process, verb: str) -> None:

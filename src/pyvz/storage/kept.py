@@ -42,6 +42,10 @@ class Kept:
             raise NotFound(f"There is no snapshot {name} in {self._directory.parent}")
         return self._directory / name
 
+    def all(self, order: Callable[[Path], int] = lambda _: 0) -> list[Path]:
+        """Return where they are; order: which comes first."""
+        return sorted((self._directory / name for name in self.names()), key=order)
+
     def make(self, guid: str, build: Callable[[Path], object]) -> None:
         """Have `build` make the tree at the path it is given, and give it its name.
 
@@ -73,8 +77,8 @@ class Kept:
         order: which comes first.
         """
         self.remove()
-        for guid in sorted(other.names(), key=lambda each: order(other.get(each))):
-            self.make(guid, functools.partial(copy, other.get(guid)))
+        for each in other.all(order):
+            self.make(each.name, functools.partial(copy, each))
 
     def delete(self, guid: str) -> None:
         """Rename a snapshot away, then remove it; what a killed one left goes too.

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 
 class StreamSource(Protocol):
-    """A disk that is written down."""
+    """A disk that is written down with its snapshots."""
 
-    def next(self) -> AbstractContextManager[int]:
-        """Yield a pipe that says what the disk has now and had not at the call before.
+    def round(self) -> Iterator[AbstractContextManager[int]]:
+        """Yield the streams that say what the disk has now and had not at the call before.
 
-        It has to be read to its end; what went wrong with it is raised by the end of the block.
+        The first time there is one for each snapshot before.  Each is a pipe for the length of a
+        block, and has to be read to its end; what went wrong with it is raised by that of the
+        block.
         """
 
 
 class StreamSink(Protocol):
-    """A disk that is made of what one like it is written down as."""
+    """A disk that is made, with its snapshots, of what one like it is written down as."""
 
     def take(self, feed: Callable[[int], None]) -> None:
         """Have `feed(fd)` write one stream to a pipe, and apply it.
