@@ -66,6 +66,8 @@ def test_inodes_of_xfs(node: Node) -> None:
         set_(node, "diskinodes", "60000")
         with mounted(node, ref) as root:
             assert 60000 <= os.statvfs(root).f_files < 75000
+            set_(node, "diskinodes", "unlimited")
+            assert os.statvfs(root).f_files >= before
 
 
 def test_inodes_of_ext4(node: Node) -> None:
@@ -87,6 +89,21 @@ def test_inodes_of_ext4(node: Node) -> None:
             node,
             request(name="b", uuid=None, layout="simfs", options=options[1:], dialect="vzctl"),
         )
+
+
+def test_without_a_limit(node: Node) -> None:
+    """An image has a size always, and a directory none; inodes without a limit are no wish."""
+    for name, layout, size in (("i", "ploop", "64M"), ("d", "simfs", "unlimited")):
+        options = (("diskinodes", "unlimited"), ("diskspace", size))
+        provision.create(
+            node, request(name=name, uuid=None, layout=layout, options=options, dialect="vzctl")
+        )
+    set_(node, "diskinodes", "unlimited", "d")
+    set_(node, "diskspace", "unlimited", "d")
+    before = node.registry.config(node.registry.resolve("i")).disk.space
+    with pytest.raises(Unsupported, match="without a size"):
+        set_(node, "diskspace", "unlimited", "i")
+    assert node.registry.config(node.registry.resolve("i")).disk.space == before
 
 
 def device_of(root: Path) -> str:

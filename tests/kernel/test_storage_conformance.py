@@ -38,6 +38,7 @@ from pyvz.errors import (
     AlreadyMounted,
     Busy,
     Cancelled,
+    InvalidState,
     MountError,
     PrivateMissing,
     Unsupported,
@@ -195,6 +196,25 @@ class TestSize:
         driver.create(home, size=SMALL, source=None, progress=NoProgress())
         with mounted(driver, home, target), pytest.raises(OSError, match=r"space|quota"):
             fill(target / "file", 2 * SMALL)
+
+    def test_without_a_size_it_has_what_its_pool_has(
+        self, driver: StorageDriver, home: Path, target: Path, caps: Capabilities
+    ) -> None:
+        driver.create(home, size=SMALL if caps.quota else None, source=None, progress=NoProgress())
+        if caps.image or caps.block_device:
+            with pytest.raises(Unsupported, match="without a size"):
+                driver.unlimit(home)
+            return
+        with mounted(driver, home, target):
+            driver.unlimit(home)
+            assert not driver.usage(home).limited
+            fill(target / "file", 2 * SMALL)
+            driver.unlimit(home)
+        if caps.quota:
+            driver.resize(home, 4 * SMALL)
+            assert driver.usage(home).total == 4 * SMALL
+            with pytest.raises(InvalidState, match="in use"):
+                driver.resize(home, SMALL)
 
     @pytest.mark.parametrize("factor", [2, 0.5])
     def test_resize(

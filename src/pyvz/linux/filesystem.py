@@ -299,15 +299,16 @@ def _grow_xfs(mounted: int, size: int) -> None:
         _ioctl(mounted, _XFS_GROW, struct.pack("=QIi", size // block, imaxpct, 0))
 
 
-def limit_inodes(mounted: int, count: int) -> None:
+def limit_inodes(mounted: int, count: int | None) -> None:
     """Have a mounted xfs hold about `count` inodes at most: a whole percentage of its blocks.
 
-    Raises StorageError.
+    None: all of them.  Raises StorageError.
     """
     geometry = _ioctl(mounted, _XFS_GEOMETRY, bytes(112))
     block, old, blocks = _XFS_BLOCKS.unpack_from(geometry)
     (inode_size,) = struct.unpack_from("=I", geometry, _XFS_INODE_SIZE)
-    percent = min(100, max(1, -(-count * inode_size * 100 // (blocks * block))))
+    most = blocks * block // inode_size if count is None else count
+    percent = min(100, max(1, -(-most * inode_size * 100 // (blocks * block))))
     if percent == old:
         return
     try:

@@ -47,6 +47,7 @@ from pyvz.operations import (
     machinetemplate,
     options,
     pool,
+    rootmount,
     storagepool,
     template,
 )
@@ -332,11 +333,11 @@ def _disk_size(
 
 def _file_system(request: CreateRequest, conf: ConfFile) -> storage.NewFileSystem:
     """Return how the disk's file system is to be made: VEFSTYPE, and inodes that were asked for."""
-    disk = Config.parse(conf.values()).disk
+    config = Config.parse(conf.values())
     asked = (params.by_option(request.dialect, name)[0] for name, _ in request.options)
     wanted = any(row is not None and row.key == "DISKINODES" for row in asked)
-    inodes = disk.inodes.limit if wanted and disk.inodes is not None else None
-    return storage.NewFileSystem(disk.fs_type or None, inodes)
+    inodes = rootmount.inodes(config) if wanted else None
+    return storage.NewFileSystem(config.disk.fs_type or None, inodes)
 
 
 def _create(

@@ -44,10 +44,10 @@ def mount(node: Node, env: Environment, root: Path, *, readonly: bool) -> None:
     except OSError as error:
         driver.umount(env.home, root)
         raise MountError(f"{root} could not be mounted so: {error.strerror}") from error
-    inodes = _inodes(config)
-    if inodes and not readonly:
+    wanted = inodes(config)
+    if wanted and not readonly:
         try:
-            driver.limit_inodes(env.home, inodes)
+            driver.limit_inodes(env.home, wanted)
         except (VZError, OSError) as error:  # it is a limit of the sample, most of the time
             log.debug("%s: DISKINODES: %s", env.name, error)
 
@@ -72,14 +72,15 @@ def check(env: Environment, old: Config, new: Config) -> None:
 
 def limit_inodes(env: Environment, old: Config, new: Config) -> None:
     """Have the root disk keep a DISKINODES that is new; raises Unsupported, BadValue."""
-    inodes = _inodes(new)
-    if inodes is None or inodes == _inodes(old):
+    wanted = inodes(new)
+    if new.disk.inodes is None or wanted == inodes(old):
         return
     with home.storage_errors(f"The inodes of {env.name} could not be limited"):
-        storage.find(env.home).limit_inodes(env.home, inodes)
+        storage.find(env.home).limit_inodes(env.home, wanted)
 
 
-def _inodes(config: Config) -> int | None:
+def inodes(config: Config) -> int | None:
+    """Return how many DISKINODES allows, None for as many as there is space for."""
     pair = config.disk.inodes
     return None if pair is None or pair.limit >= UNLIMITED else pair.limit
 

@@ -194,12 +194,15 @@ class Extras(Protocol):
         """
         raise self._cannot("be without a size", home)
 
-    def limit_inodes(self, home: Path, count: int, *, disk: str = ROOT_DISK) -> None:
+    def limit_inodes(self, home: Path, count: int | None, *, disk: str = ROOT_DISK) -> None:
         """Have the disk hold about `count` files at most, never fewer; it may be mounted.
+
+        None: as many as there is space for.
 
         Raises Unsupported (the number is fixed, or not the disk's own).
         """
-        raise self._cannot("be given a number of inodes", home, count, disk)
+        if count is not None:
+            raise self._cannot("be given a number of inodes", home, count, disk)
 
     def compact(self, home: Path, *, disk: str = ROOT_DISK) -> int:
         """Give freed space back to the node; returns how many bytes it got.  Flag: compact."""

@@ -337,7 +337,7 @@ class Driver(base.Extras):
             raise StorageError(f"There is no file system of a known kind on {home / disk}")
         return found
 
-    def limit_inodes(self, home: Path, count: int, *, disk: str = ROOT_DISK) -> None:
+    def limit_inodes(self, home: Path, count: int | None, *, disk: str = ROOT_DISK) -> None:
         """Limit those of an xfs; an ext4 has what it was made with."""
         kind = self.fstype(home, disk=disk)
         if kind != "xfs":

@@ -340,7 +340,7 @@ class Driver(base.Extras):
         with self._built(home, disk) as new, spaceless(home), new.locked():
             qcow2size.fill(new, size, fill)
 
-    def limit_inodes(self, home: Path, count: int, *, disk: str = ROOT_DISK) -> None:
+    def limit_inodes(self, home: Path, count: int | None, *, disk: str = ROOT_DISK) -> None:
         """Limit those of an xfs; an ext4 has what it was made with."""
         found = self._existing(home, disk)
         if (kind := self.fstype(home, disk=disk)) != "xfs":

@@ -128,14 +128,16 @@ class Driver(tree.Directory):
             number = projectquota.project(home / "fs")
             _limit(home, number, size=None, inodes=own.inodes)
 
-    def limit_inodes(self, home: Path, count: int, *, disk: str = base.ROOT_DISK) -> None:
-        """Set the limit of the number of files, also while it is in use."""
+    def limit_inodes(self, home: Path, count: int | None, *, disk: str = base.ROOT_DISK) -> None:
+        """Set the limit of the number of files, also while it is in use; or take it away."""
         del disk
         self.check_present(home)
         if not projectquota.enforced(home):
-            raise self.no_size(home)
+            if count is not None:
+                raise self.no_size(home)
+            return
         number, now = _own(home)
-        if now.inodes_used > count:
+        if count is not None and now.inodes_used > count:
             raise InvalidState(
                 f"The disk cannot be held to {count} files: it has {now.inodes_used}"
             )
