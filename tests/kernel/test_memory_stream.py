@@ -18,7 +18,7 @@ class Taken:
     def __init__(self) -> None:
         self.files: dict[str, bytearray] = {}
 
-    def put(self, name: str, offset: int, data: bytes) -> None:
+    def put(self, name: str, offset: int, data: memoryview) -> None:
         found = self.files.setdefault(name, bytearray())
         assert offset == len(found)
         found += data
@@ -56,7 +56,7 @@ def test_all_that_is_written_is_handed_on(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["fifos", "growing"])
 def test_what_a_taker_raises_is_raised(kind: str, tmp_path: Path) -> None:
-    def put(_name: str, _offset: int, _data: bytes) -> None:
+    def put(_name: str, _offset: int, _data: memoryview) -> None:
         raise Cancelled("enough")
 
     reader: Fifos | Growing

@@ -201,7 +201,7 @@ def _threads(size: int) -> int:
     return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)), -(-size // PIECE)))
 
 
-def write_all(fd: int, data: bytes, offset: int) -> None:
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of it at a place."""
     view = memoryview(data)
     while view:

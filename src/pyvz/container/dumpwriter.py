@@ -26,13 +26,15 @@ from pyvz.container import dumpfile
 from pyvz.container.dumpfile import INDEX, PIECE, Index, Piece
 from pyvz.container.fifos import Fifos
 from pyvz.errors import CheckpointError
-from pyvz.linux import file
+from pyvz.linux import file, syscall
 from pyvz.model.task import Progress
 
 _LEVEL = 1  # a disk is to be the bottleneck, not the processor
 _MOST_THREADS = 8
 _TICK = 0.1  # seconds between two words about the progress
 _BACKLOG = 4  # pieces per packer that may wait: bounds the memory
+_SLICES, _SLICE = 16, 8 << 10  # bytes of a piece by which it is judged whether it shrinks
+_SHRINKS = 0.97
 _SKIPPED = (".log", ".sock", ".socket")
 
 
@@ -51,7 +53,7 @@ class _Job(NamedTuple):
     name: str
     offset: int
     length: int
-    data: bytes | None
+    data: bytes | memoryview | None
     source: int
 
 
@@ -125,7 +127,7 @@ class Packing:
             self._put(_Job(name, offset, min(PIECE, size - offset), None, fd))
             progress.advance(self._done, None)
 
-    def _put_memory(self, name: str, offset: int, data: bytes) -> None:
+    def _put_memory(self, name: str, offset: int, data: memoryview) -> None:
         self._put(_Job(name, offset, len(data), data, -1))
 
     def _put(self, job: _Job) -> None:
@@ -169,11 +171,11 @@ class Packing:
             data = job.data
             if data is None:
                 data = _read_all(job.source, job.length, job.offset)
-            stored = compressor.compress(data)
-            if len(stored) >= len(data):
-                stored = data
+            stored = _shrunk(compressor, data)
             checksum = hashlib.sha256(stored).hexdigest()
             dumpfile.write_all(sink, stored, at)
+            if self._sync:  # or the disk would idle until all is there
+                syscall.start_writeback(sink, at, len(stored))
             yield job.name, Piece(0, job.offset, job.length, number, at, len(stored), checksum)
             at += len(stored)
 
@@ -189,6 +191,17 @@ class Packing:
         if self._sync:
             file.fsync_directory(self._target.parent)
         return index
+
+
+def _shrunk(compressor: zstandard.ZstdCompressor, data: bytes | memoryview) -> bytes | memoryview:
+    """Return DATA compressed, or as it is when that is not smaller, or does not look so."""
+    step = len(data) // _SLICES
+    if step > 2 * _SLICE:
+        sample = b"".join(data[at : at + _SLICE] for at in range(0, step * _SLICES, step))
+        if len(compressor.compress(sample)) > _SHRINKS * len(sample):
+            return data
+    packed = compressor.compress(data)
+    return packed if len(packed) < len(data) else data
 
 
 def _read_all(fd: int, length: int, offset: int) -> bytes:

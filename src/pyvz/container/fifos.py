@@ -40,11 +40,11 @@ def let_go(images: Path) -> None:
 class Fifos:
     """Reads the FIFOs of one dump in a thread of its own.
 
-    put: gets (name, offset, bytes), pieces of at most `piece` bytes, each file's in order.
+    put: gets (name, offset, data), pieces of at most `piece` bytes, each file's in order.
     """
 
     def __init__(
-        self, images: Path, count: int, put: Callable[[str, int, bytes], None], *, piece: int
+        self, images: Path, count: int, put: Callable[[str, int, memoryview], None], *, piece: int
     ) -> None:
         self._images = images
         self._names = [f"pages-{number}.img" for number in range(1, count + 1)]
@@ -52,7 +52,7 @@ class Fifos:
         self._piece = piece
         self._fds: dict[int, str] = {}
         self._used: set[str] = set()
-        self._held: dict[str, bytearray] = {}
+        self._held: dict[str, tuple[memoryview, int]] = {}  # a piece, and how much of it is there
         self._sizes: dict[str, int] = {}
         self._closing = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -127,24 +127,21 @@ class Fifos:
             self._used.add(name)
             with suppress(OSError):  # more than fs.pipe-max-size
                 fcntl.fcntl(fd, _F_SETPIPE_SZ, _CHUNK)
+        piece, there = self._held.get(name) or (memoryview(bytearray(self._piece)), 0)
         try:
-            data = os.read(fd, _CHUNK)
+            got = os.readv(fd, [piece[there:]])
         except BlockingIOError:
             return False
-        if not data:
+        if not got:
             poller.unregister(fd)  # written and closed
             return False
-        held = self._held.setdefault(name, bytearray())
-        held += data
-        if len(held) >= self._piece:
+        self._held[name] = (piece, there + got)
+        if there + got == self._piece:
             self._flush(name)
         return True
 
     def _flush(self, name: str) -> None:
-        held = self._held.pop(name)
-        while held:
-            data = bytes(held[: self._piece])
-            del held[: self._piece]
-            offset = self._sizes.get(name, 0)
-            self._put(name, offset, data)
-            self._sizes[name] = offset + len(data)
+        piece, there = self._held.pop(name)
+        offset = self._sizes.get(name, 0)
+        self._put(name, offset, piece[:there])
+        self._sizes[name] = offset + there

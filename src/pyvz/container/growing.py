@@ -27,7 +27,7 @@ class Growing:
     def __init__(
         self,
         images: Path,
-        put: Callable[[str, int, bytes], None],
+        put: Callable[[str, int, memoryview], None],
         *,
         piece: int,
         keep: bool = False,
@@ -103,7 +103,7 @@ class Growing:
         data = os.pread(fd, self._piece, at)
         if not data:
             return False
-        self._put(name, at, data)
+        self._put(name, at, memoryview(data))
         self._sizes[name] = at + len(data)
         with suppress(OSError):
             syscall.punch_hole(fd, at, len(data))

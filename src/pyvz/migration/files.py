@@ -38,7 +38,7 @@ class Sender:
         self._small = bytearray()  # what goes together
         self.total = 0
 
-    def piece(self, name: str, _offset: int, data: bytes) -> None:
+    def piece(self, name: str, _offset: int, data: bytes | memoryview) -> None:
         """Send the next piece of a file; raises Refused, ConnectionBroken, Cancelled."""
         with self._turn:
             self._small += _head(name, len(data))
