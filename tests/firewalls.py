@@ -104,6 +104,34 @@ def firewalld(world: NetWorld) -> Iterator[Firewalld]:
         made.end()
 
 
+@contextmanager
+def docker(world: NetWorld) -> Iterator[list[str]]:
+    """dockerd at the node, with all of its files below the root; yields the client's first words.
+
+    It has switched forwarding on itself, so the policy of its FORWARD is to drop.
+    """
+    home = world.root / "docker"
+    home.mkdir(exist_ok=True)
+    (home / "daemon.json").write_text("{}")
+    for key in ("net.ipv4.ip_forward", "net.bridge.bridge-nf-call-iptables"):
+        world.at(world.node, "sysctl", "-qw", f"{key}=0")
+    with (home / "log").open("ab") as log:
+        running = subprocess.Popen(
+            ["nsenter", f"--net=/run/netns/{world.node}", "dockerd",
+             f"--data-root={home}/data", f"--exec-root={home}/exec", f"--pidfile={home}/pid",
+             f"--host=unix://{home}/sock", "--storage-driver=vfs",
+             f"--config-file={home}/daemon.json"],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
+    client = ["docker", "--host", f"unix://{home}/sock"]
+    try:
+        wait_for(lambda: "Server Version" in run(*client, "info", code=None), 120)
+        yield client
+    finally:
+        running.terminate()
+        running.wait(60)
+
+
 def start_vzd(world: NetWorld, env: dict[str, str]) -> None:
     """Start vzd at the node with an environment of its own, as a unit file would."""
     run(

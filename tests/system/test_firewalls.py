@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from firewalls import DOCKER, Firewalld, firewalld, start_vzd
+from firewalls import DOCKER, Firewalld, docker, firewalld, start_vzd
 from networld import OUTSIDE4, OUTSIDE6, NetWorld, busybox_root, busybox_tar, networld, wait_for
 
 __all__ = ["busybox_root", "busybox_tar", "networld"]
@@ -119,3 +119,27 @@ def test_rules_of_docker(world: NetWorld) -> None:
     assert world.pings("a", OUTSIDE4)
     assert world.pings("b", OUTSIDE4)
     assert blocked(world, "nat") == ""
+
+
+@pytest.mark.long
+@pytest.mark.requires("program:dockerd", "program:docker", "program:iptables")
+def test_docker(world: NetWorld) -> None:
+    table = ("nft", "-s", "list", "table", "ip", "filter")
+    with docker(world):
+        before = world.at(world.node, *table)
+        assert "policy drop" in before
+        world.cli("prlsrvctl", "net", "add", "nat", "-t", "shared", "--ip", "10.66.0.1/24")
+        world.plugged("a", "nat")
+        assert not world.answering(("a", OUTSIDE4))
+        commands = re.findall(r"iptables [^;]*", blocked(world, "nat"))
+        assert world.at(world.node, *table) == before
+        for command in commands:
+            world.at(world.node, *command.split())
+        assert world.pings("a", OUTSIDE4)
+    with docker(world):  # started anew, it leaves that chain alone
+        before = world.at(world.node, *table)
+        assert world.pings("a", OUTSIDE4)
+        assert blocked(world, "nat") == ""
+        world.prlctl("delete", "a", "--force")
+        world.cli("prlsrvctl", "net", "del", "nat")
+        assert world.at(world.node, *table) == before
