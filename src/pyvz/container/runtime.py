@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from pyvz.container import devices, figures, seccomp
 from pyvz.container.client import KeeperClient, KeeperFailure
+from pyvz.container.devicefile import DeviceFiles
 from pyvz.container.guestinit import InitKind
 from pyvz.container.plan import plan
 from pyvz.container.protocol import close_all
@@ -150,6 +151,7 @@ class Runtime:
         self._cgroups = cgroups
         self._features = features
         self._paths = paths
+        self._devices = DeviceFiles(paths)
         self.figures = figures.Files()  # who runs lxcfs (operations/figures.py) fills it
         self._killed: set[tuple[str, int]] = set()
         self._merging: dict[tuple[str, int], bool] = {}
@@ -171,10 +173,10 @@ class Runtime:
         if spec.figures:
             self.figures.summon()
         trees = self.figures.trees() if spec.figures else []
-        request = self._request(spec, [tree.target for tree in trees])
         with ExitStack() as always, ExitStack() as undo:
             always.callback(figures.close, trees)
             undo.callback(self.undo_start, spec.uuid)
+            request = self._request(self._devices.given(spec), [tree.target for tree in trees])
             self.make_cgroups(spec)
             request["cgroup"] = self._cgroups.entry(spec.uuid)
             try:
@@ -225,6 +227,7 @@ class Runtime:
     def clean(self, uuid: str) -> None:
         """Remove what a container that does not run has left; idempotent.  Raises Busy."""
         self._cgroups.remove(uuid)
+        self._devices.remove(uuid)
 
     def pause(self, uuid: str) -> None:
         """Stop every process where it is; raises NotRunning, Timeout."""
@@ -363,10 +366,10 @@ class Runtime:
         return f"/{self._cgroups.parent_path}/{uuid}"
 
     def with_node_binds(self, spec: ContainerSpec) -> ContainerSpec:
-        """Return the specification with the files of lxcfs as binds, as a dump or restore wants."""
+        """Return the specification with lxcfs' files as binds, and its devices: for checkpoints."""
         if spec.figures:
             self.figures.summon()
-        return spec._replace(binds=(*spec.binds, *self.figures.binds()))
+        return self._devices.given(spec)._replace(binds=(*spec.binds, *self.figures.binds()))
 
     def undo_start(self, uuid: str) -> None:
         """Take away what a start or restore that failed has left of a container."""
