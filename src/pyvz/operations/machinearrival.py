@@ -153,7 +153,7 @@ def going(
 ) -> None:
     """Let one run that has arrived, and tell the network where it is; repeatable."""
     if not paused:
-        monitor.execute("cont")
+        monitor.go()
     machinenet.connected(node, env, config, monitor)
     machinenet.announce(config, monitor)
     memory.activate(node, env)

@@ -80,7 +80,7 @@ def bring_up(node: Node, env: Environment, config: Config, state: State | None =
         if state is not None:
             machinenet.announce(config, monitor)
         journal.note("going")  # from here on its disks change: a saved state is void
-        monitor.execute("cont")
+        monitor.go()
         undo.pop_all()
     if state is not None:
         machinestate.forget(env)
@@ -106,7 +106,7 @@ def raise_up(
     monitor = node.machines.monitor(env.uuid)
     _check_processor(env, config, monitor)
     type_ = launch.spec.type or _machine_type(monitor)
-    if state is None:  # else it is known, and may be another node's to write
+    if state is None and not launch.spec.type:  # a saved one may be another node's to write
         _remember_type(node, env, type_)
     if launch.spec.remote is not None and launch.spec.remote.password:
         vncpassword.put_in_force(env, monitor)

@@ -77,20 +77,37 @@ class Monitor:
         self._loop = loop
         self._client = QMPClient(name)
         self._on_event = on_event
+        self._resumed = asyncio.Event()
         self._changed = threading.Condition()
         self._seen: list[Event] = []
 
     @classmethod
-    def connect(
-        cls, loop: Loop, path: Path, on_event: Callable[[Event], None], *, timeout: float
-    ) -> Monitor:
-        """Connect to the QEMU that listens at PATH; raises NotRunning, Timeout."""
+    def begin(
+        cls,
+        loop: Loop,
+        path: Path,
+        on_event: Callable[[Event], None],
+        *,
+        timeout: float,
+        state: str = "",
+    ) -> Future[Monitor]:
+        """Connect to the QEMU that listens at PATH; the result raises NotRunning, Timeout.
+
+        state: what it does, where that is known; else it is asked.
+        """
         monitor = cls(loop, path.parent.name, on_event)
+        monitor.state = state
+        return loop.begin(monitor._opened(path, timeout))
+
+    async def _opened(self, path: Path, timeout: float) -> Monitor:  # noqa: ASYNC109
         try:
-            loop.run(monitor._open(path), timeout)
+            async with asyncio.timeout(timeout):
+                await self._open(path)
+        except TimeoutError:
+            raise Timeout(f"QEMU did not answer within {timeout:g} s") from None
         except (QMPError, OSError, EOFError) as error:
             raise NotRunning("QEMU does not answer on its monitor", details=str(error)) from error
-        return monitor
+        return self
 
     async def _open(self, path: Path) -> None:
         await self._client.connect(str(path))
@@ -100,8 +117,9 @@ class Monitor:
             asyncio.ensure_future(self._listen(listener)),
             asyncio.ensure_future(self._await_end()),
         ]
-        answer: Any = await self._client.execute("query-status")
-        self.state = str(answer["status"])
+        if not self.state:
+            answer: Any = await self._client.execute("query-status")
+            self.state = str(answer["status"])
 
     async def _listen(self, listener: EventListener) -> None:
         async for message in listener:
@@ -120,6 +138,7 @@ class Monitor:
             self._stopped = "guest-panicked"  # and of that one
         if name == "RESUME":
             self._stopped = "paused"
+            self._resumed.set()
         states = {"STOP": self._stopped, "RESUME": "running", "SHUTDOWN": "shutdown"}
         if name in states:
             self.state = states[name]
@@ -146,6 +165,26 @@ class Monitor:
     ) -> Any:  # noqa: ANN401  JSON
         """Run a command and return its answer; raises MonitorError, NotRunning, Timeout."""
         return self._answer(self._client.execute(command, arguments), command, timeout)
+
+    def go(self) -> None:
+        """Let the processors run (`cont`); raises as `execute` does.
+
+        QEMU tells that they run before it answers: then the guest is in its way already.
+        """
+        self._answer(self._go(), "cont", ANSWER)
+
+    async def _go(self) -> None:
+        self._resumed.clear()
+        answer = asyncio.ensure_future(self._client.execute("cont"))
+        resumed = asyncio.ensure_future(self._resumed.wait())
+        try:
+            await asyncio.wait({answer, resumed}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            resumed.cancel()
+        if answer.done():
+            answer.result()
+        else:
+            answer.add_done_callback(lambda late: late.cancelled() or late.exception())
 
     def add_file(self, descriptor: int) -> str:
         """Give QEMU a descriptor and return the name by which it may open it."""

@@ -137,10 +137,9 @@ class Machines:
                 logger.warning("%s: %s", uuid, missing)
             process, launchers = self._spawn(launch)
             undo.callback(self.kill, uuid)
-            connecting = self._pool.submit(self.monitor, uuid, timeout=START)
             meanwhile()
             self._enter_tree(uuid, launchers)
-            self._await_monitor(launch, process, connecting)
+            self._await_monitor(launch, process)
             undo.pop_all()
         self._launchers.prepare_later()
         return process
@@ -150,6 +149,9 @@ class Machines:
         directory = self.directory(uuid)
         with ExitStack() as opened:
             sockets = _listening(directory, launch.spec, opened)
+            with self._guard:  # before anybody else knows of it, as QEMU takes one client only
+                state = "inmigrate" if launch.spec.incoming else "prelaunch"
+                self._connect(uuid, START, state)
             words = commandline.argv(launch.spec, sockets)
             request = _request(self._cgroups.entry(uuid), words, launch)
             log = opened.enter_context(_log(launch.log))
@@ -190,15 +192,15 @@ class Machines:
             self._children.setdefault(uuid, []).append(launcher.process)
         return launcher
 
-    def _await_monitor(self, launch: Launch, process: Process, connecting: Future[Monitor]) -> None:
+    def _await_monitor(self, launch: Launch, process: Process) -> None:
         """Wait for QEMU's greeting.
 
         Its sockets listened already before it was started, and it alone has them: when it ends
         before it answers, the connection does, too.
         """
         try:
-            connecting.result(START)
-        except (VZError, FutureTimeout) as error:
+            self.monitor(launch.spec.uuid, timeout=START)
+        except VZError as error:
             with suppress(ProcessLookupError), Pidfd(*process) as handle:
                 handle.wait(ENDING)  # so that it has said all that it has to say
             raise _start_error(launch) from error
@@ -220,6 +222,7 @@ class Machines:
     def clean(self, uuid: str) -> None:
         """Remove what a machine that does not run has left; idempotent.  Raises Busy."""
         with self._guard:
+            self._connecting.pop(uuid, None)
             monitor = self._monitors.pop(uuid, None)
         if monitor is not None:
             monitor.close()
@@ -298,24 +301,29 @@ class Machines:
             if not path.exists():
                 raise NotRunning("The virtual machine is not running")
             # QEMU talks to one client at a time: a second one would wait in vain.
-            others = self._connecting.get(uuid)
-            future = self._connecting.setdefault(uuid, Future())
-        if others is not None:
-            return _awaited(others, timeout)
-        try:
-            made = Monitor.connect(
-                self._loop, path, lambda event: self._heard(uuid, event), timeout=timeout
-            )
-            with self._guard:
-                self._monitors[uuid] = made
-            future.set_result(made)
-        except BaseException as error:
-            future.set_exception(error)
-            raise
-        finally:
-            with self._guard:
+            connecting = self._connecting.get(uuid) or self._connect(uuid, timeout)
+        return _awaited(connecting, timeout)
+
+    def _connect(self, uuid: str, timeout: float, state: str = "") -> Future[Monitor]:
+        """Begin to connect to a monitor; the guard is held."""
+        path = self.directory(uuid) / "monitor.sock"
+        begun = Monitor.begin(
+            self._loop,
+            path,
+            lambda event: self._heard(uuid, event),
+            timeout=timeout,
+            state=state,
+        )
+        self._connecting[uuid] = begun
+        begun.add_done_callback(lambda done: self._connected(uuid, done))
+        return begun
+
+    def _connected(self, uuid: str, done: Future[Monitor]) -> None:
+        with self._guard:
+            if self._connecting.get(uuid) is done:
                 del self._connecting[uuid]
-        return made
+                if not done.cancelled() and done.exception() is None:
+                    self._monitors[uuid] = done.result()
 
     def connected(self, uuid: str) -> Monitor | None:
         """Return the monitor of a machine that we talk to already; waits for nothing."""
