@@ -105,13 +105,22 @@ def test_rules_of_docker(world: NetWorld) -> None:
     before = world.at(world.node, "nft", "-s", "list", "table", "ip", "filter")
     world.cli("prlsrvctl", "net", "add", "nat", "-t", "shared", "--ip", "10.66.0.1/24")
     world.create("a", "--ipadd", "10.77.0.1")
-    world.plugged("b", "nat")
+    world.create("b", "--device-add", "net", "--network", "nat", "--ipadd", "10.66.0.9/24",
+                 "--gw", "10.66.0.1")  # fmt: skip
     assert not world.answering(("a", OUTSIDE4), ("b", OUTSIDE4))
     told = blocked(world, "nat")
     assert told.startswith("Docker (the chain FORWARD of the table ip filter)")
     log = world.root / "var/log/pyvz/vzd.log"
     wait_for(lambda: "venet*" in log.read_text())
     assert world.at(world.node, "nft", "-s", "list", "table", "ip", "filter") == before
+    # Where frames in a bridge are filtered too, it is so for a bridged network.
+    world.at(world.node, "ip", "link", "add", "br0", "type", "bridge")
+    world.cli("prlsrvctl", "net", "add", "lan", "--ifname", "br0")
+    world.at(world.node, "sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=0")
+    assert blocked(world, "lan") == ""
+    world.at(world.node, "sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1")
+    assert "none speaks of br0 (the network lan)" in blocked(world, "lan")
+    world.cli("prlsrvctl", "net", "del", "lan")
     # What it says helps.
     advice = [told, *(line for line in log.read_text().splitlines() if "venet*" in line)]
     for command in {each for text in advice for each in re.findall(r"iptables [^;]*", text)}:

@@ -10,7 +10,8 @@ from pyvz.errors import VZError
 from pyvz.linux.nftevents import Events
 from pyvz.operations import nodefirewall
 
-SETTLING = 1.0  # seconds after a change: one follows another, and ours are most of them
+SETTLING = 1.0  # seconds after a change: one follows another
+SHARE = 50  # of the time that a look takes, until the next: others may have very many rules
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +36,11 @@ async def watch(services: Services, start: asyncio.Task[None]) -> None:
     try:
         while True:
             changed.clear()
+            begun = loop.time()
             await _look(watching)
+            took = loop.time() - begun
             await changed.wait()
-            await asyncio.sleep(SETTLING)
+            await asyncio.sleep(max(SETTLING, SHARE * took))
     finally:
         loop.remove_reader(events.fileno())
         events.close()

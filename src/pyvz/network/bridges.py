@@ -18,10 +18,10 @@ from pyvz.network import uplink
 from pyvz.network.virtualnet import Port, Shape, alias
 from pyvz.store.paths import Paths
 
-FILTERED_BRIDGES = (
-    "net/bridge/bridge-nf-call-iptables",
-    "net/bridge/bridge-nf-call-ip6tables",
-)
+FILTERED_BRIDGES = {  # by family of tables
+    "ip": "net/bridge/bridge-nf-call-iptables",
+    "ip6": "net/bridge/bridge-nf-call-ip6tables",
+}
 _MISSING = ("Operation not supported", "Unknown error 524")
 
 
@@ -98,7 +98,7 @@ class Bridges:
         Where br_netfilter works, the bridge itself rewrites such a frame and passes it on, and
         without this not to the port that it came from (br_nf_pre_routing_finish, bridged_dnat).
         """
-        if "1" not in {sysctl(key) for key in FILTERED_BRIDGES}:
+        if "1" not in {sysctl(key) for key in FILTERED_BRIDGES.values()}:
             return
         with Netlink() as netlink:
             found = netlink.link(bridge)

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import pyvz
-from pyvz.errors import NotFound, VZError
+from pyvz.errors import NotFound, Unsupported, VZError
 from pyvz.linux import firewalld, nftables
 from pyvz.linux.file import flock, write_atomic
 from pyvz.linux.netlink import sysctl
 from pyvz.model.environment import Kind
-from pyvz.model.virtualnet import NetworkType, VirtualNetwork
+from pyvz.model.virtualnet import NetworkType
 from pyvz.network import barrier
-from pyvz.network.barrier import FORWARD, INPUT, Barrier, Net
+from pyvz.network.barrier import FORWARD, Barrier, Net
 from pyvz.network.base import ROUTED_PREFIX, TAP_PREFIX
 from pyvz.network.bridges import FILTERED_BRIDGES
 from pyvz.operations.node import Node
@@ -36,21 +36,29 @@ log = logging.getLogger(__name__)
 ZONE_KEY: Final = "FIREWALLD_ZONE"  # of vz.conf; "none": firewalld is left alone
 ZONE: Final = "pyvz"
 _LOCK_TIMEOUT = 60.0  # seconds: somebody else may be asking firewalld
+_EVERY: Final = frozenset(barrier.FAMILIES)
 _ROUTED: Final = (f"{ROUTED_PREFIX}*", f"{TAP_PREFIX}*")  # ends of routed interfaces
 
 
 class Way(NamedTuple):
     """An interface of the node by which packets of ours go.
 
-    device: its name, or a beginning of names ("venet*").  what: it is, for people.  hooks: those
-    that its packets pass.  ours: it may be put into a zone.
+    device: its name, or a beginning of names ("venet*").  what: it is, for people.  forward: the
+    families of tables whose chains its packets pass when they are forwarded.  input: the node
+    serves there.  ours: it may be put into a zone.
     """
 
     device: str
     what: str
-    hooks: frozenset[str] = frozenset()
+    forward: frozenset[str] = frozenset()
+    input: bool = False
     nets: tuple[Net, ...] = ()
     ours: bool = True
+
+    def stopped(self, by: Barrier) -> bool:
+        """Whether a chain drops what it needs."""
+        passes = by.table.family in self.forward if by.hook == FORWARD else self.input
+        return passes and by.stops(self.device, self.nets)
 
 
 def admit(node: Node) -> None:
@@ -101,34 +109,35 @@ class Watch:
 
 def _barriers(node: Node) -> list[Barrier]:
     """Return the chains of others that drop what they have no rule for."""
-    tables = [
-        table
-        for family in barrier.FAMILIES
-        for table in barrier.hooked(nftables.chains(family), node.paths.instance)
-    ]
-    return [found for table in tables for found in barrier.barriers(nftables.listed(table))]
+    found: list[Barrier] = []
+    with suppress(Unsupported):  # no nftables, no chains
+        for family in barrier.FAMILIES:
+            for table in barrier.hooked(nftables.chains(family), node.paths.instance):
+                found += barrier.barriers(nftables.listed(table))
+    return found
 
 
 def _ways(node: Node) -> list[Way]:
     routed = _routed(node)
-    ways = [Way(each, "routed addresses", frozenset({FORWARD})) for each in sorted(routed)]
+    ways = [Way(each, "routed addresses", _EVERY) for each in sorted(routed)]
     ways += [Way(each, "routed addresses") for each in _ROUTED if each not in routed]
-    bridged = "1" in {sysctl(key) for key in FILTERED_BRIDGES}
+    bridged = _bridged()
     for network in Networks(node.paths).stored():
         if network.bridge and _exists(network.bridge):
-            hooks = _hooks(network, bridged=bridged)
+            shared = network.type is NetworkType.SHARED
             nets = tuple(ip_interface(each.address).network for each in network.subnets)
             # With the addresses of its card a bridge is the node's own way out: not ours to open.
             ours = not network.adopted and not network.force
-            ways.append(Way(network.bridge, f"the network {network.name}", hooks, nets, ours))
+            what, forward = f"the network {network.name}", _EVERY if shared else bridged
+            served = network.dhcp or shared
+            ways.append(Way(network.bridge, what, forward, served, nets, ours))
     return ways
 
 
-def _hooks(network: VirtualNetwork, *, bridged: bool) -> frozenset[str]:
-    """Return what packets of a network pass; bridged: what a bridge forwards is filtered, too."""
-    hooks = {FORWARD} if bridged or network.type is NetworkType.SHARED else set()
-    served = network.dhcp or network.type is NetworkType.SHARED
-    return frozenset(hooks | ({INPUT} if served else set()))
+def _bridged() -> frozenset[str]:
+    """Return the families of tables that see what a bridge forwards by itself (br_netfilter)."""
+    own = [family for family, key in FILTERED_BRIDGES.items() if sysctl(key) == "1"]
+    return frozenset([*own, "inet"] if own else ())
 
 
 def _routed(node: Node) -> set[str]:
@@ -157,7 +166,7 @@ def _problems(node: Node, found: list[Barrier]) -> dict[str, str]:
     zone = _zone(node)
     for way in _ways(node):
         for each in found:
-            if each.hook in way.hooks and each.stops(way.device, way.nets):
+            if way.stopped(each):
                 help_ = barrier.advice(each, way.device, zone or "ZONE")
                 told.setdefault(
                     way.device,
