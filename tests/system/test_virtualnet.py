@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
-from networld import NODE4, OUTSIDE4, NetWorld, busybox_root, busybox_tar, end, networld, wait_for
+from networld import (
+    NODE4,
+    NODE6,
+    OUTSIDE4,
+    OUTSIDE6,
+    NetWorld,
+    busybox_root,
+    busybox_tar,
+    end,
+    networld,
+    wait_for,
+)
 
 __all__ = ["busybox_root", "busybox_tar", "networld"]
 
@@ -113,6 +126,52 @@ def dnsmasq_lives(world: NetWorld, but: int) -> bool:
         return pid != but and b"dnsmasq" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except (OSError, ValueError):
         return False
+
+
+# A client's question to every DHCPv6 server (RFC 8415); prints the address that it is offered.
+SOLICIT = """\
+import ipaddress, socket, struct
+asked = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+asked.settimeout(1)
+asked.bind(("::", 546))
+options = struct.pack(">HHHHL2x", 1, 10, 3, 1, 0x02000001)  # who asks
+options += struct.pack(">HHLLL", 3, 12, 1, 0, 0) + struct.pack(">HHH", 8, 2, 0)
+there = ("ff02::1:2", 547, 0, socket.if_nametoindex("eth0"))
+for _ in range(20):
+    asked.sendto(b"\\1pvz" + options, there)
+    try:
+        told = asked.recv(1500)
+    except TimeoutError:
+        continue
+    place = told.index(struct.pack(">HH", 5, 24)) + 4  # OPTION_IAADDR
+    print(ipaddress.IPv6Address(told[place : place + 16]))
+    break
+"""
+
+
+def test_a_shared_network_of_ipv6(world: NetWorld) -> None:
+    before = world.rules(), world.links()
+    net(world, "add", "six", "-t", "shared", "--ip6", "fd66::1/64", "--dhcp6-server", "on",
+        "--ip6-scope-start", "fd66::50", "--ip6-scope-end", "fd66::60")  # fmt: skip
+    card = ("--device-add", "net", "--network", "six")
+    world.create("a", *card, "--ipadd", "fd66::9/64", "--gw6", "fd66::1")
+    world.create("b", *card, "--dhcp6", "yes")
+    assert world.pings("a", OUTSIDE6)  # which has no route back: by NAT
+    world.at(world.outside, "ip", "-6", "route", "add", "fd66::/64", "via", NODE6)
+    assert not world.answering(("", "fd66::9"))
+    world.inside("a", "mkdir /www && echo hello >/www/index.html && httpd -p 80 -h /www")
+    net(world, "set", "six", "--nat-tcp-add", "web,a,8080,80")
+    assert fetch(world, f"http://[{NODE6}]:8080/index.html", where=world.outside) == "hello\n"
+    # The way is advertised, the address is offered.
+    wait_for(lambda: "fe80:" in world.near("b", "ip", "-6", "route", "show", "default"))
+    offered = ip_address(world.near("b", sys.executable, "-c", SOLICIT, code=0).strip())
+    assert ip_address("fd66::50") <= offered <= ip_address("fd66::60")
+    world.near("b", "ip", "addr", "add", f"{offered}/128", "dev", "eth0")
+    assert world.pings("b", OUTSIDE6)
+    for name in ("a", "b"):
+        world.prlctl("delete", name, "--force")
+    net(world, "del", "six")
+    assert (world.rules(), world.links()) == before
 
 
 def test_dhcp_without_a_server(world: NetWorld) -> None:
