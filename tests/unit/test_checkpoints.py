@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 
 from pyvz.errors import AlreadyExists, BadValue, CheckpointNotFound, StorageError
-from pyvz.gateway import backupxml, checkpointxml
+from pyvz.gateway import backupxml, checkpointxml, domainevents
 from pyvz.gateway.domain import OFF, Domain
 from pyvz.gateway.failure import Failure
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
+from pyvz.model.event import VM_BLOCK_JOB, Event
 from pyvz.model.status import Status
 from pyvz.operations.machinepush import Copy
-from pyvz.store import checkpoints, pulls
+from pyvz.store import checkpoints, copies, pulls
 from pyvz.store.checkpoints import Checkpoint, Checkpoints
+from pyvz.store.copies import Copying
 from pyvz.store.pulls import Export, Pull, Server
 from pyvz.vm.moment import Bitmap
 
@@ -162,3 +164,29 @@ def test_a_backup_that_is_pulled(found: Domain, tmp_path: Path) -> None:
 def test_what_cannot_be_pulled(found: Domain, server: str, attributes: str, parts: str) -> None:
     with pytest.raises(Failure):
         backupxml.read(PULL.format(server, attributes, parts), found, reuse=False)
+
+
+def test_clients_know_disks_by_their_places(found: Domain, tmp_path: Path) -> None:
+    """A block job is told twice: of the name on the bus, and of the image."""
+    data = {"device": "hdd0", "type": "stream", "state": "completed"}
+    told = list(domainevents.told(Event(0.0, VM_BLOCK_JOB, "uuid", data)))
+    first, second = domainevents.of_disks(told, found)
+    assert first.body == {"dst": "sda", "type": 1, "status": 0}
+    assert (second.number, second.nested) == (domainevents.BLOCK_JOB_OF_PATH, True)
+    assert second.body["path"].startswith(str(tmp_path))
+    other = list(domainevents.told(Event(0.0, VM_BLOCK_JOB, "uuid", data | {"device": "x"})))
+    assert domainevents.of_disks(other, found) == other
+
+
+def test_a_copy_that_is_under_way(tmp_path: Path) -> None:
+    assert copies.load(tmp_path) is None
+    image = tmp_path / "image"
+    image.touch()
+    for made in (str(image), ""):
+        copies.save(tmp_path, Copying("hdd0", made))
+        found = copies.load(tmp_path)
+        assert found == Copying("hdd0", made)
+        found.remove()
+        assert not image.exists()
+    (tmp_path / copies.NAME).write_text("{}")
+    assert copies.load(tmp_path) is None

@@ -14,7 +14,7 @@ from pyvz.gateway.xdr import INT, STRING, UINT, ULLONG, Packed, Typed, codec, pa
 from pyvz.model.usage import Usage
 from pyvz.operations import traffic
 from pyvz.operations.node import Node
-from pyvz.units import KIB
+from pyvz.units import KIB, MIB
 
 Key = dict[str, Any]
 
@@ -22,6 +22,7 @@ STATE, CPU, BALLOON, VCPU, NET, BLOCK = 1, 2, 4, 8, 16, 32
 ALL: Final = STATE | CPU | BALLOON | VCPU | NET | BLOCK
 ENFORCE: Final = 1 << 31  # fail on kinds that are not there
 ACTIVE, INACTIVE = 1, 2
+IN_BYTES: Final = 1  # flag of the job on a disk
 RSS, ACTUAL, AVAILABLE, UNUSED, USABLE = 7, 6, 5, 4, 8
 
 
@@ -140,14 +141,16 @@ def domain_get_block_info(call: Call, *, dom: Key, path: str, flags: int) -> Val
 
 
 def domain_get_block_job_info(call: Call, *, dom: Key, path: str, flags: int) -> Values:
-    """The copy of a machine's disk that is under way; a container has none."""
-    _ = flags
+    """The job on a machine's disk; its speed in MiB, or bytes with flag 1."""
     found = domain.find_running(call.office.node, dom)
     nothing = dict.fromkeys(("found", "type", "bandwidth", "cur", "end"), 0)
     if not is_machine(found):
         return nothing
     job = machineblock.job(call.office.node, found, path)
-    return nothing if job is None else nothing | {"found": 1, **job}
+    if job is None:
+        return nothing
+    speed = job["bandwidth"] if flags & IN_BYTES else -(-job["bandwidth"] // MIB)
+    return nothing | {"found": 1, **job, "bandwidth": speed}
 
 
 def domain_memory_stats(call: Call, *, dom: Key, maxStats: int, flags: int) -> Values:

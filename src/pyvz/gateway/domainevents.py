@@ -6,16 +6,18 @@ called as its <alias> in the description of the running domain.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from pyvz.gateway import calls_job
+from pyvz.gateway import calls_job, machinexml
+from pyvz.gateway.domain import Domain
 from pyvz.gateway.office import Job
 from pyvz.gateway.xdr import Typed
 from pyvz.model import event as names
 from pyvz.model.event import Event
 
-LIFECYCLE, REBOOT, TRAY, BALLOON, REMOVED, BLOCK_JOB = 0, 1, 10, 13, 15, 16
+LIFECYCLE, REBOOT, BLOCK_JOB_OF_PATH, TRAY, BALLOON, REMOVED, BLOCK_JOB = 0, 1, 8, 10, 13, 15, 16
 AGENT, ADDED, JOB_ENDED, METADATA = 18, 19, 21, 23
 
 # name on the bus -> (event, detail) of the life cycle
@@ -82,6 +84,29 @@ def life(event: Event) -> Sequence[tuple[int, int]]:
         return moved[event.name]
     pair = LIFE.get(event.name)
     return [pair] if pair else []
+
+
+def of_disks(messages: Sequence[Told], found: Domain) -> list[Told]:
+    """Return messages with the disks of a machine called as clients know them.
+
+    Of a block job there are two: with the name on the bus, and with the image.
+    """
+    disks = {drive.name: (drive, name) for drive, name in machinexml.drives(found)}
+    made = []
+    for each in messages:
+        disk = disks.get(each.body["dst"]) if each.number == BLOCK_JOB else None
+        if disk is None:
+            made.append(each)
+            continue
+        drive, name = disk
+        made.append(each._replace(body={**each.body, "dst": name}))
+        image = machinexml.source(found, drive)
+        if image is not None:
+            body = {word: each.body[word] for word in ("type", "status")}
+            body["path"] = os.fspath(image)
+            message = "domain_event_callback_block_job"
+            made.append(Told(BLOCK_JOB_OF_PATH, message, body, nested=True))
+    return made
 
 
 def ended(job: Job) -> Told:

@@ -61,7 +61,7 @@ class Relay:
         messages = list(domainevents.told(event))
         if not event.uuid or not self._clients or not messages:
             return
-        key = await self._office.query(lambda: _key(self._office, event))
+        key, messages = await self._office.query(lambda: _addressed(self._office, event, messages))
         self._tell(key, messages)
 
     def _ended(self, job: Job) -> None:
@@ -84,12 +84,16 @@ class Relay:
                 client.callbacks.tell(DOMAIN, each.number, key["uuid"], each.message, message)
 
 
-def _key(office: Office, event: Event) -> dict[str, Any]:
-    """Return the domain that an event is about, with the number that it has now."""
+def _addressed(
+    office: Office, event: Event, messages: list[Told]
+) -> tuple[dict[str, Any], list[Told]]:
+    """Return the domain of an event, with the number that it has now, and what is told."""
     with suppress(VZError):
-        return domain.lookup(office.node, event.uuid).key
+        found = domain.lookup(office.node, event.uuid)
+        told = domainevents.of_disks(messages, found) if domain.is_machine(found) else messages
+        return found.key, told
     name = str(event.data.get("name", event.uuid))
-    return {"name": name, "uuid": event.uuid, "id": domain.OFF}
+    return {"name": name, "uuid": event.uuid, "id": domain.OFF}, messages
 
 
 async def connect_domain_event_callback_register_any(

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from pyvz.gateway import (
+    calls_blockjob,
     calls_checkpoint,
     calls_connect,
     calls_console,
@@ -44,6 +45,7 @@ from pyvz.gateway.connection import Handler, Handlers, Quick, asking, working
 from pyvz.gateway.procedures import READ, WRITE, Procedure
 
 MODULES: Final[tuple[ModuleType, ...]] = (
+    calls_blockjob,
     calls_checkpoint,
     calls_connect,
     calls_console,

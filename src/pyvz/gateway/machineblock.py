@@ -15,7 +15,7 @@ from pyvz.model.grammar_machine import Drive
 from pyvz.operations.node import Node
 from pyvz.units import KIB
 
-_JOBS: Final = {"mirror": 2, "backup": 5}
+_JOBS: Final = {"stream": 1, "mirror": 2, "backup": 5}
 _BLOCK: Final = 512  # bytes of st_blocks
 
 
@@ -93,7 +93,7 @@ def size(domain: Domain, path: str) -> dict[str, int]:
 
 
 def job(node: Node, domain: Domain, path: str) -> dict[str, int] | None:
-    """Return the copy of a disk that is under way: libvirt's type, bytes done and to do, if any.
+    """Return the job on a disk: libvirt's type, bytes per second, done and to do; None without.
 
     Raises Failure (8), NotRunning.
     """
@@ -101,7 +101,8 @@ def job(node: Node, domain: Domain, path: str) -> dict[str, int] | None:
     for each in node.machines.monitor(domain.env.uuid).execute("query-block-jobs"):
         if str(each["device"]).rpartition("-")[2] == name and each["type"] in _JOBS:
             done, total = int(each["offset"]), int(each["len"])
-            return {"type": _JOBS[str(each["type"])], "cur": done, "end": total}
+            speed = int(each["speed"])
+            return {"type": _JOBS[str(each["type"])], "bandwidth": speed, "cur": done, "end": total}
     return None
 
 

@@ -163,6 +163,12 @@ ROWS: Final = """\
 194 r domain_get_block_info dom:domain path:s flags:u -> allocation:H capacity:H physical:H
 262 r domain_get_cpu_stats dom:domain nparams:u start_cpu:i ncpus:u flags:u -> params:*typed_param
       nparams:i
+237 w domain_block_job_abort dom:domain path:s flags:u ->
+239 w domain_block_job_set_speed dom:domain path:s bandwidth:H flags:u ->
+240 w domain_block_pull dom:domain path:s bandwidth:H flags:u ->
+266 w domain_block_rebase dom:domain path:s base:?s bandwidth:H flags:u ->
+290 w domain_block_commit dom:domain disk:s base:?s top:?s bandwidth:H flags:u ->
+345 w domain_block_copy dom:domain path:s destxml:s params:*typed_param flags:u ->
 238 r domain_get_block_job_info dom:domain path:s flags:u -> found:i type:i bandwidth:H cur:H end:H
 351 r domain_get_iothread_info dom:domain flags:u -> info:*iothread_info ret:u
 280 r domain_get_emulator_pin_info dom:domain maplen:i flags:u -> cpumaps:y ret:i
@@ -182,6 +188,7 @@ ROWS: Final = """\
 316 r connect_domain_event_callback_register_any eventID:i dom:?domain -> callbackID:i
 317 r connect_domain_event_callback_deregister_any callbackID:i ->
 318 e domain_event_callback_lifecycle callbackID:i msg:lifecycle_event
+326 e domain_event_callback_block_job callbackID:i msg:block_job_event
 319 e domain_event_callback_reboot callbackID:i msg:domain_event
 331 e domain_event_callback_balloon_change callbackID:i msg:balloon_event
 333 e domain_event_callback_device_removed callbackID:i msg:device_event

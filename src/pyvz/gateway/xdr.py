@@ -54,6 +54,7 @@ STRUCTURES: Final[Mapping[str, str]] = {
     "balloon_event": "dom:domain actual:H",
     "device_event": "dom:domain devAlias:s",
     "tray_event": "dom:domain devAlias:s reason:i",
+    "block_job_event": "dom:domain path:s type:i status:i",
 }
 
 

@@ -20,6 +20,7 @@ from uuid import NAMESPACE_URL, uuid5
 from pyvz.errors import Locked
 from pyvz.model.environment import Environment
 from pyvz.operations.node import Node
+from pyvz.store import copies, pulls
 from pyvz.store.lease import Lease, holder
 
 _PAUSE = 0.1  # seconds between two looks whether a backup has ended
@@ -51,13 +52,19 @@ def under_way(node: Node, uuid: str) -> bool:
     return directory(node, uuid).exists() and holder(node.paths, _key(uuid)) is not None
 
 
+def open_ended(node: Node, uuid: str) -> bool:
+    """Whether a backup reads them that only its client ends: no reason to keep QEMU alive."""
+    found = (directory(node, uuid) / name for name in (pulls.NAME, copies.NAME))
+    return under_way(node, uuid) and any(path.exists() for path in found)
+
+
 def refuse(node: Node, env: Environment) -> None:
     """Raise Locked when a backup reads the disks; the caller holds the lease."""
     if under_way(node, env.uuid):
         raise Locked(
             f"{env.name} is being backed up",
-            hint="Wait for the end of the backup, or end it: Ctrl-C where it was begun, or virsh"
-            " domjobabort.",
+            hint="Wait for the end of the backup, or end it: Ctrl-C where it was begun; virsh"
+            " domjobabort, or blockjob --abort.",
         )
 
 

@@ -19,6 +19,7 @@ from pyvz.operations import (
     dump,
     home,
     machinebackup,
+    machineblockjob,
     machinedisk,
     machinemove,
     machinepush,
@@ -36,7 +37,7 @@ def _repairs() -> dict[str, Callable[[Node, Record], None]]:
     makers = (home, shot, disk, dump)
     found = {verb: module.repair for module in makers for verb in module.VERBS}
     single = (convertlayout, capture, succession, arrival, departure)
-    machines = (machinebackup, machinedisk, machinemove, machinepush)
+    machines = (machinebackup, machineblockjob, machinedisk, machinemove, machinepush)
     return found | {module.VERB: module.repair for module in (*single, *machines)}
 
 

@@ -33,7 +33,6 @@ from pyvz.operations import (
     machineground,
     machinemount,
     machinenet,
-    machinepull,
     machineshot,
     machinestate,
     overtake,
@@ -150,9 +149,8 @@ def stop(node: Node, env: Environment, options: Stop, progress: Progress | None 
     quit_ = partial(machineground.quit_machine, node, env)
     overtaken = options.kill and overtake.stopping(node, env, quit_)
     patience = overtake.PATIENCE if overtaken else None
-    # A client that pulls a backup may never end it: it is no reason to keep QEMU.
-    pulled = options.kill and machinepull.under_way(node, env) is not None
-    lease = node.lease if pulled else partial(backuplease.lease, node)
+    freely = options.kill and backuplease.open_ended(node, env.uuid)
+    lease = node.lease if freely else partial(backuplease.lease, node)
     with lease(env, "stop", timeout=patience):
         repair(node, env)
         if env.uuid not in node.machines.running():

@@ -4,6 +4,7 @@
     <run>/vm-backup/<uuid>/hddN/       of a storage daemon, which shows the disk as a raw file
     <run>/vm-backup/<uuid>/nbd.sock    where QEMU exports the disks of one that runs
     <run>/vm-backup/<uuid>/pull.json   of a backup in pull mode (machinepull.py) instead of all that
+    <run>/vm-backup/<uuid>/copy.json   of a copy of a disk (machineblockcopy.py)
 
 An encrypted disk is stored as it lies there, encrypted, so the machine must not run; all of it is
 read.
@@ -50,9 +51,9 @@ from pyvz.operations import (
 from pyvz.operations.capturedisk import Copy
 from pyvz.operations.node import Node
 from pyvz.storage.daemon import NODE, Daemon
-from pyvz.store import pulls
+from pyvz.store import copies, pulls
 from pyvz.store.journal import Journal, Record
-from pyvz.vm import firmware, image, mirror, moment, tpm
+from pyvz.vm import blockjob, firmware, image, mirror, moment, tpm
 from pyvz.vm.moment import View
 
 log = logging.getLogger(__name__)
@@ -322,13 +323,18 @@ def _end(node: Node, env: Environment) -> None:
         for entry in list(place.iterdir()):
             if entry.is_dir():
                 Daemon(entry).stop()
-    pull = pulls.load(place)
+    pull, copying = pulls.load(place), copies.load(place)
     if pull is not None:
         pull.server.remove()
     if env.uuid in node.machines.running():
         with contextlib.suppress(VZError):
             stills = [] if pull is None else [each.bitmap for each in pull.exports if each.since]
-            moment.end(node.machines.monitor(env.uuid), (moment.STILL, *stills))
+            monitor = node.machines.monitor(env.uuid)
+            moment.end(monitor, (moment.STILL, *stills))
+            if copying is not None:
+                blockjob.end(monitor, copying.disk)
+    if copying is not None:
+        copying.remove()
 
 
 def _remove(node: Node, env: Environment) -> None:

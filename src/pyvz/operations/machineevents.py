@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 AGENT = "agent0"  # the port of the agent (vm/commandline.py)
 DEVICE = "device-"  # before the name of a drive: its device
-COPIED = ("mirror-", "push-")  # before the name of a disk: jobs (vm/mirror.py, vm/push.py)
+# Before the name of a disk: jobs (vm/mirror.py, vm/push.py, vm/blockjob.py)
+COPIED = ("mirror-", "push-", "stream-", "copy-")
 _BLOCK_JOBS = {
     "BLOCK_JOB_COMPLETED": "completed", "BLOCK_JOB_CANCELLED": "cancelled",
     "BLOCK_JOB_READY": "ready",

@@ -1,0 +1,67 @@
+"""Jobs on the disks of a running machine, which machineblockcopy.py begins: how they are ended, and
+the record of one that holds the lease.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Final
+
+from pyvz.errors import InvalidState, VZError
+from pyvz.model.environment import Environment
+from pyvz.model.grammar_machine import Drive
+from pyvz.operations import home
+from pyvz.operations.node import Node
+from pyvz.store.journal import Journal, Record
+from pyvz.vm import blockjob
+from pyvz.vm.monitor import Monitor
+
+log = logging.getLogger(__name__)
+
+VERB: Final = "machine-blockjob"  # of the journal records that `repair` understands
+_POLL: Final = 0.2
+
+
+@contextmanager
+def job(node: Node, env: Environment, drive: Drive) -> Iterator[None]:
+    """Have a record for the block, with which the job ends; the caller holds the lease."""
+    monitor = node.machines.monitor(env.uuid)
+    data = home.to_data(env) | {"disk": drive.name}
+    with Journal.begin(node.paths, env.uuid, VERB, data) as journal, ExitStack() as stack:
+        stack.callback(journal.done)
+        stack.callback(blockjob.end, monitor, drive.name)
+        blockjob.end(monitor, drive.name)  # what a killed one has left
+        yield
+
+
+def _under_way(node: Node, env: Environment, disk: str) -> tuple[Monitor, str]:
+    """Return the job that is on a disk; raises NotRunning, InvalidState."""
+    monitor = node.machines.monitor(env.uuid)
+    name = blockjob.disk_of(monitor, disk)
+    if name is None:
+        raise InvalidState(f"No block job of {disk} of {env.name} is under way")
+    return monitor, name
+
+
+def cancel(node: Node, env: Environment, disk: str) -> None:
+    """End the job on a disk: a copy that has caught up is whole; raises InvalidState."""
+    monitor, name = _under_way(node, env, disk)
+    blockjob.cancel(monitor, name)
+
+
+def set_speed(node: Node, env: Environment, disk: str, speed: int) -> None:
+    """Limit the job on a disk to SPEED bytes per second, 0: no limit; raises InvalidState."""
+    monitor, name = _under_way(node, env, disk)
+    blockjob.set_speed(monitor, name, speed)
+
+
+def repair(node: Node, record: Record) -> None:
+    """Undo what a killed job left, and close its record; repeatable."""
+    env = home.from_data(record.uuid, record.data)
+    log.warning("%s: cleaning up an unfinished job of a disk", env.name)
+    if env.uuid in node.machines.running():
+        with suppress(VZError):
+            blockjob.end(node.machines.monitor(env.uuid), str(record.data["disk"]))
+    Journal.forget(node.paths, record.uuid)
