@@ -42,12 +42,16 @@ class Fetching:
         self._fetcher: run.Process | None = None
 
     def start(self) -> None:
-        """Start what fetches; it listens for CRIU when this returns.  Raises RestoreError."""
+        """Start what fetches."""
         fds = (self._line.theirs.fileno(), self._line.ours.fileno())
         self._fetcher = self._engine.lazy_pages(self._images, *fds)
         note = {"pid": self._fetcher.pid, "started": process.start_time(self._fetcher.pid)}
         file.write_atomic(self._images / _NOTE, json.dumps(note), 0o600)
         self._line.start()
+
+    def listens(self) -> None:
+        """Wait until CRIU, which restores, can reach it; raises RestoreError."""
+        assert self._fetcher is not None  # noqa: S101  start() was called
         deadline = time.monotonic() + _PATIENCE
         while not (self._images / "lazy-pages.socket").exists():
             if self._fetcher.poll() is not None or time.monotonic() > deadline:

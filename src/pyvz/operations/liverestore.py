@@ -223,14 +223,14 @@ class Arrival:
         node, env, config = self._node, self._env, self._config
         memory.admit(node, env, config)
         undo.callback(memory.release, node, env.uuid)
+        furnish = network.prepare(node, env, config, plugged=False)
+        undo.callback(network.clean, node, env.uuid)
         self._wait_for(lambda: self._mountable)
         ground.mount_root(node, env, undo)
         root = node.root(env)
         frame = self._frame
         assert frame is not None  # noqa: S101  prepare() was called
         spec = dump.specification(node, env, config)
-        furnish = network.prepare(node, env, config, plugged=False)
-        undo.callback(network.clean, node, env.uuid)
         with GuestRoot.open(root) as guest:
             kind = guestinit.by_name(str(guestinit.detect(guest).name))
 
@@ -238,6 +238,8 @@ class Arrival:
             if furnish is not None:
                 furnish(access)
             innernet.restore(env, frame.network, access)
+            if self._fetching is not None:  # which has started beside CRIU
+                self._fetching.listens()
 
         def adopted(init: Init) -> None:
             state = ground.running_state(init, kind)
