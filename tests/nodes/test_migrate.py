@@ -223,23 +223,3 @@ def test_what_is_refused_and_what_is_asked_for(two_nodes: TwoNodes) -> None:
     assert not list((b.root / "vz/private").glob("*"))
     for side in (a, b):
         assert not list((side.root / "var/lib/pyvz/migration").glob("*"))
-
-
-@pytest.mark.long
-@pytest.mark.requires("loop")
-def test_snapshots_travel_with_a_stopped_one(two_nodes: TwoNodes) -> None:
-    a, b = two_nodes.a, two_nodes.b
-    a.create("ct", layout="ploop")
-    a.inside("ct", "echo old > /file")
-    a.cli("vzctl", "snapshot", "ct", "--skip-suspend")
-    a.inside("ct", "echo new > /file")
-    assert "snapshots" in a.vzmigrate("b", "ct", code=5)
-    a.prlctl("stop", "ct")
-    a.vzmigrate("b", "ct")
-    ident = b.cli("vzctl", "snapshot-list", "ct", "-H", "-o", "uuid").split()[0]
-    b.prlctl("start", "ct")
-    assert b.inside("ct", "cat /file") == "new\n"
-    b.prlctl("stop", "ct")
-    b.cli("vzctl", "snapshot-switch", "ct", "--id", ident)
-    b.prlctl("start", "ct")
-    assert b.inside("ct", "cat /file") == "old\n"

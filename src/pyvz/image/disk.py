@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from pyvz.errors import AlreadyExists, InvalidState, NotFound, StorageError, UsageError
@@ -170,6 +171,11 @@ class Descriptor:
                 Shot(self.top, parent),
             ),
         ).checked()
+
+    def with_parents(self, parents: Mapping[str, str]) -> Descriptor:
+        """Let the shots named be above others; raises StorageError when that is no tree."""
+        shots = (replace(x, parent=parents.get(x.guid, x.parent)) for x in self.snapshots)
+        return replace(self, snapshots=tuple(shots)).checked()
 
     def with_file(self, guid: str, file: str) -> Descriptor:
         """Let the image of a shot be in FILE."""

@@ -172,6 +172,16 @@ def reflink(source: str | Path, target: str | Path) -> bool:
     return True
 
 
+def copy_sparse(source: str | Path, target: str | Path, progress: Progress | None = None) -> None:
+    """Make the new file TARGET a copy of SOURCE, sharing blocks where that can be; holes stay.
+
+    Raises FileExistsError, CommandFailed, NoSpace, Cancelled; what was copied by then stays.
+    """
+    if not reflink(source, target):
+        argv: list[str | Path] = ["cp", "--sparse=always", "--", source, target]
+        run.run(argv, timeout=None, poll=(progress or NoProgress()).check)
+
+
 def copy_tree(source: str | Path, target: str | Path, progress: Progress | None = None) -> None:
     """Copy everything in the directory SOURCE into the directory TARGET (made when missing).
 

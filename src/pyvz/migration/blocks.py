@@ -137,6 +137,9 @@ def _all(image: Image) -> Iterator[Range]:
 
 
 def _since(before: Image, image: Image) -> Iterator[Range]:
+    if before.offset != image.offset:
+        yield from _compared(before, image)
+        return
     try:
         yield from _within(extents.differences(before.fd, image.fd), image)
     except Unsupported:

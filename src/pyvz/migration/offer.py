@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pyvz.errors import ProtocolError
+from pyvz.errors import ProtocolError, UsageError
+from pyvz.image.disk import normal_guid
 from pyvz.migration import messages
 from pyvz.model.environment import Environment, Kind, canonical_uuid, check_name
+from pyvz.storage.shots import ShotImage, Shots
 
 IMAGE, TREE, HOME = "image", "tree", "home"  # forms in which a disk travels
 STREAM: Final = "stream"  # as its file system writes it down
@@ -37,17 +39,29 @@ _SCHEMA: Final = {
     "checkpoint": "dict",
     "kind": "str?",
 }
-_DISK: Final = {"name": "str", "form": "str", "driver": "str", "size": "int?", "used": "int"}
+_DISK: Final = {
+    "name": "str",
+    "form": "str",
+    "driver": "str",
+    "size": "int?",
+    "used": "int",
+    "shots": "list?",
+}
+_MAX_SHOTS: Final = 4096
 
 
 class DiskOffer(NamedTuple):
-    """One disk.  size: of the disk, None without a limit.  used: bytes that it takes."""
+    """One disk.  size: of the disk, None without a limit.  used: bytes that it takes.
+
+    shots: the snapshots that come before it, as its image did (form IMAGE).
+    """
 
     name: str
     form: str
     driver: str
     size: int | None
     used: int
+    shots: Shots = Shots()
 
 
 class Offer(NamedTuple):
@@ -119,7 +133,26 @@ def _disk(value: object) -> DiskOffer:
     if "/" in value["name"] or value["name"].startswith(".") or not value["name"]:
         raise ProtocolError("The other node offers a disk with an impossible name")
     fields: dict[str, Any] = {field: value.get(field) for field in DiskOffer._fields}
-    return DiskOffer(**fields)
+    return DiskOffer(**fields | {"shots": _shots(value.get("shots"))})
+
+
+def _shots(value: Any) -> Shots:  # noqa: ANN401  JSON
+    """Return the snapshots in an offer: [[[id, parent, size], ...], current]."""
+    if not value:
+        return Shots()
+    try:
+        images, current = value
+        shots = tuple(ShotImage(_guid(a), _guid(b), int(size)) for a, b, size in images)
+        found = Shots(shots, _guid(current))
+    except (TypeError, ValueError, UsageError) as error:
+        raise ProtocolError("The other node offers snapshots that cannot be") from error
+    if len(shots) > _MAX_SHOTS or any(not shot.guid or shot.size <= 0 for shot in shots):
+        raise ProtocolError("The other node offers snapshots that cannot be")
+    return found
+
+
+def _guid(text: str) -> str:
+    return normal_guid(text) if text else ""
 
 
 def environment(offer: Offer, home: Path) -> Environment:

@@ -1,7 +1,8 @@
 """The disks of an environment that goes to another node: which there are, and how each travels.
 
-How a form is sent is in outgoingdisk.py.  The snapshots of a disk go first in its streams, where
-there are such; else it goes with all its files, as they are, which only works while nothing runs.
+How a form is sent is in outgoingdisk.py.  The snapshots of a disk go first in its streams, or as
+images, each by its difference; where they can be neither it goes with all its files, as they are,
+which only works while nothing runs.
 What a home has beside its disks goes as one more.
 """
 
@@ -22,6 +23,7 @@ from pyvz.operations import departure, diskmount, machineoffer
 from pyvz.operations.node import Node
 from pyvz.operations.outgoingdisk import Copies, Files, Sender, Shots, Streams
 from pyvz.storage import base as storage
+from pyvz.storage import shots as shotimages
 from pyvz.store import savedstates
 
 _BESIDE: Final = ("scripts", "templates", "Snapshots.xml")
@@ -51,8 +53,9 @@ class Outgoing:
             return Streams(env, disk.size, channel, stack)
         if disk.form != IMAGE:
             return Files(disk, channel, stack, lambda: _shown(node, env))
-        whole = storage.find(env.home).capabilities(env.home).image
-        return (Copies if whole else Shots)(env, disk.name, channel, stack)
+        if storage.find(env.home).capabilities(env.home).image:
+            return Copies(env, disk, channel, stack)
+        return Shots(env, disk.name, channel, stack)
 
     def __enter__(self) -> Outgoing:
         return self
@@ -142,7 +145,7 @@ def offers(node: Node, env: Environment, *, running: bool) -> tuple[DiskOffer, .
             hint="Move it inside, or take it away first.",
         )
     shots = savedstates.load(env.home).items
-    if shots and not able.streams:
+    if shots and not (able.streams or able.shot_images):
         return (*_whole(env, driver, names, running=running), rest)
     if able.restore and (able.image or able.changed_blocks):
         disks = tuple(_image_offer(env, driver, name) for name in names)
@@ -158,8 +161,10 @@ def _image_offer(env: Environment, driver: storage.StorageDriver, name: str) -> 
     place = env.home / name
     if driver.capabilities(env.home).disks:
         place = storage.many_disks(driver, env.home).place(env.home, disk=name)
-    used = file.tree_size(place)
-    return DiskOffer(name, IMAGE, driver.name, None, used)
+    known = shotimages.of(driver, env.home)
+    shots = shotimages.Shots() if known is None else known.shots(env.home, disk=name)
+    used = file.tree_size(place) // (len(shots.images) + 1)  # they share most of what they have
+    return DiskOffer(name, IMAGE, driver.name, None, used, shots)
 
 
 def _whole(

@@ -64,6 +64,7 @@ class Images:
         self._driver = storage.find(env.home)
         self._sender = blocks.Sender(channel)
         self._before: blocks.Image | None = None
+        self._size: int | None = None
 
     def arm(self) -> None:
         """Nothing can be begun before the moment comes."""
@@ -73,15 +74,20 @@ class Images:
         self._sender.finish(self._before.size if self._before else 0)
 
     def _check(self, image: blocks.Image) -> None:
-        if self._before is not None and image.size != self._before.size:
+        if self._size not in {None, image.size}:
             raise MigrationError(f"The disk {self._disk} was resized meanwhile")
+        self._size = image.size
 
 
 class Copies(Images):
-    """A disk that is one image."""
+    """A disk that is one image, and so is each of its snapshots, which go first."""
 
-    def __init__(self, env: Environment, disk: str, channel: Channel, stack: ExitStack) -> None:
-        super().__init__(env, disk, channel, stack)
+    def __init__(
+        self, env: Environment, disk: DiskOffer, channel: Channel, stack: ExitStack
+    ) -> None:
+        super().__init__(env, disk.name, channel, stack)
+        self._shots = [shot.guid for shot in disk.shots.images]
+        self._shown = stack.enter_context(ExitStack())
         self._next: blocks.Image | None = None
         self._number = 0
 
@@ -95,14 +101,28 @@ class Copies(Images):
         self._next = self._copy()
 
     def send(self, *, still: bool, progress: Progress) -> int:
-        """Send what differs from the copy before."""
+        """Send what differs from the copy before; in the first round the snapshots before it."""
         del still
+        ahead = self._send_shots(progress)
         image = self._next or self._copy()
         self._next = None
         self._check(image)
         self._sender.send(image, self._before, progress)
         self._before = image
-        return self._sender.last
+        self._shown.close()
+        return ahead + self._sender.last
+
+    def _send_shots(self, progress: Progress) -> int:
+        """Send each as what differs from the one before."""
+        amount = 0
+        while self._shots:
+            place = self._driver.read_snapshot(self._env.home, self._shots[0], disk=self._disk)
+            image = self._shown.enter_context(blocks.opened(*self._shown.enter_context(place)))
+            self._sender.send(image, self._before, progress)
+            self._before = image
+            amount += self._sender.last
+            del self._shots[0]
+        return amount
 
     def _copy(self) -> blocks.Image:
         """Copy the image as it is at this moment.

@@ -76,6 +76,7 @@ class Capabilities(NamedTuple):
     image: bool = False  # a disk is one raw image: copy_image, image_file
     restore: bool = False  # restore_image(): a disk of content that the caller has
     streams: bool = False  # send_streams(), receive_streams()
+    shot_images: bool = False  # snapshots are images like the disk: see storage/shots.py
 
 
 class MountOptions(NamedTuple):

@@ -21,7 +21,6 @@ import dataclasses
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -32,7 +31,6 @@ from pyvz.errors import (
     Busy,
     InvalidState,
     MountError,
-    PrivateMissing,
     StorageError,
     Unsupported,
     VZError,
@@ -57,13 +55,14 @@ from pyvz.storage import (
 from pyvz.storage.base import ROOT_DISK
 from pyvz.storage.ploopcopy import TEMPLATES
 from pyvz.storage.ploopdisk import Disk
+from pyvz.storage.ploopimages import Images
 
 log = logging.getLogger(__name__)
 
 DEFAULT_SIZE: Final = 10 << 30  # DISKSPACE of the original's samples
 
 
-class Driver(base.Extras):
+class Driver(Images):
     """See `pyvz.storage.base.StorageDriver`, `Extras` and `ManyDisks`."""
 
     name = "ploop"
@@ -91,6 +90,7 @@ class Driver(base.Extras):
             moves_mounted=True,
             image=True,
             restore=True,
+            shot_images=True,
         )
 
     def release(self, place: Path) -> None:
@@ -382,31 +382,6 @@ class Driver(base.Extras):
                 in_use=any(report.in_use for report in reports),
             )
 
-    def changed(
-        self, home: Path, since: str, until: str | None = None, *, disk: str = ROOT_DISK
-    ) -> ploopcopy.Ranges:
-        """Compare where the blocks of both images lie."""
-        return ploopcopy.changed(self._disk(home, disk), since, until)
-
-    def image_changes(self, old: Path, new: Path) -> ploopcopy.Ranges:
-        """Compare where the blocks of both copies lie."""
-        return ploopcopy.image_changes(old, new)
-
-    def read_snapshot(
-        self, home: Path, guid: str, *, disk: str = ROOT_DISK
-    ) -> AbstractContextManager[tuple[Path, int, int]]:
-        """Its image has it whole."""
-        image = self._disk(home, disk).image(guid)
-        return contextlib.nullcontext((image, identity.data_offset(image), identity.size(image)))
-
-    def copy_image(self, home: Path, target: Path, *, disk: str = ROOT_DISK) -> tuple[int, int]:
-        """Reflink the top image, frozen if it is mounted."""
-        return ploopcopy.copy_out(self._disk(home, disk), target)
-
-    def image_file(self, home: Path, *, disk: str = ROOT_DISK) -> Path:
-        """Return the top image."""
-        return self._disk(home, disk).top()
-
     def restore_image(
         self, home: Path, size: int, fill: base.Fill, *, disk: str = ROOT_DISK
     ) -> None:
@@ -420,12 +395,6 @@ class Driver(base.Extras):
             raise
 
     # -- steps
-
-    def _disk(self, home: Path, disk: str) -> Disk:
-        found = Disk(home / diskname.checked(disk))
-        if not found.exists:
-            raise PrivateMissing(f"There is no container disk in {home}")
-        return found
 
     def _clone_golden(
         self, image: Path, size: int, kind: str, what: tuple[Path, Path, Progress]

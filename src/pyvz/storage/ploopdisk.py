@@ -29,7 +29,7 @@ from pyvz.errors import AlreadyMounted, Busy, MountError, StorageError, VZError
 from pyvz.image import descriptor, disk, gpt, identity
 from pyvz.image.disk import Descriptor
 from pyvz.image.file import opened as opened_file
-from pyvz.linux import file, filesystem, loopdevice, mount, run
+from pyvz.linux import file, filesystem, loopdevice, mount
 from pyvz.linux.loopdevice import Loop
 from pyvz.model.task import Progress
 from pyvz.storage import base, quotamount
@@ -292,12 +292,7 @@ def copy(source: Path, target: Path, progress: Progress) -> None:
     """
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
     try:
-        if not file.reflink(source, temporary):
-            run.run(
-                ["cp", "--sparse=always", "--", source, temporary],
-                timeout=None,
-                poll=progress.check,
-            )
+        file.copy_sparse(source, temporary, progress)
         _flush(temporary)
         temporary.rename(target)
     except BaseException:
