@@ -47,10 +47,16 @@ class Firewalld:
         """Start firewalld, and wait until its rules are there."""
         conf = self.home / "conf"
         conf.mkdir(exist_ok=True)
+        shipped = (
+            self.home / "shipped"
+        )  # without a zone of ours that script/bootstrap has put there
+        if not shipped.exists():
+            shutil.copytree("/usr/lib/firewalld", shipped, ignore=shutil.ignore_patterns("pyvz*"))
         (conf / "firewalld.conf").write_text("DefaultZone=public\n")
         self._spawn(
             "nsenter", f"--net=/run/netns/{self.world.node}", "/usr/sbin/firewalld", "--nofork",
-            "--nopid", f"--system-config={conf}", f"--log-file={self.home}/log",
+            "--nopid", f"--system-config={conf}", f"--default-config={shipped}",
+            f"--log-file={self.home}/log",
         )  # fmt: skip
         wait_for(lambda: self.cmd("--state", code=None).startswith("running"), 60)
 
@@ -66,9 +72,12 @@ class Firewalld:
         """Run firewall-cmd."""
         return run("firewall-cmd", *words, code=code, env=self.env)
 
-    def rules(self) -> str:
-        """Its table."""
-        return self.world.at(self.world.node, "nft", "list", "table", "inet", "firewalld")
+    def rules(self) -> list[str]:
+        """The lines of its table; their order is another one each time that it is reloaded."""
+        listed = self.world.at(
+            self.world.node, "nft", "list", "table", "inet", "firewalld", code=None
+        )
+        return sorted(listed.splitlines())
 
     def end(self) -> None:
         """End it and its bus."""

@@ -80,16 +80,16 @@ def _all_reached(world: NetWorld) -> None:
 def _reloaded(world: NetWorld, theirs: Firewalld) -> None:
     """What an administrator does to firewalld costs us nothing, and what we do costs nobody."""
     theirs.cmd("--zone=public", "--add-service=http")
-    theirs.cmd("--reload")  # which forgets what is not permanent, but interfaces
+    theirs.cmd("--reload")  # which forgets what is not permanent: vzd says it again
     _all_reached(world)
     theirs.cmd("--zone=public", "--add-service=http")
     world.prlctl("restart", "a")
     assert "http" in theirs.cmd("--zone=public", "--list-services")
     _all_reached(world)
-    theirs.stop()  # and with a restart also the interfaces
+    theirs.stop()
     assert "firewalld" not in world.rules()
     theirs.start()
-    wait_for(lambda: "virbr1" in theirs.rules(), 60)
+    wait_for(lambda: "virbr1" in "".join(theirs.rules()), 60)
     _all_reached(world)
     theirs.cmd("--zone=public", "--add-service=http")
     # An administrator's word counts more than ours.

@@ -10,8 +10,8 @@ from pyvz.errors import VZError
 from pyvz.linux.nftevents import Events
 from pyvz.operations import nodefirewall
 
-SETTLING = 1.0  # seconds after a change: one follows another
-SHARE = 50  # of the time that a look takes, until the next: others may have very many rules
+SETTLING = 0.2  # seconds after a change: one follows another
+SHARE = 20  # of the time that it takes to list rules, until that is done again
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +36,9 @@ async def watch(services: Services, start: asyncio.Task[None]) -> None:
     try:
         while True:
             changed.clear()
-            begun = loop.time()
             await _look(watching)
-            took = loop.time() - begun
             await changed.wait()
-            await asyncio.sleep(max(SETTLING, SHARE * took))
+            await asyncio.sleep(max(SETTLING, SHARE * watching.seconds))
     finally:
         loop.remove_reader(events.fileno())
         events.close()

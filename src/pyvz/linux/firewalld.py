@@ -1,7 +1,7 @@
 """firewalld(1): interfaces of ours in a zone, by firewall-cmd, as an administrator does it.
 
-Of what runs only: firewalld keeps its interfaces in their zones over a reload, not over a restart.
-Nothing is written into its configuration.  A name that ends in "+" is a beginning of names.
+Of what runs only, so it must be done again when firewalld is reloaded or restarted; nothing is
+written into its configuration.  A name that ends in "+" is a beginning of names.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import time
 from contextlib import suppress
 from ipaddress import ip_interface
 from pathlib import Path
@@ -84,10 +85,13 @@ class Watch:
         self._node = node
         self._told: dict[str, str] = {}
         self._vain: object = None  # the state in which firewalld has refused
+        self.seconds = 0.0  # that the rules of others took to be listed
 
     def look(self) -> None:
         """Admit, and tell."""
+        begun = time.monotonic()
         found = _barriers(self._node)
+        self.seconds = time.monotonic() - begun
         state = [(each.handle, each.devices) for each in found if each.owner == barrier.FIREWALLD]
         if state != self._vain:
             try:
