@@ -17,6 +17,7 @@ FORWARD, INPUT = "forward", "input"
 FAMILIES: Final = ("ip", "ip6", "inet")
 FIREWALLD, DOCKER, UFW = "firewalld", "Docker", "ufw"
 
+_PASSING: Final = "firewalld_policy_drop"  # a table that is there while firewalld is reloaded
 _DHCP = 67  # the port of the server
 _MARKS: Final = {
     "filter_FORWARD_ZONES": FIREWALLD,
@@ -81,6 +82,7 @@ def hooked(listing: dict[str, Any], instance: str) -> list[Table]:
             if each.get("hook") in {FORWARD, INPUT}
             and each.get("type") == "filter"
             and not each["table"].startswith(f"{instance}-")
+            and each["table"] != _PASSING
         )
     )
 

@@ -192,10 +192,9 @@ def _admit(node: Node, found: list[Barrier]) -> None:
     """Bring the zone to what it shall have; raises NotFound, NetworkError, Unsupported, Timeout."""
     zone = _zone(node)
     theirs = [each for each in found if each.owner == barrier.FIREWALLD]
-    record = node.paths.run / "firewalld.json"
     if not theirs or not zone:
-        record.unlink(missing_ok=True)
         return
+    record = node.paths.run / "firewalld.json"
     node.paths.run.mkdir(mode=0o755, parents=True, exist_ok=True)
     with flock(record.with_suffix(".lock"), timeout=_LOCK_TIMEOUT):
         wanted = {way.device for way in _ways(node) if way.ours}
