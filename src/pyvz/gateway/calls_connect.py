@@ -145,6 +145,11 @@ def node_get_free_memory(_call: Call) -> Values:
     return {"freeMem": nodexml.meminfo()["MemFree"]}
 
 
+def node_get_security_model(_call: Call) -> Values:
+    """None: neither SELinux nor AppArmor labels anything of ours."""
+    return {"model": [], "doi": []}
+
+
 def node_get_cells_free_memory(_call: Call, **_: object) -> Values:
     """The same, for the one cell that we show."""
     return {"cells": [nodexml.meminfo()["MemFree"]]}

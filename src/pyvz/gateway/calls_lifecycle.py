@@ -112,6 +112,12 @@ def domain_set_autostart(call: Call, progress: Progress, *, dom: Key, autostart:
     change(call, progress, dom, ("onboot", "on" if autostart else "off"))
 
 
+def domain_get_autostart_once(call: Call, *, dom: Key) -> Values:
+    """Never: what starts with the node does so each time."""
+    domain.find(call.office.node, dom)
+    return {"autostart": 0}
+
+
 def domain_rename(
     call: Call, progress: Progress, *, dom: Key, new_name: str | None, flags: int
 ) -> Values:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+from pyvz.linux import hugepools
 from pyvz.operations import query
 from pyvz.operations.node import Node
-from pyvz.units import KIB
+from pyvz.units import KIB, PAGE_SIZE
 from pyvz.vm import cpumodel, machinetype
 from pyvz.vm.commandline import PROGRAM
 
@@ -45,6 +46,9 @@ def capabilities(node: Node) -> str:
     SubElement(cpu, "arch").text = os.uname().machine
     count = str(os.cpu_count() or 1)
     SubElement(cpu, "topology", sockets="1", dies="1", cores=count, threads="1")
+    sizes = (PAGE_SIZE // KIB, *hugepools.sizes())
+    for size in sizes:
+        SubElement(cpu, "pages", unit="KiB", size=str(size))
     features = SubElement(host, "migration_features")
     SubElement(features, "live")
     transports = SubElement(features, "uri_transports")
@@ -52,6 +56,9 @@ def capabilities(node: Node) -> str:
     cells = SubElement(SubElement(host, "topology"), "cells", num="1")
     cell = SubElement(cells, "cell", id="0")
     SubElement(cell, "memory", unit="KiB").text = str(memory() // KIB)
+    for size in sizes:
+        whole = memory() // PAGE_SIZE if size * KIB == PAGE_SIZE else hugepools.total(size)
+        SubElement(cell, "pages", unit="KiB", size=str(size)).text = str(whole)
     cpus = SubElement(cell, "cpus", num=count)
     for number in range(int(count)):
         SubElement(

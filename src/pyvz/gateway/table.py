@@ -50,6 +50,7 @@ ROWS: Final = """\
 228 r node_get_memory_stats nparams:i cellNum:i flags:u -> params:*node_stat nparams:i
 122 r node_get_security_model -> model:*c doi:*c
 340 r node_get_free_pages pages:*u startCell:i cellCount:u flags:u -> counts:*H
+347 w node_alloc_pages pageSizes:*u pageCounts:*H startCell:i cellCount:u flags:u -> ret:i
 289 r node_get_memory_parameters nparams:i flags:u -> params:*typed_param nparams:i
 250 w node_suspend_for_duration target:u duration:H flags:u ->
 # Domain list and lookup

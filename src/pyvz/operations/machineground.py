@@ -35,6 +35,7 @@ from pyvz.operations.node import Node
 from pyvz.store.journal import Journal
 from pyvz.store.state import RunState
 from pyvz.vm import accelerator, cpumodel, hugepages
+from pyvz.vm.accelerator import Accelerator
 from pyvz.vm.monitor import Monitor
 from pyvz.vm.runtime import Launch, Process
 from pyvz.vm.spec import (
@@ -128,11 +129,16 @@ def _check_processor(env: Environment, config: Config, monitor: Monitor) -> None
         )
 
 
+def accelerator_of(node: Node) -> Accelerator:
+    """Return by what the processors of this node's machines are made."""
+    return accelerator.choose(node.paths.run, node.config().values.get(accelerator.KEY, ""))
+
+
 def _launch(
     node: Node, env: Environment, config: Config, state: State | None, opened: ExitStack
 ) -> Launch:
     """Open everything that QEMU gets and say how it is started."""
-    chosen = accelerator.choose(node.paths.run, node.config().values.get(accelerator.KEY, ""))
+    chosen = accelerator_of(node)
     cpus = os.cpu_count() or 1
     spec = from_config(env.uuid, env.name, config, cpus=cpus, accelerator=chosen.name)
     if state is not None:

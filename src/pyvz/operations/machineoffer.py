@@ -124,7 +124,7 @@ def give_new_cards(node: Node, env: Environment, conf: ConfFile) -> None:
 
 def needs(node: Node, env: Environment, *, live: bool) -> dict[str, Any]:
     """Return what the other node has to know of QEMU here."""
-    chosen = accelerator.choose(node.paths.run, node.config().values.get(accelerator.KEY, ""))
+    chosen = machineground.accelerator_of(node)
     layout: Layout | None = None
     found: dict[str, Any] = {}
     if live:
