@@ -6,6 +6,8 @@ import os
 import select
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,8 +37,21 @@ HAPPENINGS = [
     ("start web", "2 0"),
     ("pause web", "3 0"),
     ("resume web", "4 0"),
+    ("set web --description changed", "0 1"),
     ("stop web --kill", "5 1"),
     ("unregister web", "1 0"),
+]
+# The same of what has memory on disk, with the domain's name.
+SAVED = [
+    ("suspend web", "web 5 4"),
+    ("resume web", "web 2 2"),
+    ("snapshot web", ""),
+    ("stop web --kill", "web 5 1"),
+    ("snapshot-switch web -i {}", "web 2 3"),
+    ("stop web --kill", "web 5 1"),
+    ("clone web --name other", "other 0 0"),
+    ("set other --name another", "another 0 2"),
+    ("delete another", "another 1 0"),
 ]
 
 
@@ -80,27 +95,44 @@ def test_typing_into_the_console(world: World, virsh: Virsh) -> None:
     assert "running" in virsh("domstate", "web")
 
 
-def test_the_event_loop_of_python_libvirt(world: World, virsh: Virsh) -> None:
+@contextmanager
+def watcher(world: World) -> Iterator[int]:
+    """Have python-libvirt print the events of lives; yields where."""
     if subprocess.run(
         [PYTHON, "-c", "import libvirt"], check=False, capture_output=True
     ).returncode:
         pytest.skip("python3-libvirt is not installed (script/bootstrap --dev)")
     uri = Virsh(world, readonly=True).uri
-    home = world.run("prlctl", "list", "-H", "-o", "home", "web").strip()
-    watcher = subprocess.Popen([PYTHON, "-c", WATCHER, uri], stdout=subprocess.PIPE)
-    assert watcher.stdout is not None
-    descriptor = watcher.stdout.fileno()
+    process = subprocess.Popen([PYTHON, "-c", WATCHER, uri], stdout=subprocess.PIPE)
+    assert process.stdout is not None
     try:
-        read_until(descriptor, b"ready")
+        read_until(process.stdout.fileno(), b"ready")
+        yield process.stdout.fileno()
+    finally:
+        process.kill()
+        process.wait(30)
+        process.stdout.close()
+
+
+def test_the_event_loop_of_python_libvirt(world: World, virsh: Virsh) -> None:
+    home = world.run("prlctl", "list", "-H", "-o", "home", "web").strip()
+    with watcher(world) as descriptor:
         for words, event in HAPPENINGS:
             world.run("prlctl", *words.split())
             read_until(descriptor, f"web {event}\n".encode())
         world.run("prlctl", "register", home)
         read_until(descriptor, b"web 0 0\n")
-    finally:
-        watcher.kill()
-        watcher.wait(30)
-        watcher.stdout.close()
+
+
+@pytest.mark.requires("criu")
+def test_events_of_saved_memory(world: World, virsh: Virsh) -> None:
+    virsh("start", "web")
+    with watcher(world) as descriptor:
+        for words, event in SAVED:
+            name = virsh("snapshot-list", "web", "--name") if "{}" in words else ""
+            world.run("prlctl", *words.format(name).split())
+            if event:
+                read_until(descriptor, f"{event}\n".encode())
 
 
 def test_snapshots(world: World, virsh: Virsh) -> None:

@@ -102,6 +102,23 @@ def test_an_event_is_one_message(
     assert (told.number, dict(told.body)) == (number, body)
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "wanted"),
+    [
+        ("ve-resume", {}, [(4, 0)]), ("ve-resume", {"was": "suspended"}, [(2, 2)]),
+        ("ve-resume", {"was": "snapshot"}, [(2, 3)]), ("ve-stop", {"reason": "oom"}, [(5, 2)]),
+        ("ve-snapshot-switch", {}, []),
+        ("ve-snapshot-switch", {"was": "running", "is": "stopped"}, [(5, 6)]),
+        ("ve-snapshot-switch", {"was": "running", "is": "running"}, [(5, 6), (2, 3)]),
+        ("ve-snapshot-switch", {"was": "stopped", "is": "running"}, [(2, 3)]),
+    ],
+)  # fmt: skip
+def test_what_is_told_of_a_life(
+    name: str, data: dict[str, object], wanted: list[tuple[int, int]]
+) -> None:
+    assert domainevents.life(Event(0.0, name, "uuid", data)) == wanted
+
+
 def test_a_change_tells_of_devices_and_texts() -> None:
     data = {"fields": "identity.description machine.drives", "added": "hdd1", "removed": "eth0"}
     found = [each.number for each in domainevents.told(Event(0.0, event.CONFIG, "uuid", data))]

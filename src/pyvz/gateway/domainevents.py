@@ -36,7 +36,9 @@ LIFE: Final[Mapping[str, tuple[int, int]]] = {
 _MOVED: Final = {"ve-migrated": [(5, 3), (1, 0)], "ve-migrate": [(0, 0), (2, 1)]}
 _MOVED_OFF: Final = {"ve-migrated": [(1, 0)], "ve-migrate": [(0, 0)]}
 _STOPPED: Final = {"killed": (5, 1), "oom": (5, 2)}  # by the reason; (5, 0): shut down
-_RESUMED: Final = {"suspended": (2, 2)}  # by what it was; (4, 0): unpaused
+_RESUMED: Final = {"suspended": (2, 2), "snapshot": (2, 3)}  # by what it was; (4, 0): unpaused
+# A machine goes back to a snapshot: what ran has ended, what is in the snapshot's memory runs.
+_LEFT, _BACK = (5, 6), (2, 3)
 
 _DESCRIPTION: Final = 0  # kind of metadata
 _FROM_CHANNEL: Final = 2  # why an agent's state is another
@@ -78,7 +80,10 @@ def life(event: Event) -> Sequence[tuple[int, int]]:
     if event.name == "ve-stop":
         return [_STOPPED.get(str(event.data.get("reason", "")), (5, 0))]
     if event.name == "ve-resume":
-        return [_RESUMED.get(str(event.data.get("from", "")), (4, 0))]
+        return [_RESUMED.get(str(event.data.get("was", "")), (4, 0))]
+    if event.name == "ve-snapshot-switch":
+        both = ((_LEFT, "was"), (_BACK, "is"))
+        return [pair for pair, word in both if event.data.get(word) == "running"]
     if event.name in _MOVED:
         moved = _MOVED if event.data.get("state") == "running" else _MOVED_OFF
         return moved[event.name]

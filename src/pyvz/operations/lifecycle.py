@@ -162,10 +162,11 @@ def resume(node: Node, ref: str, *, progress: Progress | None = None) -> Environ
         repair(node, env)
         if require(node, env, "resume") == Status.SUSPENDED:
             _resume_locked(node, env, progress or NoProgress())
+            node.publish("ve-resume", env, was="suspended")
         else:
             dump.drop(env)  # vzctl chkpnt --dump; what runs on is no longer what was written
             node.runtime.unpause(env.uuid)
-        node.publish("ve-resume", env)
+            node.publish("ve-resume", env)
     return env
 
 
@@ -299,7 +300,7 @@ def start_locked(node: Node, env: Environment, options: StartOptions, progress: 
         raise Disabled(f"{env.name} is disabled", hint="Use --force, or set --disabled no.")
     if dump.pending(env) and not options.repair:
         _resume_locked(node, env, progress)
-        node.publish("ve-resume", env)
+        node.publish("ve-resume", env, was="suspended")
         return
     if config.identity.type == "template":
         raise InvalidState(f"{env.name} is a template", hint="Clone it, or set --template no.")

@@ -106,7 +106,7 @@ def wake(node: Node, env: Environment, progress: Progress) -> None:
     made = machinestate.layout(env)._replace(hugepages=config.machine.hugepages)
     state = State(made, lambda monitor: machinestate.put_in(env, monitor, made))
     machineground.bring_up(node, env, config, state)
-    node.publish("ve-resume", env)
+    node.publish("ve-resume", env, was="suspended")
 
 
 def suspend(node: Node, env: Environment, progress: Progress | None = None) -> Environment:

@@ -78,12 +78,16 @@ def switch(
         progress.stage(f"Switching to snapshot {item.guid}")
         progress.check()
         data = home.to_data(env) | {"guid": item.guid}
+        ran = env.uuid in node.machines.running()
         with Journal.begin(node.paths, env.uuid, SWITCH, data):
             machineshot.end(node, env)
             machineshot.apply(node, env, states, item, conf)
-        if item.state == POWERON and resume:
+        runs = item.state == POWERON and resume
+        if runs:
             machineshot.load_memory(node, env, item.guid)
-    node.publish("ve-snapshot-switch", env, guid=item.guid)
+    word = {True: Status.RUNNING, False: Status.STOPPED}
+    told = {"was": word[ran], "is": word[runs]}
+    node.publish("ve-snapshot-switch", env, guid=item.guid, **told)
     node.publish("ve-config", env, fields="")
     return item.guid
 

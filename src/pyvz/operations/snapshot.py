@@ -148,7 +148,7 @@ def switch(
         shot.switch(node, env, states, wanted)
         if resume and dump.pending(env):
             dump.resume(node, env, dump.ResumeOptions(dump.default(env)), progress)
-            node.publish("ve-resume", env)
+            node.publish("ve-resume", env, was="snapshot")
     node.publish("ve-snapshot-switch", env, guid=wanted)
     node.publish("ve-config", env, fields="")
     return wanted

@@ -77,7 +77,7 @@ def restore(
         lifecycle.repair(node, env)
         lifecycle.require(node, env, "start")
         dump.resume(node, env, options, progress or NoProgress())
-        node.publish("ve-resume", env)
+        node.publish("ve-resume", env, was="suspended")
     return env
 
 
