@@ -9,8 +9,10 @@ import pytest
 
 import places
 from pyvz.image import identity
+from pyvz.linux import filecopy
 from pyvz.linux.extents import data_ranges
 from pyvz.linux.file import copy_sparse
+from pyvz.linux.filecopy import opened
 from pyvz.model.task import NoProgress
 from pyvz.storage import ploop
 
@@ -84,3 +86,43 @@ def noted(driver: ploop.Driver, home: Path, target: Path) -> str:
     text = (target / "note").read_text()
     driver.umount(home, target)
     return text
+
+
+def test_a_clone_on_another_file_system_shares_what_they_share(tmp_path: Path) -> None:
+    driver, target = ploop.Driver(), tmp_path / "root"
+    with (
+        places.file_system("xfs", tmp_path / "one", 1 << 30) as one,
+        places.file_system("xfs", tmp_path / "two", 1 << 30) as two,
+        places.file_system("ext4", tmp_path / "three", 1 << 30) as three,
+    ):
+        (home := one / "home").mkdir()
+        driver.create(home, size=SIZE, source=None, progress=NoProgress())
+        driver.mount(home, target)
+        (target / "data").write_bytes(os.urandom(48 << 20))
+        driver.umount(home, target)
+        for guid in (GUID, OTHER):
+            note(driver, home, target, guid)
+            driver.snapshot(home, guid)
+        note(driver, home, target, "now")
+        before = taken(two)
+        for place in (two, three):
+            (new := place / "home").mkdir()
+            driver.clone(home, new, NoProgress())
+            assert driver.shots(new) == driver.shots(home)
+            assert noted(driver, new, target) == "now"
+            if place == two:  # three copies would take 144 MiB
+                assert taken(two) - before < 100 << 20
+            for guid in (GUID, OTHER):
+                old, copied = ((path / "root.hdd" / f"root.hds.{guid}") for path in (home, new))
+                with opened(old, os.O_RDONLY) as one_fd, opened(copied, os.O_RDONLY) as other_fd:
+                    ranges = list(filecopy.either(one_fd, other_fd))
+                    filecopy.compare(one_fd, other_fd, ranges, NoProgress())
+                driver.switch(new, guid)
+                assert noted(driver, new, target) == guid
+
+
+def taken(place: Path) -> int:
+    """Bytes in use of a file system."""
+    os.sync()
+    found = os.statvfs(place)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize

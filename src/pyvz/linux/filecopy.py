@@ -5,17 +5,26 @@ Offsets and lengths are bytes.  What is zeros in the source becomes, or stays, a
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator
-from typing import Final
+from pathlib import Path
+from typing import Final, NamedTuple
 
-from pyvz.errors import StorageError
-from pyvz.linux import extents
+from pyvz.errors import StorageError, Unsupported
+from pyvz.linux import extents, file
 from pyvz.linux.extents import Range
 from pyvz.model.task import Progress
 
 _PIECE: Final = 1 << 20
+
+
+class Like(NamedTuple):
+    """A file that has a copy: one like it can be copied by what differs."""
+
+    source: Path
+    target: Path
 
 
 def pieces(ranges: Iterable[Range]) -> Iterator[Range]:
@@ -40,6 +49,44 @@ def copy(source: int, target: int, ranges: Iterable[Range], progress: Progress) 
             _write(target, data, piece.start)
         done += len(data)
     return done
+
+
+def copy_like(source: Path, target: Path, like: Like, progress: Progress) -> int | None:
+    """Make the new file TARGET a copy of SOURCE that shares with the copy of a file LIKE it what
+    the two share; return how many bytes were copied, None where that cannot be.
+
+    Raises OSError (ENOSPC), StorageError (it is not equal), Cancelled: there is no TARGET then.
+    """
+    if not file.reflink(like.target, target):
+        return None
+    try:
+        with (
+            opened(like.source, os.O_RDONLY) as before,
+            opened(source, os.O_RDONLY) as old,
+            opened(target, os.O_RDWR) as new,
+        ):
+            ranges = extents.differences(before, old)
+            os.ftruncate(new, os.fstat(old).st_size)
+            copied = copy(old, new, ranges, progress)
+            flush(new)
+            compare(old, new, ranges, progress)
+            return copied
+    except Unsupported:
+        target.unlink()
+        return None
+    except BaseException:
+        target.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """Open a file that is no link for the block; a new one is for its owner alone."""
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _write(target: int, data: bytes, start: int) -> None:

@@ -98,7 +98,8 @@ class _Journey:
         staging.mkdir(mode=0o700)
         followers = [Follower(self._env.home, staging, name, self._progress) for name in names]
         self._progress.stage(f"Copying {self._env.name}")
-        _copy_rest(self._env.home, staging, {each.source for each in followers}, self._progress)
+        images = {path for each in followers for path in (each.source, *each.shots)}
+        _copy_rest(self._env.home, staging, images, self._progress)
         for follower in followers:
             follower.follow()
         self._stop()

@@ -9,7 +9,7 @@ from pyvz.errors import Unsupported
 from pyvz.image import descriptor, identity
 from pyvz.image import disk as format_
 from pyvz.image.disk import Descriptor
-from pyvz.linux import file
+from pyvz.linux import file, filecopy
 from pyvz.model.task import NoProgress, Progress
 from pyvz.storage import base, changes, ploopdisk
 from pyvz.storage.changes import Ranges
@@ -65,9 +65,12 @@ def fill_new(new: Path, size: int, fill: base.Fill) -> None:
 def copy_disk(found: Disk, new: Path, progress: Progress) -> None:
     """Copy what the descriptor names, and the records of templates."""
     value = found.descriptor()
+    like: filecopy.Like | None = None
     for image in value.images:
         progress.check()
-        ploopdisk.copy(found.path / image.file, new / image.file, progress)
+        both = filecopy.Like(found.path / image.file, new / image.file)
+        ploopdisk.copy(*both, progress, like)
+        like = both
     if (found.path / TEMPLATES).is_dir():
         file.copy_tree(found.path / TEMPLATES, new / TEMPLATES, progress)
     descriptor.save(new / descriptor.NAME, value)

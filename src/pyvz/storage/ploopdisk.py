@@ -29,7 +29,7 @@ from pyvz.errors import AlreadyMounted, Busy, MountError, StorageError, VZError
 from pyvz.image import descriptor, disk, gpt, identity
 from pyvz.image.disk import Descriptor
 from pyvz.image.file import opened as opened_file
-from pyvz.linux import file, filesystem, loopdevice, mount
+from pyvz.linux import file, filecopy, filesystem, loopdevice, mount
 from pyvz.linux.loopdevice import Loop
 from pyvz.model.task import Progress
 from pyvz.storage import base, quotamount
@@ -285,20 +285,27 @@ def umount(image: Path, target: Path) -> None:
         identity.clear_in_use(image)
 
 
-def copy(source: Path, target: Path, progress: Progress) -> None:
+def copy(source: Path, target: Path, progress: Progress, like: filecopy.Like | None = None) -> None:
     """Make the new file `target` a copy of an image, sharing blocks where the pool can.
 
-    Whole or not there; its holes stay holes.
+    On another file system with the copy of one `like` it.  Whole or not there; its holes stay.
     """
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
     try:
-        file.copy_sparse(source, temporary, progress)
+        _copy(source, temporary, progress, like)
         _flush(temporary)
         temporary.rename(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     file.fsync_directory(target.parent)
+
+
+def _copy(source: Path, target: Path, progress: Progress, like: filecopy.Like | None) -> None:
+    if file.reflink(source, target):
+        return
+    if like is None or filecopy.copy_like(source, target, like, progress) is None:
+        file.copy_sparse(source, target, progress)
 
 
 def _flush(path: Path) -> None:
