@@ -139,10 +139,12 @@ class MachineGiving(Giving):
         if not names:
             return
         self.progress.stage("Copying disks")
+        told = monitor.told
         while not (found := mirror.amount(monitor, names)).ready:
             self.progress.advance(found.done, found.total)
             self._alive()
-            time.sleep(_TELL)
+            monitor.doze(_TELL, told)
+            told = monitor.told
         self._rounds.append(found.done)
 
     def _drives(self) -> tuple[Drive, ...]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyvz.errors import AddressInUse, FileMissing, InvalidState, NodesDiffer, Unsupported
-from pyvz.linux.run import run
 from pyvz.migration.offer import HOME, MIRROR, DiskOffer, Offer
 from pyvz.model.conffile import ConfFile
 from pyvz.model.config import Config
@@ -28,7 +27,7 @@ from pyvz.operations import (
 )
 from pyvz.operations.node import Node
 from pyvz.store import checkpoints, savedstates
-from pyvz.vm import accelerator, commandline, firmware, image, tpm
+from pyvz.vm import accelerator, firmware, helptext, image, tpm
 from pyvz.vm.spec import Layout
 
 REST: Final = "rest"  # the name under which everything beside the disks travels
@@ -138,8 +137,8 @@ def needs(node: Node, env: Environment, *, live: bool) -> dict[str, Any]:
 
 
 def version() -> tuple[int, ...]:
-    """Return the version of QEMU on this node; raises Unsupported, CommandFailed."""
-    words = run([commandline.PROGRAM, "--version"], timeout=30.0).stdout
+    """Return the version of QEMU on this node; raises Unsupported."""
+    words = helptext.version()
     found = _VERSION.search(words)
     if found is None:
         raise Unsupported("The version of QEMU is not known", details=words[:200])
@@ -177,8 +176,7 @@ def _text(found: tuple[int, ...]) -> str:
 
 
 def _types() -> set[str]:
-    words = run([commandline.PROGRAM, "-machine", "help"], timeout=30.0).stdout
-    return {line.split()[0] for line in words.splitlines() if line.strip()}
+    return {line.split()[0] for line in helptext.of("-machine").splitlines() if line.strip()}
 
 
 def _accelerator(node: Node, there: str) -> None:

@@ -40,7 +40,7 @@ class Figures(NamedTuple):
 
 def take(monitor: Monitor, descriptor: int, *, post_copy: bool) -> None:
     """Have a QEMU that waits take the memory from a socket."""
-    _can(monitor, {"postcopy-ram": post_copy})
+    _can(monitor, {"events": True, "postcopy-ram": post_copy})
     monitor.give(descriptor, STREAM)
     monitor.execute("migrate-incoming", {"uri": f"fd:{STREAM}"})
 
@@ -125,6 +125,7 @@ def _await(
 ) -> None:
     last, moved = -1, time.monotonic()
     while True:
+        told = monitor.told
         answer: dict[str, Any] = monitor.execute("query-migrate")
         status = answer.get("status", "none")
         if status in wanted:
@@ -138,7 +139,7 @@ def _await(
             last, moved = done, time.monotonic()
         elif time.monotonic() - moved > _STALL:
             raise Timeout(f"QEMU moved nothing for {_STALL:g} s")
-        time.sleep(pause)
+        monitor.doze(pause, told)
 
 
 def figures(answer: dict[str, Any]) -> Figures:

@@ -122,7 +122,7 @@ def finish(monitor: Monitor, names: tuple[str, ...], poll: Callable[[], None]) -
     """
     for name in names:
         monitor.execute("block-job-cancel", {"device": _node(name)})
-    last, moved = -1, time.monotonic()
+    last, moved, told = -1, time.monotonic(), monitor.told
     while jobs := _running(monitor, names):
         poll()
         done = sum(int(job["current-progress"]) for job in jobs)
@@ -130,7 +130,8 @@ def finish(monitor: Monitor, names: tuple[str, ...], poll: Callable[[], None]) -
             last, moved = done, time.monotonic()
         elif time.monotonic() - moved > _END:
             raise Timeout("The last blocks of a disk were not taken in time")
-        time.sleep(_POLL)
+        monitor.doze(_POLL, told)
+        told = monitor.told
     for name in names:
         if why := _why(monitor, name):
             raise MonitorError(f"The copy of {name} failed at its end", details=why)

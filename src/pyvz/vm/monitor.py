@@ -80,6 +80,7 @@ class Monitor:
         self._resumed = asyncio.Event()
         self._changed = threading.Condition()
         self._seen: list[Event] = []
+        self.told = 0  # events so far
 
     @classmethod
     def begin(
@@ -146,6 +147,7 @@ class Monitor:
             self.shutdown = event
         with self._changed:
             self._seen = [*self._seen[-63:], event]
+            self.told += 1
             self._changed.notify_all()
 
     async def _await_end(self) -> None:
@@ -229,6 +231,11 @@ class Monitor:
                     raise Timeout(f"QEMU did not tell {' or '.join(sorted(names))} in time")
                 self._changed.wait(left)
 
+    def doze(self, timeout: float, since: int) -> None:
+        """Sleep, but wake when QEMU tells something, or has since it had `told` so much."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.told != since or self.ended.is_set(), timeout)
+
     def recent(self, name: str, wanted: Callable[[Event], bool]) -> Event | None:
         """Return the data of the last event NAME that was seen and is WANTED (by its data)."""
         with self._changed:
@@ -247,13 +254,14 @@ class Monitor:
         deadline = time.monotonic() + timeout
         try:
             while True:
+                told = self.told
                 jobs = {each["id"]: each for each in self.execute("query-jobs")}
                 job = jobs.get(name, {"status": "null"})
                 if job["status"] in {"concluded", "null"}:
                     break
                 if time.monotonic() > deadline:
                     raise Timeout(f"{command} was not done within {timeout:g} s")
-                time.sleep(_POLL)
+                self.doze(_POLL, told)
         finally:
             with suppress(VZError):
                 self.execute("job-dismiss", {"id": name})
