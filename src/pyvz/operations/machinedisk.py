@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pyvz.errors import AlreadyExists, BadValue, FileMissing, UsageError
+from pyvz.linux.loopdevice import SECTOR
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
@@ -145,6 +146,8 @@ def _known(env: Environment, drive: Drive) -> Drive:
             f"{path} is a {kind} image, which is not used as it is",
             hint="Make a machine of it: prlctl create NAME --vmtype vm --import PATH",
         )
+    if kind == "raw" and (found.size == 0 or found.size % SECTOR):
+        raise BadValue(f"{path} is no image of a disk: {found.size} bytes are no whole sectors")
     image.check(found, path, kind, keyed=bool(drive.keyid))
     return drive._replace(format=kind, size=max(1, found.size // KIB))
 

@@ -226,8 +226,11 @@ class _Reader:
             )
         if kind in _GONE:
             raise UsageError(f"A device of type {kind} is not supported by this version")
-        if kind not in _TYPES:
+        if kind == "net":
             return False
+        if kind not in _TYPES:
+            known = ", ".join(sorted({*_TYPES, "net"}))
+            raise UsageError(f"An incorrect value '{kind}' for --device-add: use one of {known}")
         if kind == "usb":
             self._at, self._usb_asked = "usb", True
             return True

@@ -32,7 +32,7 @@ def require(node: Node, env: Environment, verb: str) -> Status:
     if status in {Status.RUNNING, Status.PAUSED, Status.STARTING, Status.STOPPING}:
         if verb in {"pause", "exec", "stop"}:
             raise InvalidState(f"{env.name} is {status}")
-        hint = "" if verb == "start" else "Stop it first."
+        hint = "" if verb in {"start", "resume"} else "Stop it first."
         raise AlreadyRunning(f"{env.name} is {status}", hint=hint)
     if verb == "mount" and status == Status.MOUNTED:
         raise AlreadyMounted(f"{env.name} is already mounted")

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 from pyvz.errors import (
     AlreadyRunning,
     Busy,
+    NotEnoughResources,
     NotRunning,
     StartError,
     StopError,
@@ -484,5 +485,8 @@ def _start_error(launch: Launch) -> VZError:
         return Busy("An image of the virtual machine is in use by another program", details=text)
     if WRONG_KEY in text:
         return StartError("The key of an encrypted disk does not open it", details=text[-500:])
+    if "cannot set up guest memory" in text:
+        wanted = f"{launch.spec.memory} MiB of memory"
+        return NotEnoughResources(f"This node does not have the {wanted}", details=text[-500:])
     last = "\n".join(text.splitlines()[-10:])
     return StartError("QEMU did not start", details=last or "It said nothing.")
