@@ -77,6 +77,8 @@ def snapshot_switch_(args: Arguments, server: Server) -> int:
     """Go back to a snapshot."""
     subject = find(server, args.word("The ID or name"))
     wanted = args.value("id")
+    if wanted == "":  # a script's variable that is not set must not be the last snapshot
+        raise UsageError("Snapshot id is not specified.")
     if wanted is None:
         rows = _rows(server, subject.uuid)
         wanted = next((row["id"] for row in rows if row["current"]), None)

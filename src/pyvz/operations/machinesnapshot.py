@@ -70,8 +70,8 @@ def switch(
     with backuplease.lease(node, env, "snapshot-switch"):
         machine.repair(node, env)
         states = savedstates.load(env.home)
-        wanted = guid or states.current
-        if not wanted:
+        wanted = states.current if guid is None else guid
+        if not wanted and guid is None:
             raise SnapshotNotFound("No snapshot to revert to.")
         item = states.get(wanted)
         conf = machineshot.configuration(node, env, item.guid)

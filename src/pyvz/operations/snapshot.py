@@ -136,8 +136,8 @@ def switch(
     with node.lease(env, "snapshot-switch"):
         provision.repair(node, env)
         states = savedstates.load(env.home)
-        wanted = guid or states.current
-        if not wanted:
+        wanted = states.current if guid is None else guid
+        if not wanted and guid is None:
             raise SnapshotNotFound("No snapshot to revert to.")
         wanted = states.get(wanted).guid
         status = lifecycle.require(node, env, "snapshot-switch")
