@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from images import CACHE, locked
+from images import CACHE, key, locked
 from networld import LAUNCH, NetWorld, busybox_root, busybox_tar, networld
+from pyvz.template import machinetree
 
 __all__ = ["busybox_root", "busybox_tar", "networld"]
 pytestmark = [
@@ -21,6 +22,8 @@ pytestmark = [
     pytest.mark.timeout(3600),
 ]
 NAME = "debian-12-x86_64.qcow2"
+# What is in it decides under which name it is kept.
+KEPT = CACHE / f"vm-{key(Path(machinetree.__file__).read_text())}-{NAME}"
 BUILD, BOOT = 1500, 1500  # seconds; emulated, on a machine that others use
 
 
@@ -28,11 +31,10 @@ BUILD, BOOT = 1500, 1500  # seconds; emulated, on a machine that others use
 def world(networld: NetWorld) -> NetWorld:
     """A node whose golden image is kept from one run to the next."""
     with locked("vm-template"):
-        kept = CACHE / f"vm-{NAME}"
         place = networld.root / "vz/template/vm"
         place.mkdir(parents=True)
-        if kept.exists():
-            shutil.copy(kept, place / NAME)
+        if KEPT.exists():
+            shutil.copy(KEPT, place / NAME)
     return networld
 
 
@@ -67,6 +69,7 @@ def test_a_machine_from_a_template_needs_no_hand(world: NetWorld) -> None:
     assert world.pings("ct", "10.77.0.2", patience=300)
     assert world.reached("10.77.0.2")
     assert "0% packet loss" in world.prlctl("exec", "vm", "ping -c 5 -i 0.5 10.77.0.1")
+    plugged_in(world)
     # It has grown into its disk, and has keys of its own.
     size = int(world.prlctl("exec", "vm", "df --output=size -k / | tail -n 1"))
     assert size > 50 << 20
@@ -75,6 +78,25 @@ def test_a_machine_from_a_template_needs_no_hand(world: NetWorld) -> None:
     assert "root:$" in world.prlctl("exec", "vm", "grep ^root /etc/shadow")
     world.prlctl("stop", "vm")
     assert "stopped" in world.prlctl("status", "vm")
+
+
+def plugged_in(world: NetWorld) -> None:
+    """Processors and memory that are plugged in are used without a hand on it."""
+    cpus = number(world, "nproc")
+    before = number(world, "awk '/^MemTotal/ {print $2}' /proc/meminfo")
+    world.prlctl("set", "vm", "--cpus", str(cpus + 1), "--memsize", str(before // 1024 + 600))
+    deadline = time.monotonic() + 300
+    while (
+        number(world, "nproc") != cpus + 1
+        or number(world, "awk '/^MemTotal/ {print $2}' /proc/meminfo") < before + 300_000
+    ):
+        told = world.prlctl("exec", "vm", "nproc; head -3 /proc/meminfo")
+        assert time.monotonic() < deadline, told
+        time.sleep(1)
+
+
+def number(world: NetWorld, command: str) -> int:
+    return int(world.prlctl("exec", "vm", command))
 
 
 def build(world: NetWorld) -> None:
@@ -91,5 +113,6 @@ def build(world: NetWorld) -> None:
     )
     subprocess.run([sys.executable, "-c", code, root], env=env, check=True, timeout=BUILD)
     with locked("vm-template"):
-        shutil.copy(root / "vz/template/vm" / NAME, CACHE / f"vm-{NAME}.new")
-        (CACHE / f"vm-{NAME}.new").rename(CACHE / f"vm-{NAME}")
+        fresh = KEPT.with_name(f"{KEPT.name}.new")
+        shutil.copy(root / "vz/template/vm" / NAME, fresh)
+        fresh.rename(KEPT)

@@ -68,6 +68,10 @@ linux /vmlinuz root=LABEL=root ro console=tty0 console=ttyS0,115200 net.ifnames=
 initrd /initrd.img
 boot
 """
+# What is plugged in is used at once; Debian's udev leaves that to the administrator.
+_RULES = """SUBSYSTEM=="cpu", ACTION=="add", TEST=="online", ATTR{online}=="0", ATTR{online}="1"
+SUBSYSTEM=="memory", ACTION=="add", ATTR{state}=="offline", ATTR{state}="online"
+"""
 _UNITS = ("pyvz-guest.service", "systemd-networkd.service", "systemd-resolved.service")
 _MASKED = (
     "systemd-networkd-wait-online.service", "apt-daily.timer", "apt-daily-upgrade.timer",
@@ -129,6 +133,8 @@ def core_image(root: Path) -> tuple[bytes, bytes]:
 def _settings(tree: GuestRoot) -> None:
     tree.write("usr/sbin/pyvz-guest", _GUEST.replace("@NAME@", FW_CFG), mode=0o755)
     tree.write("etc/systemd/system/pyvz-guest.service", _UNIT, mode=0o644)
+    tree.mkdir("etc/udev/rules.d")
+    tree.write("etc/udev/rules.d/60-pyvz-plugged.rules", _RULES, mode=0o644)
     tree.mkdir("boot/grub")
     tree.write("boot/grub/embedded.cfg", _GRUB, mode=0o644)
     tree.write("etc/fstab", "LABEL=root / ext4 defaults,noatime 0 1\n", mode=0o644)
