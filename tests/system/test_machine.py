@@ -211,11 +211,14 @@ def test_bad_input(guest: Guest, tmp_path: Path) -> None:
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", tmp_path / "x", "1M"], check=True)
     backed = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", tmp_path / "x", "-F", "qcow2"]
     subprocess.run([*backed, tmp_path / "hostile"], check=True)
+    (tmp_path / "text").write_text("no disk\n")
     before = (home / "vm.conf").read_text()
     for words, error in (
         (("--device-add", "hdd", "--image", f"{tmp_path}/hostile"), "names another file"),
         (("--device-add", "hdd", "--image", f"{tmp_path}/none/x"), "no directory"),
         (("--device-add", "hdd", "--image", f"{tmp_path}/x", "--recreate"), "not overwritten"),
+        (("--device-add", "hdd", "--image", f"{tmp_path}/text"), "no image of a disk"),
+        (("--device-add", "nonsense"), "use one of cdrom, hdd, net"),
         (("--device-set", "hdd0", "--size", "1G"), "made smaller"),
         (("--device-del", "hdd7"), "no device"),
         (("--cpus", "many"), "--cpus"),
@@ -238,6 +241,9 @@ def test_bad_input(guest: Guest, tmp_path: Path) -> None:
     assert re.search(r"mode=auto port=59\d\d", guest.prlctl("list", "-i", "vm1"))
     assert b"geheim" not in Path(f"/proc/{guest.qemu}/cmdline").read_bytes()
     guest.prlctl("stop", "vm1", "--kill")
+    guest.prlctl("set", "vm1", "--memsize", "99999999")
+    assert "does not have the 99999999 MiB" in guest.prlctl("start", "vm1", code=255)
+    assert "not specified" in guest.prlctl("snapshot-switch", "vm1", "--id", "", code=1)
 
 
 def refused(guest: Guest, *words: str) -> str:
