@@ -88,10 +88,11 @@ def start(
 
 def begin(node: Node, env: Environment, options: Start, progress: Progress) -> None:
     """Start it; the lease is held and nothing is left to repair."""
-    if node.status(env) == Status.SUSPENDED:
+    status = require(node, env, "start")
+    if status == Status.SUSPENDED:
         wake(node, env, progress)
         return
-    if require(node, env, "start") == Status.MOUNTED:
+    if status == Status.MOUNTED:
         raise AlreadyMounted(f"{env.name} is mounted", hint=f"prlctl umount {env.name}")
     config = checked(node, env, options)
     progress.stage("Starting")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,14 +103,24 @@ class Node:
 
 
 class StatusReader:
-    """Statuses of many environments from one look at the keeper (used by lists), or `only` one."""
+    """Statuses of many environments from one look at the keeper (used by lists), or `only` one.
+
+    It is looked at when the first container is asked for: of machines the keeper knows nothing.
+    """
 
     def __init__(self, node: Node, only: str | None = None) -> None:
         self._node = node
-        self._running = node.runtime.running(only)
+        self._only = only
+        self._inits: Mapping[str, Init] | None = None
         self._machines: dict[str, Process] | None = None
         self._problems: dict[str, str] = {}
         self._mounted: frozenset[str] | None = None
+
+    @property
+    def _running(self) -> Mapping[str, Init]:
+        if self._inits is None:
+            self._inits = self._node.runtime.running(self._only)
+        return self._inits
 
     def knowing(self, env: Environment, problem: str) -> StatusReader:
         """Take note of what the registry says about one, so that it is not asked again."""
