@@ -159,6 +159,9 @@ class TestContainers:
             assert (target / "etc/hostname").read_text() == "tiny\n"
             driver.umount(moved.home, target)
             assert not env.home.exists()
+            options = clone.CloneOptions(destination="ov")
+            assert clone.clone(node, "ct1", "ct2", options=options).home.parent == overlay
+            provision.delete(node, "ct2")
             provision.delete(node, "ct1")
             storagepool.delete(node, "other")
 

@@ -39,7 +39,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
     ),
     "clone": (
         ("-n,--name", "NAME", "name of the copy (required)"),
-        ("--dst,--location", "PATH", "parent directory of the copy's private area"),
+        ("--dst,--location", "PATH|POOL", "directory or pool of the copy's private area"),
         ("-t,--template", "", "the copy becomes a template"),
         ("-s,--changesid", "", "for VMs; ignored for containers"),
         ("--linked", "", "copy nothing: share the blocks of the original"),
@@ -192,7 +192,7 @@ def clone_(args: Arguments, server: Server) -> int:
             "Environment.Clone",
             ref=subject.uuid,
             name=name,
-            dst=_destination(args),
+            dst=_place(args),
             template=template,
             linked=args.has("linked"),
         )
@@ -207,9 +207,7 @@ def move_(args: Arguments, server: Server) -> int:
     ref = args.word("The ID or name")
     subject = find(server, ref)
     kind = subject.kind
-    target = args.value("dst") or ""
-    if "/" in target:  # else it is the name of a pool
-        target = _destination(args) or ""
+    target = _place(args)
     if not target:
         raise UsageError(f"Failed to move the {kind}; the --dst option is not specified.")
     say(f"Move the {ref} {kind} to {target}...")
@@ -219,6 +217,12 @@ def move_(args: Arguments, server: Server) -> int:
         raise failed(f"move the {kind}", error) from error
     say(f"The {kind} has been successfully moved.")
     return 0
+
+
+def _place(args: Arguments) -> str | None:
+    """Return --dst: an absolute path, or the name of a pool, which has no slash in it."""
+    target = args.value("dst")
+    return _destination(args) if target is None or "/" in target else target
 
 
 def _destination(args: Arguments, *, name: str = "") -> str | None:

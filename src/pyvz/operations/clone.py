@@ -25,7 +25,7 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind, check_name
 from pyvz.model.grammar_net import NetIf
 from pyvz.model.task import NoProgress, Progress
-from pyvz.operations import home, lifecycle, machineclone, pool, provision, shot
+from pyvz.operations import home, lifecycle, machineclone, pool, provision, shot, storagepool
 from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.store import savedstates
@@ -40,7 +40,7 @@ _KEY_TYPES: Final = ("rsa", "ecdsa", "ed25519")
 
 
 class CloneOptions(NamedTuple):
-    """destination: the directory on the node in which the copy's private area is made.
+    """destination: the directory or pool in which the copy's private area is made.
 
     template: the copy is marked as a template, which cannot be started.
     linked: nothing is copied; both share what they have, or it is refused.
@@ -66,10 +66,12 @@ def clone(
     """
     progress = progress or NoProgress()
     source = node.registry.resolve(ref)
+    chosen = options.destination or None
+    destination = None if chosen is None else storagepool.directory(node, chosen)
     if source.kind == Kind.VM:
-        wanted = (options.destination, options.template, options.linked)
+        wanted = (destination, options.template, options.linked)
         return machineclone.clone(node, source, name, wanted, progress)
-    copy = _identity(node, source, name, options.destination)
+    copy = _identity(node, source, name, destination)
     with ExitStack() as held:
         held.enter_context(home.reserved(node, copy.uuid, copy.name))
         held.enter_context(node.lease(source, "clone"))
@@ -167,8 +169,8 @@ def _pair(file: Path) -> Mapping[str, bytes]:
 def _identity(node: Node, source: Environment, name: str, destination: str | None) -> Environment:
     uuid = str(uuid4())
     own = Pools(node.paths).find(source.home)
-    if destination:
-        private = f"{destination.rstrip('/')}/$VEID"
+    if destination is not None:
+        private = f"{destination}/$VEID"
     elif own is not None and not own.builtin:
         private = f"{own.path}/$VEID"  # a copy stays in the pool
     else:

@@ -6,8 +6,6 @@ renamed.  To another file system one that runs is mirrored (machinemove.py).
 
 from __future__ import annotations
 
-import os
-
 from pyvz.errors import AlreadyMounted, PrivateExists
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
@@ -44,9 +42,7 @@ def move(
     """
     progress = progress or NoProgress()
     old = node.registry.resolve(ref)
-    parent = destination.rstrip("/")
-    if "/" not in destination:
-        parent = os.fspath(storagepool.chosen(node, destination).path)
+    parent = storagepool.directory(node, destination)
     place = provision.place(node, f"{parent}/$VEID", old.uuid)
     new = old._replace(home=place)
     with backuplease.lease(node, old, "move"):

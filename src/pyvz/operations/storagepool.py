@@ -163,6 +163,16 @@ def chosen(node: Node, name: str | None) -> Pool:
     return pool
 
 
+def directory(node: Node, destination: str) -> str:
+    """Return the directory that a destination means: a word without a slash is a pool's name.
+
+    Raises NotFound, FileMissing.
+    """
+    if "/" in destination:
+        return destination.rstrip("/")
+    return os.fspath(chosen(node, destination).path)
+
+
 def volumes(node: Node, pool: Pool) -> tuple[Volume, ...]:
     """Return the homes in a pool by UUID; only their names and layout marks are read."""
     try:
