@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from test_libvirt import Virsh
+from test_libvirt_schemas import validate
 from test_machine_mount import disk
 
 from images import busybox_root, busybox_tar
@@ -278,7 +279,9 @@ def _pull(machine: Machine, server: str, part: str = "", *, mark: str = "") -> s
         checkpoint.write_text(CHECKPOINT.format(mark))
         words += ["--checkpointxml", os.fspath(checkpoint)]
     machine.virsh(*words)
-    return machine.virsh("backup-dumpxml", "vm1")
+    told = machine.virsh("backup-dumpxml", "vm1")
+    validate(machine.work / "told.xml", told, "domainbackup")
+    return told
 
 
 def _written(export: str) -> int:
@@ -301,6 +304,7 @@ def _ended(machine: Machine) -> None:
     assert not list((machine.world.root / "run/pyvz/vm-backup").iterdir())
 
 
+@pytest.mark.requires("program:virt-xml-validate", "program:xmllint")
 def test_a_client_pulls_what_changed(machine: Machine, tmp_path: Path) -> None:
     """Whole by a Unix socket, then what changed since by TCP; the disk is what was read."""
     virsh, socket, copy = machine.virsh, tmp_path / "nbd", tmp_path / "copy"

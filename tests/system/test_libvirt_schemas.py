@@ -83,7 +83,7 @@ def test_everything_is_valid(world: World, tmp_path: Path) -> None:
     assert [kind for kind, texts in found.items() if not texts] in ([], ["nodedev"])
     for kind, texts in found.items():
         for number, text in enumerate(texts):
-            _validate(tmp_path / f"{kind}{number}.xml", text, kind)
+            validate(tmp_path / f"{kind}{number}.xml", text, kind)
     changed = tmp_path / "changed.xml"
     changed.write_text(re.sub(r"<tpm.*?</tpm>", "", virsh("dumpxml", "vm1"), flags=re.DOTALL))
     virsh("define", str(changed))
@@ -98,7 +98,7 @@ def _all(virsh: Virsh, listing: str, dumping: str) -> list[str]:
     return [virsh(*dumping.split(), name) for name in virsh(*listing.split()).split()]
 
 
-def _validate(file: Path, text: str, schema: str) -> None:
+def validate(file: Path, text: str, schema: str) -> None:
     if schema == "capability":  # it does not know libvirt's own types vz and parallels
         text = text.replace('type="vz"', 'type="test"').replace('type="parallels"', 'type="test"')
     file.write_text(text)

@@ -213,8 +213,8 @@ def written_pull(found: Domain, pull: Pull) -> str:
         row.set("exportname", export.name)
         if export.bitmap:
             row.set("exportbitmap", export.bitmap)
-        SubElement(row, "driver", type="qcow2")
-        if export.scratch:
+        if export.scratch:  # libvirt's schema has no <driver> without it
+            SubElement(row, "driver", type="qcow2")
             SubElement(row, "scratch", file=export.scratch)
     return text_of(top)
 
