@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -156,3 +157,30 @@ def test_qcow2_with_several_disks_and_a_snapshot(two_nodes: TwoNodes) -> None:
     a.prlctl("start", "ct")
     assert a.inside("ct", "cat /data/file") == "kept\n"
     a.prlctl("stop", "ct", "--kill")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("victim", ["giver", "taker"])
+def test_death_while_snapshots_arrive(two_nodes: TwoNodes, victim: str) -> None:
+    """It runs on here with its snapshots, nothing is left there, and the next move succeeds."""
+    a, b = two_nodes.a, two_nodes.b
+    two_nodes.lan_networks()
+    a.create_busy("ct", "10.99.0.50", layout="ploop")
+    a.inside("ct", "dd if=/dev/urandom of=/root/data bs=1M count=200; sync")
+    ids = [taken(a, "--skip-suspend")]
+    a.inside("ct", "dd if=/dev/urandom of=/root/data bs=1M count=200; sync")
+    ids.append(taken(a, "--skip-suspend"))
+    words = ("--online", f"--ssh=-F {two_nodes.ssh_config}", "b", "ct")
+    with a.popen("vzmigrate", *words) as process:
+        wait_for(lambda: list((b.root / "vz/pool/default").glob("*/.arriving/*")))
+        os.kill((a if victim == "giver" else b).vzd(), signal.SIGKILL)
+        process.communicate(timeout=200)
+    wait_for(lambda: (a.state("ct"), b.state("ct")) == ("running", ""), 120)
+    now = a.counter("ct")
+    wait_for(lambda: a.counter("ct") > now)
+    assert shots_of(a) == ids
+    wait_for(lambda: not list((b.root / "vz/pool/default").glob("[!.]*")), 60)
+    a.vzmigrate("--online", "b", "ct")
+    assert b.state("ct") == "running"
+    assert shots_of(b) == ids
+    b.prlctl("stop", "ct", "--kill")
