@@ -157,7 +157,7 @@ def _copy_to(
         raise Failure(failure.UNSUPPORTED, f"A copy with the flags 0x{flags:x}")
     found = _machine(call, dom)
     drive = machineblock.find(found, path)
-    place, form = _destination(destxml)
+    place, form = destination_of(destxml)
     speed = 0
     for param in params:
         if param.field != "bandwidth":
@@ -174,7 +174,7 @@ def _copying(call: Call, found: Domain, copy: Copy) -> _Wanted:
     return _Wanted(found, run)
 
 
-def _destination(text: str) -> tuple[Path, str]:
+def destination_of(text: str) -> tuple[Path, str]:
     """Return where a copy goes, and its format, "" when it says none; raises Failure."""
     top = parsed(text, "description of the copy")
     known = {"disk": {"type", "device"}, "source": {"file", "index"}, "driver": {"name", "type"}}

@@ -17,7 +17,7 @@ from pyvz.gateway.failure import Failure
 from pyvz.gateway.nodexml import text_of
 from pyvz.gateway.notes import parsed
 from pyvz.operations import machineground
-from pyvz.vm import cpumodel, processors
+from pyvz.vm import processors
 from pyvz.vm.processors import Processors, canonical
 
 INCOMPATIBLE, IDENTICAL, SUPERSET = 0, 1, 2
@@ -30,7 +30,7 @@ _WHOLE: Final = frozenset({"host-passthrough", "host-model", "maximum"})
 def connect_compare_cpu(call: Call, *, xml: str, flags: int) -> Values:
     """Whether the node can give that processor, and whether it has more."""
     known = _known(call)
-    wanted = _features(parsed(xml, "description"), known)
+    wanted = features_of(parsed(xml, "description"), known)
     missing = sorted(wanted - known.node)
     if missing and flags & FAIL:
         raise Failure(failure.CPU_INCOMPATIBLE, f"This node cannot give it: {', '.join(missing)}")
@@ -52,7 +52,7 @@ def connect_baseline_cpu(call: Call, *, xmlCPUs: list[str], flags: int) -> Value
     if not xmlCPUs:
         raise Failure(failure.INVALID_ARGUMENT, "No processors are given")
     known = _known(call)
-    every = [_features(parsed(each, "description"), known) for each in xmlCPUs]
+    every = [features_of(parsed(each, "description"), known) for each in xmlCPUs]
     common = reduce(frozenset.__and__, every)
     model = processors.nearest(known.models, common)
     if model is None:
@@ -86,7 +86,7 @@ def _check(arch: str | None, virttype: str | None) -> None:
         )
 
 
-def _features(top: Element, known: Processors) -> frozenset[str]:
+def features_of(top: Element, known: Processors) -> frozenset[str]:
     """Return what a <cpu> consists of, or the one in capabilities; raises Failure (27, 67)."""
     cpu: Any = top if top.tag == "cpu" else top.find(".//cpu")
     if cpu is None:
@@ -97,7 +97,7 @@ def _features(top: Element, known: Processors) -> frozenset[str]:
     found = set(_base(cpu, known))
     for each in cpu.iter("feature"):
         name = canonical(each.get("name") or "")
-        if name not in cpumodel.features():
+        if name not in known.features:
             raise Failure(failure.UNSUPPORTED, f"The feature '{name}' is not known")
         if (each.get("policy") or "require") in _OFF:
             found.discard(name)

@@ -35,18 +35,39 @@ def domain_snapshot_create_xml(
     if flags & ~(CREATE_DISK_ONLY | CREATE_QUIESCE):
         raise Failure(failure.UNSUPPORTED, f"A snapshot with the flags 0x{flags:x}")
     env = domain.find(call.office.node, dom).env
-    top = parsed(xml_desc, "description of the snapshot")
+    wanted = wanted_of(xml_desc)
+    if flags & CREATE_DISK_ONLY:
+        wanted = wanted._replace(memory=False)
+    taken = snapshot.create(call.office.node, env.uuid, wanted, progress=progress)
+    return {"snap": _key(call, env, taken.guid)}
+
+
+def wanted_of(xml: str) -> Wanted:
+    """Return the snapshot that a description asks for; raises Failure naming what cannot be.
+
+    It is of all disks and in their images, so that a disk may be named, but not left out or given
+    a file of its own.
+    """
+    top = parsed(xml, "description of the snapshot")
+    if top.tag != "domainsnapshot":
+        raise Failure(failure.XML, f"A <{top.tag}> is no snapshot")
     for each in top:
         if each.tag not in {"name", "description", "disks", "memory"}:
             raise Failure(failure.UNSUPPORTED, f"The element <{each.tag}> of a snapshot")
+    for disk in top.iterfind("disks/*"):
+        if disk.get("snapshot") not in (None, "internal") or len(disk):
+            raise Failure(
+                failure.UNSUPPORTED,
+                "A snapshot is of all disks, in their images: none is left out or goes to a file",
+            )
     memory = top.find("memory")
-    wanted = Wanted(
+    if memory is not None and memory.get("snapshot") not in (None, "internal", "no"):
+        raise Failure(failure.UNSUPPORTED, "The memory of a snapshot does not go to a file")
+    return Wanted(
         name=top.findtext("name") or "",
         description=top.findtext("description") or "",
-        memory=not flags & CREATE_DISK_ONLY and (memory is None or memory.get("snapshot") != "no"),
+        memory=memory is None or memory.get("snapshot") != "no",
     )
-    taken = snapshot.create(call.office.node, env.uuid, wanted, progress=progress)
-    return {"snap": _key(call, env, taken.guid)}
 
 
 def domain_snapshot_get_xml_desc(call: Call, *, snap: Key, flags: int) -> Values:

@@ -39,6 +39,9 @@ _FILTERS: Final[Mapping[tuple[int, int], Callable[[PoolView], bool]]] = {
 }
 _KINDS: Final = sum(1 << bit for bit in range(6, 19))  # kinds of pools; ours are directories
 _DIRECTORIES: Final = 1 << 6
+_PARTS: Final = frozenset({
+    "name", "uuid", "capacity", "allocation", "available", "source", "target",
+})  # fmt: skip
 
 
 def connect_get_storage_pool_capabilities(_call: Call, *, flags: int) -> Values:
@@ -269,6 +272,9 @@ def _wanted(node: Node, xml: str) -> ImagePool:
         raise Failure(
             failure.UNSUPPORTED, f"A pool of type '{top.get('type')}' is not supported; dir is"
         )
+    for part in top:
+        if part.tag not in _PARTS:
+            raise Failure(failure.UNSUPPORTED, f"The element <{part.tag}> of a pool")
     wanted = (top.findtext("uuid") or "").strip()
     path = Path(os.path.normpath((top.findtext("target/path") or "").strip()))
     for each in poolview.every(node):

@@ -35,6 +35,12 @@ ZEROED: Final = 1
 ALLOCATE, DELTA, SHRINK = 1, 2, 4
 ZERO: Final = 0  # the pattern of wiping that can be had
 _MOST: Final = 1 << 53  # bytes
+_PARTS: Final = frozenset({
+    "name", "key", "capacity", "allocation", "physical", "source", "target", "backingStore",
+})  # fmt: skip
+_OF_TARGET: Final = frozenset({
+    "path", "format", "permissions", "timestamps", "compat", "features", "nocow",
+})  # fmt: skip
 
 
 class Wanted(NamedTuple):
@@ -111,7 +117,7 @@ def storage_vol_create_xml(
     """Make an empty image, qcow2 or raw."""
     _ = flags  # 1 asks for metadata of a qcow2 image ahead of their use
     state = _place(call.office.node, pool)
-    wanted = _wanted(xml)
+    wanted = wanted_of(xml)
     if not wanted.capacity:
         raise Failure(failure.XML, "The volume has no capacity")
     path = state.path / wanted.name
@@ -131,7 +137,7 @@ def storage_vol_create_xml_from(
     """Make an image with what is in another one, in the format and at least of the size asked."""
     _ = flags
     node = call.office.node
-    state, source, wanted = _place(node, pool), _idle(node, clonevol), _wanted(xml)
+    state, source, wanted = _place(node, pool), _idle(node, clonevol), wanted_of(xml)
     path = state.path / wanted.name
     if path.exists():
         raise Failure(failure.FAILED, f"storage volume '{wanted.name}' exists already")
@@ -220,9 +226,10 @@ async def storage_vol_download(call: Call, arguments: dict[str, Any]) -> None:
     call.client.streams.open(call.request, flow)
 
 
-def _wanted(xml: str) -> Wanted:
+def wanted_of(xml: str) -> Wanted:
     """Return what a description asks for; raises Failure for what cannot be made."""
     top = parsed(xml, "description of the volume")
+    _check(top)
     name = (top.findtext("name") or "").strip()
     form = top.find("target/format")
     kind = (form.get("type") if form is not None else None) or "raw"
@@ -236,6 +243,14 @@ def _wanted(xml: str) -> Wanted:
     if not all(0 <= size < _MOST for size in sizes):
         raise Failure(failure.XML, "The volume has no capacity that makes sense")
     return Wanted(name, kind, *sizes)
+
+
+def _check(top: Element) -> None:
+    """Raise Failure for what would be dropped in silence; who owns an image is ours to say."""
+    for element, known in ((top, _PARTS), (top.find("target"), _OF_TARGET)):
+        for each in element if element is not None else ():
+            if each.tag not in known:
+                raise Failure(failure.UNSUPPORTED, f"The element <{each.tag}> of a volume")
 
 
 def _place(node: Node, pool: Key) -> PoolView:

@@ -27,10 +27,14 @@ _TIMEOUT: Final = 60.0
 
 
 class Processors(NamedTuple):
-    """The features of each model by its name, and those of the best that the node can give."""
+    """The features of each model by its name, and those of the best that the node can give.
+
+    features: all that there are.
+    """
 
     models: Mapping[str, frozenset[str]]
     node: frozenset[str]
+    features: frozenset[str]
 
 
 def known(accelerator: str) -> Processors:
@@ -69,7 +73,8 @@ def _asked(program: str, _changed: int, accelerator: str) -> Processors:
     text = "".join(json.dumps(each) + "\n" for each in queries)
     told = run(argv, input=text, timeout=_TIMEOUT).stdout
     found = dict(_answers(told.splitlines(), names))
-    return Processors({name: found[name] for name in names[1:] if name in found}, found[names[0]])
+    models = {name: found[name] for name in names[1:] if name in found}
+    return Processors(models, found[names[0]], cpumodel.features() - _IGNORED)
 
 
 def _query(number: int, name: str) -> dict[str, Any]:
