@@ -11,6 +11,7 @@ from functools import reduce
 from typing import Any, Final
 from xml.etree.ElementTree import Element, SubElement
 
+from pyvz.errors import Unsupported
 from pyvz.gateway import failure
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.failure import Failure
@@ -76,7 +77,11 @@ def connect_baseline_hypervisor_cpu(
 
 
 def _known(call: Call) -> Processors:
-    return processors.known(machineground.accelerator_of(call.office.node).name)
+    """Return what QEMU knows; raises Failure (3), with which clients go on, where there is none."""
+    try:
+        return processors.known(machineground.accelerator_of(call.office.node).name)
+    except Unsupported as error:
+        raise Failure(failure.NO_SUPPORT, error.message) from error
 
 
 def _check(arch: str | None, virttype: str | None) -> None:
@@ -108,7 +113,8 @@ def features_of(top: Element, known: Processors) -> frozenset[str]:
 
 def _base(cpu: Element, known: Processors) -> frozenset[str]:
     model = (cpu.findtext("model") or "").strip()
-    if not model and cpu.get("mode") in _WHOLE:
+    # That of our capabilities names neither: it is the node's.
+    if not model and (cpu.get("mode") in _WHOLE or cpu.get("mode") is None):
         return known.node
     if not model:
         raise Failure(failure.XML, "<cpu> names no <model>")
