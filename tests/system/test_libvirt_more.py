@@ -14,6 +14,7 @@ import pytest
 from test_libvirt import Virsh
 
 from images import busybox_root, busybox_tar
+from networld import wait_for
 from realnode import World, world
 
 __all__ = ["busybox_root", "busybox_tar", "world"]
@@ -133,6 +134,15 @@ def test_events_of_saved_memory(world: World, virsh: Virsh) -> None:
             world.run("prlctl", *words.format(name).split())
             if event:
                 read_until(descriptor, f"{event}\n".encode())
+
+
+def test_a_signal_for_a_process_inside(world: World, virsh: Virsh) -> None:
+    virsh("start", "web")
+    begin = "setsid sleep 1000 >/dev/null 2>&1 & echo $!"
+    pid = world.run("prlctl", "exec", "web", begin).strip()
+    virsh("send-process-signal", "web", pid, "term")
+    wait_for(lambda: "no process" in virsh("send-process-signal", "web", pid, "nop", code=1), 30)
+    assert "running" in virsh("domstate", "web")
 
 
 def test_snapshots(world: World, virsh: Virsh) -> None:

@@ -12,12 +12,14 @@ import pytest
 from test_libvirt import Virsh
 
 from images import busybox_root, busybox_tar
+from networld import wait_for
 from realnode import World, world
 
 __all__ = ["busybox_root", "busybox_tar", "world"]
 pytestmark = pytest.mark.requires("root", "loop", "program:virsh", "criu")
 
-COUNT = "nohup sh -c 'i=0; while :; do i=$((i+1)); echo $i >/tmp/count; done' >/dev/null 2>&1 &"
+_STEP = "i=$((i+1)); echo $i >/tmp/new; mv /tmp/new /tmp/count"
+COUNT = f"setsid sh -c 'i=0; while :; do {_STEP}; done' >/dev/null 2>&1 &"
 
 
 def test_a_container_in_a_file(world: World, tmp_path: Path) -> None:
@@ -27,10 +29,12 @@ def test_a_container_in_a_file(world: World, tmp_path: Path) -> None:
     assert "not running" in virsh("save", "ct1", os.fspath(file), code=1)
     virsh("start", "ct1")
     world.run("prlctl", "exec", "ct1", COUNT)
+    wait_for(lambda: _count(world) > 100, 60)
     assert "is a container" in virsh("dump", "ct1", os.fspath(file), code=1)
     assert "no directory" in virsh("save", "ct1", os.fspath(tmp_path / "x" / "y"), code=1)
     assert "running" in virsh("domstate", "ct1")
     file.write_text("of an earlier time")
+    before = _count(world)
     virsh("save", "ct1", os.fspath(file))
     assert virsh("domstate", "ct1") == "shut off"
     assert "no managed save" in virsh("managedsave-dumpxml", "ct1", code=1).lower()
@@ -39,11 +43,19 @@ def test_a_container_in_a_file(world: World, tmp_path: Path) -> None:
     assert "<name>ct1</name>" in virsh("save-image-dumpxml", os.fspath(file))
     _refused(virsh, file, tmp_path)
     virsh("restore", os.fspath(file))
-    world.run("prlctl", "exec", "ct1", "n=$(cat /tmp/count); sleep 1; [ $(cat /tmp/count) != $n ]")
+    after = _count(world)
+    assert after >= before
+    wait_for(lambda: _count(world) > after, 60)
     assert "is running" in virsh("restore", os.fspath(file), code=1)
-    virsh("destroy", "ct1")
-    virsh("restore", os.fspath(file), "--paused")
+    virsh("save", "ct1", os.fspath(file), "--paused")
+    virsh("restore", os.fspath(file))
     assert virsh("domstate", "ct1") == "paused"
+
+
+def _count(world: World) -> int:
+    """How far the program inside has counted."""
+    seen = world.run("prlctl", "exec", "ct1", "cat /tmp/count 2>/dev/null || echo 0").strip()
+    return int(seen or 0)
 
 
 def _refused(virsh: Virsh, file: Path, work: Path) -> None:

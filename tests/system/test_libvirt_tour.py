@@ -114,6 +114,8 @@ TOUR = [
     ("suspend web", "suspended"),
     ("domstate web --reason", r"paused \(user\)"),
     ("resume web", "resumed"),
+    ("send-process-signal web 1 nop", ""),
+    ("send-process-signal web 4194303 term", "no process", 1),
     ("reboot web", "rebooted"),
     ("reset web", "reset"),
     ("autostart web", "marked as autostarted"),

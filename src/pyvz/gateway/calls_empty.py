@@ -83,3 +83,25 @@ async def domain_get_iothread_info(_call: Call, _arguments: Arguments) -> Values
 async def domain_get_disk_errors(_call: Call, _arguments: Arguments) -> Values:
     """One whose disk fails is halted, and the event says so."""
     return {"errors": [], "nerrors": 0}
+
+
+async def connect_num_of_interfaces(_call: Call, _arguments: Arguments) -> Values:
+    """What older clients ask first: there are none."""
+    return {"num": 0}
+
+
+async def connect_list_interfaces(_call: Call, _arguments: Arguments) -> Values:
+    """See above."""
+    return {"names": []}
+
+
+async def connect_list_secrets(_call: Call, _arguments: Arguments) -> Values:
+    """See above."""
+    return {"uuids": []}
+
+
+connect_num_of_defined_interfaces = connect_num_of_interfaces
+connect_num_of_secrets = connect_num_of_interfaces
+connect_num_of_nwfilters = connect_num_of_interfaces
+connect_list_defined_interfaces = connect_list_interfaces
+connect_list_nwfilters = connect_list_interfaces

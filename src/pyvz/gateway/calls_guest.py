@@ -15,7 +15,7 @@ from pyvz.gateway.connection import Call, Handler, Values
 from pyvz.gateway.domain import Domain
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.xdr import Typed
-from pyvz.operations import machineguest
+from pyvz.operations import innersignal, machineguest
 from pyvz.operations.node import Node
 
 Key = dict[str, Any]
@@ -55,6 +55,14 @@ async def domain_interface_addresses(call: Call, arguments: dict[str, Any]) -> V
         return guestview.interfaces(node, found, source)
 
     return {"ifaces": await call.office.query(look)}
+
+
+@inside
+def domain_send_process_signal(
+    node: Node, found: Domain, *, pid_value: int, signum: int, **_: object
+) -> None:
+    """Signal a process of a container, by the number that it has inside."""
+    innersignal.send(node, found.env, pid_value, signum)
 
 
 @inside

@@ -331,6 +331,10 @@ ROWS: Final = """\
 403 r connect_get_storage_pool_capabilities flags:u -> capabilities:s
 # Host interfaces
 284 r connect_list_all_interfaces need_results:i flags:u -> ifaces:*interface ret:u
+126 r connect_num_of_interfaces -> num:i
+127 r connect_list_interfaces maxnames:i -> names:*s
+137 r connect_num_of_defined_interfaces -> num:i
+138 r connect_list_defined_interfaces maxnames:i -> names:*s
 128 r interface_lookup_by_name name:s -> iface:interface
 130 r interface_get_xml_desc iface:interface flags:u -> xml:s
 # Node devices
@@ -345,6 +349,8 @@ ROWS: Final = """\
 376 e node_device_event_lifecycle callbackID:i dev:node_device event:i detail:i
 # Secrets and filters
 287 r connect_list_all_secrets need_results:i flags:u -> secrets:*secret ret:u
+139 r connect_num_of_secrets -> num:i
+140 r connect_list_secrets maxuuids:i -> uuids:*s
 141 r secret_lookup_by_uuid uuid:uuid -> secret:secret
 147 r secret_lookup_by_usage usageType:i usageID:s -> secret:secret
 142 w secret_define_xml xml:s flags:u -> secret:secret
@@ -352,6 +358,8 @@ ROWS: Final = """\
 380 r connect_secret_event_register_any eventID:i secret:?secret -> callbackID:i
 381 r connect_secret_event_deregister_any callbackID:i ->
 286 r connect_list_all_nwfilters need_results:i flags:u -> filters:*nwfilter ret:u
+178 r connect_num_of_nwfilters -> num:i
+179 r connect_list_nwfilters maxnames:i -> names:*s
 175 r nwfilter_lookup_by_name name:s -> nwfilter:nwfilter
 180 w nwfilter_define_xml xml:s -> nwfilter:nwfilter
 401 r connect_list_all_nwfilter_bindings need_results:i flags:u -> bindings:*nwfilter_binding ret:u
