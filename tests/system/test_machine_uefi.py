@@ -45,11 +45,19 @@ class Shell:
         """Wait for the prompt; a key pressed too early would lead to the menus of the firmware."""
         self.until("Shell> ")
 
+    def type(self, letter: str) -> None:
+        """Press a key and wait until it has come back: it has no room for more than a few."""
+        self.sock.sendall(letter.encode())
+        deadline, told = time.monotonic() + 10, ""
+        while letter not in told and time.monotonic() < deadline:
+            with suppress(TimeoutError):
+                told += self.sock.recv(4096).decode(errors="replace")
+        self.seen += told
+
     def run(self, words: str) -> str:
         """Run a command; what is typed comes back letter by letter, so "done" is only printed."""
-        for letter in f"{words}\recho done{len(words)}\r":  # it has no room for more than a few
-            self.sock.sendall(letter.encode())
-            time.sleep(0.02)
+        for letter in f"{words}\recho done{len(words)}\r":
+            self.type(letter)
         return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", self.until(f"done{len(words)}"))
 
 
