@@ -286,7 +286,7 @@ def test_blocks_outside_of_the_disk(
     fd = os.open(out, os.O_RDWR)
     _send(here.channel(1), record)
     with pytest.raises(ProtocolError):
-        list(blocks.receive(there.channel(1), fd, 0, 4096, 10.0))
+        list(blocks.receive(there.channel(1), fd, 0, 4096, 60.0))
     os.close(fd)
     assert out.read_bytes() == bytes(4096)
 
