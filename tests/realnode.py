@@ -77,9 +77,13 @@ def at_work(root: Path) -> bool:
 
     A client may be dead before what it asked for has begun.
     """
+    return has_tasks(root) or any((Paths(root).lib / "journal").glob("*"))
+
+
+def has_tasks(root: Path) -> bool:
+    """Whether the vzd of a node works at something, or is not there."""
     with contextlib.suppress(DaemonUnreachable), client.connect(str(root), start=False) as asked:
-        journal = Paths(root).lib / "journal"
-        return bool(asked.call("Node.Tasks").get("tasks")) or any(journal.glob("*"))
+        return bool(asked.call("Node.Tasks").get("tasks"))
     return True
 
 

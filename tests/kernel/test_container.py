@@ -140,8 +140,10 @@ def failing_spec(engine: Engine, what: str):
     if what == "bind":
         return spec._replace(binds=(Bind(Path("/nothing"), "/mnt"),)), "the mount of /nothing"
     if what == "device":
-        node = DeviceNode("/dev/nothing", "c", 1, 3)
-        return spec._replace(device_nodes=(node,)), "binding the node's /dev/nothing"
+        path = "/dev/" + "x" * 300  # longer than a name can be
+        return spec._replace(
+            device_nodes=(DeviceNode(path, "c", 1, 3),)
+        ), "binding the node's /dev/x"
     if what == "hostname":
         return spec._replace(hostname="x" * 5000), "setting the host name"
     (spec.root / "proc").rmdir()

@@ -59,7 +59,7 @@ def boot(engine: Engine, spec: ContainerSpec) -> None:
     engine.start(spec)
     for _ in range(100):
         ran = engine.run(spec.uuid, "systemctl", "is-system-running", "--wait")
-        if ran.out:
+        if ran.out not in ("", "offline\n"):
             break
         time.sleep(0.1)  # no bus yet
     failed = engine.run(spec.uuid, "systemctl", "--failed", "--no-legend", "--plain").out

@@ -80,6 +80,6 @@ class DeviceFiles:
 def _open_to_all(node: DeviceNode) -> bool:
     try:
         found = Path(node.source or node.path).stat()
-    except FileNotFoundError:
+    except OSError:
         return False
     return all(found.st_mode & bit for letter, bit in _NEEDED.items() if letter in node.access)

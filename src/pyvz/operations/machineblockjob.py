@@ -12,8 +12,10 @@ from typing import Final
 from pyvz.errors import InvalidState, VZError
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
-from pyvz.operations import home
+from pyvz.operations import backuplease, home
 from pyvz.operations.node import Node
+from pyvz.store import copies
+from pyvz.store.copies import Copying
 from pyvz.store.journal import Journal, Record
 from pyvz.vm import blockjob
 from pyvz.vm.monitor import Monitor
@@ -48,7 +50,10 @@ def _under_way(node: Node, env: Environment, disk: str) -> tuple[Monitor, str]:
 def cancel(node: Node, env: Environment, disk: str) -> None:
     """End the job on a disk: a copy that has caught up is whole; raises InvalidState."""
     monitor, name = _under_way(node, env, disk)
-    blockjob.cancel(monitor, name)
+    if blockjob.cancel(monitor, name) and name == blockjob.COPY + disk:
+        # Said here too: QEMU may be gone before whoever waits for the job has looked at it.
+        with suppress(OSError):
+            copies.save(backuplease.directory(node, env.uuid), Copying(disk))
 
 
 def set_speed(node: Node, env: Environment, disk: str, speed: int) -> None:

@@ -295,3 +295,5 @@ def _unpack(archive: tarfile.TarFile, work: Path, total: int, progress: Progress
                 done += len(data)
                 progress.advance(min(done, total), total)
         target.chmod(0o600)
+    if done != total:  # a tar that is torn between two of its blocks does not say so
+        raise ValueError(f"{done} bytes of {total} are there")

@@ -75,14 +75,18 @@ def disk_of(monitor: Monitor, disk: str) -> str | None:
     return next((name for name in (STREAM + disk, COPY + disk) if _find(monitor, name)), None)
 
 
-def cancel(monitor: Monitor, name: str) -> None:
-    """End a job; a copy that is whole stays whole.  Waits until it has; raises MonitorError."""
+def cancel(monitor: Monitor, name: str) -> bool:
+    """End a job and wait until it has ended; raises MonitorError.
+
+    Returns whether it is seen to have done what it was for: a copy that is whole stays whole.
+    """
     monitor.execute("block-job-cancel", {"device": name})
     deadline = time.monotonic() + _END
     while (job := _find(monitor, name)) is not None and job["status"] != _DONE:
         if time.monotonic() > deadline:
             raise MonitorError(f"The job {name} did not end in time")
         time.sleep(_POLL)
+    return job is not None and not job.get("error")
 
 
 def set_speed(monitor: Monitor, name: str, speed: int) -> None:
