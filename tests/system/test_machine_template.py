@@ -81,7 +81,16 @@ def test_a_machine_from_a_template_needs_no_hand(world: NetWorld) -> None:
 
 
 def plugged_in(world: NetWorld) -> None:
-    """Processors and memory that are plugged in are used without a hand on it."""
+    """What is plugged in while it runs is used without a hand on it."""
+    more = {"ls /sys/class/net | wc -l": ("net", "--type", "routed", "--ipadd", "10.77.0.3")}
+    more["ls /sys/block | wc -l"] = ("hdd", "--size", "64M")
+    for count, device in more.items():
+        there = number(world, count)
+        world.prlctl("set", "vm", "--device-add", *device)
+        deadline = time.monotonic() + 300
+        while number(world, count) != there + 1:
+            assert time.monotonic() < deadline, world.prlctl("exec", "vm", "dmesg | tail -20")
+            time.sleep(1)
     cpus = number(world, "nproc")
     before = number(world, "awk '/^MemTotal/ {print $2}' /proc/meminfo")
     world.prlctl("set", "vm", "--cpus", str(cpus + 1), "--memsize", str(before // 1024 + 600))
