@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def dispatch(argv: list[str]) -> int:
-    """Connect and carry."""
+    """Connect, hand over, wait."""
     if argv == ["--version"]:
         sys.stdout.write(f"vzmdest version {VERSION}\n")
         return 0

@@ -12,11 +12,11 @@ Failed, called off or dead: the image of a copy that was made here is removed.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from pyvz.errors import (
     AlreadyExists,
@@ -43,8 +43,6 @@ from pyvz.store import copies, savedstates
 from pyvz.store.copies import Copying
 from pyvz.vm import blockjob, image
 from pyvz.vm.monitor import Monitor
-
-_POLL: Final = 0.2
 
 
 class Copy(NamedTuple):
@@ -82,7 +80,8 @@ def copy(node: Node, ref: str, wanted: Copy, begun: Callable[[], None], progress
         begun()
         held.close()
         progress.stage(f"Copying {drive.name} of {env.name}")
-        _wait(monitor, blockjob.COPY + drive.name, progress)
+        name = blockjob.COPY + drive.name
+        machineblockjob.follow(partial(blockjob.amount, monitor, name), progress)
         copies.save(directory, Copying(drive.name))
 
 
@@ -122,7 +121,8 @@ def pull(
             blockjob.stream(monitor, disk, speed)
             begun()
             progress.stage(f"Reading {drive.base}")
-            _wait(monitor, blockjob.STREAM + disk, progress)
+            name = blockjob.STREAM + disk
+            machineblockjob.follow(partial(blockjob.amount, monitor, name), progress)
             _forget_base(node, env, disk)
 
 
@@ -166,12 +166,3 @@ def _check_copy(env: Environment, drive: Drive, wanted: Copy) -> int:
             f"{wanted.path} exists already", hint="--reuse-external writes into an image that does."
         )
     return size
-
-
-def _wait(monitor: Monitor, job: str, progress: Progress) -> None:
-    while True:
-        amount = blockjob.amount(monitor, job)
-        progress.advance(amount.done, amount.total)
-        if amount.ended:
-            return
-        time.sleep(_POLL)

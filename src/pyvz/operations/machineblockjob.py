@@ -1,29 +1,32 @@
-"""Jobs on the disks of a running machine, which machineblockcopy.py begins: how they are ended, and
-the record of one that holds the lease.
+"""Jobs on the disks of a running machine, which machineblockcopy.py begins: how they are followed
+and ended, and the record of one that holds the lease.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 from pyvz.errors import InvalidState, VZError
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
+from pyvz.model.task import Progress
 from pyvz.operations import backuplease, home
 from pyvz.operations.node import Node
 from pyvz.store import copies
 from pyvz.store.copies import Copying
 from pyvz.store.journal import Journal, Record
 from pyvz.vm import blockjob
+from pyvz.vm.blockjob import Amount
 from pyvz.vm.monitor import Monitor
 
 log = logging.getLogger(__name__)
 
 VERB: Final = "machine-blockjob"  # of the journal records that `repair` understands
-_POLL: Final = 0.2
+_POLL: Final = 0.2  # seconds between two looks
 
 
 @contextmanager
@@ -54,6 +57,16 @@ def cancel(node: Node, env: Environment, disk: str) -> None:
         # Said here too: QEMU may be gone before whoever waits for the job has looked at it.
         with suppress(OSError):
             copies.save(backuplease.directory(node, env.uuid), Copying(disk))
+
+
+def follow(look: Callable[[], Amount], progress: Progress) -> None:
+    """Wait until all is done, and tell how far it is; raises what `look` raises, Cancelled."""
+    while True:
+        amount = look()
+        progress.advance(amount.done, amount.total)
+        if amount.ended:
+            return
+        time.sleep(_POLL)
 
 
 def set_speed(node: Node, env: Environment, disk: str, speed: int) -> None:

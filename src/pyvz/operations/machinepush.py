@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -20,7 +20,7 @@ from pyvz.errors import AlreadyExists, InvalidState, NotFound, StorageError, Uns
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
 from pyvz.model.task import Progress
-from pyvz.operations import home, machinedrives
+from pyvz.operations import home, machineblockjob, machinedrives
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal, Record
 from pyvz.vm import image, push
@@ -30,7 +30,6 @@ from pyvz.vm.push import Target
 log = logging.getLogger(__name__)
 
 VERB: Final = "machine-push"  # of the journal records that `repair` understands
-_POLL: Final = 0.2
 
 
 class Copy(NamedTuple):
@@ -115,7 +114,7 @@ def run(node: Node, env: Environment, wanted: Push, progress: Progress) -> None:
         push.begin(monitor, targets, wanted.marks)
         wanted.begun()
         progress.stage(f"Copying the disks of {env.name}")
-        _wait(monitor, targets, progress)
+        machineblockjob.follow(partial(push.amount, monitor, targets), progress)
         failed.pop_all()
 
 
@@ -129,15 +128,6 @@ def _lay(monitor: Monitor, path: Path, target: Target) -> None:
         push.lay(monitor, target, descriptor)
     finally:
         os.close(descriptor)
-
-
-def _wait(monitor: Monitor, targets: tuple[Target, ...], progress: Progress) -> None:
-    while True:
-        amount = push.amount(monitor, targets)
-        progress.advance(amount.done, amount.total)
-        if amount.ended:
-            return
-        time.sleep(_POLL)
 
 
 def _remove(paths: list[str]) -> None:

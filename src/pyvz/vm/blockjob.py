@@ -24,7 +24,7 @@ _DONE: Final = "concluded"  # status of a job that waits to be taken away
 
 
 class Amount(NamedTuple):
-    """How far a job is: bytes; ended: it has done all of it."""
+    """How far a job is, or several: bytes; ended: all of it is done."""
 
     done: int
     total: int

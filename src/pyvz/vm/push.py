@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from pyvz.errors import MonitorError, VZError
 from pyvz.vm import moment
+from pyvz.vm.blockjob import Amount
 from pyvz.vm.monitor import Monitor
 
 STILL: Final = "pyvz-push"  # bitmap of what had changed at the moment
@@ -32,14 +33,6 @@ class Target(NamedTuple):
     disk: str
     format: str
     since: str = ""
-
-
-class Amount(NamedTuple):
-    """How far the copies are: bytes; ended: all of them are whole."""
-
-    done: int
-    total: int
-    ended: bool
 
 
 def lay(monitor: Monitor, target: Target, descriptor: int) -> None:
