@@ -132,7 +132,7 @@ def pair() -> Iterator[tuple[wire.Wire, wire.Wire]]:
     with ExitStack() as stack:
         ends = [each.detach() for each in (one, other)]
         yield tuple(  # type: ignore[misc]
-            stack.enter_context(wire.Wire(fd, fd, silence=2.0)) for fd in ends
+            stack.enter_context(wire.Wire(fd, fd, silence=60.0)) for fd in ends
         )
 
 

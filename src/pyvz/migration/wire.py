@@ -45,6 +45,7 @@ CHUNK: Final = 256 << 10
 WINDOW: Final = 8 << 20
 SILENCE: Final = 30.0
 _MAX_CHANNELS: Final = 1024
+_LOOK: Final = 0.5  # seconds between two looks at a connection that stands still
 _SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h
 _BUFFER: Final = 4 << 20
 _QUEUED: Final = 64  # messages that may wait to be taken
@@ -96,7 +97,6 @@ class Wire:
         self._sending = threading.Lock()
         self._messages: deque[Message] = deque()
         self._channels: dict[int, Channel] = {}
-        self._heard = time.monotonic()
         self._broken: MigrationError | None = None
         self._closed = False
         self.pace = Pace()
@@ -202,24 +202,24 @@ class Wire:
     def _exactly(self, count: int) -> bytearray:
         data = bytearray(count)
         free = memoryview(data)
+        silent = 0.0
         while free:
             try:
                 got = os.readv(self._reading, [free])
             except BlockingIOError:
-                if not _ready(self._reading, select.POLLIN, 0.5):
-                    self._quiet()
+                silent = 0.0 if _ready(self._reading, select.POLLIN) else silent + _LOOK
+                self._quiet(silent)
                 continue
             if not got:
                 raise self._ended()
-            self._heard = time.monotonic()
+            silent = 0.0
             self.received += got
             free = free[got:]
         return data
 
-    def _quiet(self) -> None:
-        if self._broken is not None:
-            raise self._broken
-        if time.monotonic() - self._heard > self.silence:
+    def _quiet(self, silent: float) -> None:
+        self.check()
+        if silent > self.silence:
             raise ConnectionBroken(f"The other node has been silent for {self.silence:g} s")
 
     def _ended(self) -> ConnectionBroken:
@@ -266,12 +266,13 @@ class Wire:
             self.check()
             left = [memoryview(part) for part in parts if len(part)]
             size = sum(map(len, left))
-            began = last = time.monotonic()
+            began, stuck = time.monotonic(), 0.0
             while left:
                 try:
                     count = os.writev(self._writing, left)
                 except BlockingIOError:
-                    self._writable(last)
+                    stuck = 0.0 if _ready(self._writing, select.POLLOUT) else stuck + _LOOK
+                    self._full(stuck)
                     continue
                 except OSError as error:
                     broken = ConnectionBroken(
@@ -280,16 +281,12 @@ class Wire:
                     self._fail(broken)
                     raise broken from error
                 self.sent += count
-                left = _after(left, count)
-                last = time.monotonic()
-            self.pace.sent(size, last - began)
+                left, stuck = _after(left, count), 0.0
+            self.pace.sent(size, time.monotonic() - began)
 
-    def _writable(self, last: float) -> None:
-        """Wait a moment for room, of which there was some LAST; raises ConnectionBroken."""
-        if _ready(self._writing, select.POLLOUT, 0.5):
-            return
+    def _full(self, stuck: float) -> None:
         self.check()
-        if time.monotonic() - last > self.silence:
+        if stuck > self.silence:
             broken = ConnectionBroken("The other node takes no more data")
             self._fail(broken)
             raise broken
@@ -481,7 +478,10 @@ def _after(parts: list[memoryview], count: int) -> list[memoryview]:
     return [parts[0][count:], *parts[1:]] if parts else []
 
 
-def _ready(fd: int, event: int, seconds: float) -> bool:
+def _ready(fd: int, event: int) -> bool:
+    """Wait _LOOK seconds at most.  Silence is counted in these, not by the clock: a node that stood
+    still itself (a machine that was paused, a processor taken away) accuses no other.
+    """
     poller = select.poll()
     poller.register(fd, event)
-    return bool(poller.poll(seconds * 1000))
+    return bool(poller.poll(_LOOK * 1000))
