@@ -57,7 +57,7 @@ def test_death_in_a_backup(node: Node, driver: str) -> None:
             step, lambda: backup.create(node, "ct1", Request()), node.paths.root
         )
         leftovers.repair_all(node)
-        assert not (node.paths.run / "backup" / env.uuid).exists()
+        assert not (node.paths.aside / f"{env.uuid}.backup").exists()
         step += 9
     assert step > 20
     backup.create(node, "ct1", Request())

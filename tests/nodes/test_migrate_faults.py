@@ -252,6 +252,6 @@ def _leftovers(side: Side) -> list[str]:
     private = side.root / "vz/private"
     found = [path.name for path in private.glob(".*")] if private.is_dir() else []
     found += [os.fspath(path) for path in (side.root / "run/pyvz/images").glob("*")]
-    found += [os.fspath(path) for path in (side.root / "run/pyvz/migrate").glob("*")]
+    found += [os.fspath(path) for path in (side.root / "vz/root/.aside").glob("*")]
     found += [os.fspath(path) for path in private.glob("*/.migrate*")]
     return found + _journals(side)

@@ -115,7 +115,7 @@ def _undo(node: Node, env: Environment, *, shared: bool, live: bool) -> None:
 
 def place_of(node: Node, uuid: str) -> Path:
     """Return where the tree of a disk is mounted while it is filled."""
-    return node.paths.run / "migrate" / uuid
+    return node.paths.aside / f"{uuid}.in"
 
 
 def commit(

@@ -280,7 +280,7 @@ def _shown(node: Node, env: Environment) -> Iterator[Path]:
 
 
 def _place(node: Node, uuid: str) -> Path:
-    return node.paths.run / "backup" / uuid
+    return node.paths.aside / f"{uuid}.backup"
 
 
 def _take_away(place: Path) -> None:

@@ -47,7 +47,7 @@ def begin(node: Node, env: Environment, data: dict[str, object]) -> Journal:
 
 def shown_at(node: Node, env: Environment) -> Path:
     """Return where the root of one that is not mounted is mounted to be read."""
-    return node.paths.run / "migrate" / f"{env.uuid}.out"
+    return node.paths.aside / f"{env.uuid}.out"
 
 
 def tidy(node: Node, env: Environment) -> None:

@@ -169,8 +169,7 @@ def _verify(node: Node, old: Environment, staging: Path, progress: Progress) -> 
 
 def _views(node: Node, env: Environment) -> tuple[Path, Path]:
     """Return where the disk and its copy are mounted to be compared."""
-    top = node.paths.run / "comparing"
-    return top / f"{env.uuid}.old", top / f"{env.uuid}.new"
+    return node.paths.aside / f"{env.uuid}.old", node.paths.aside / f"{env.uuid}.new"
 
 
 def _unverify(node: Node, env: Environment) -> None:

@@ -56,6 +56,14 @@ class Paths(NamedTuple):
         return self.vz / "root"
 
     @property
+    def aside(self) -> Path:
+        """Parent of mounts that are there for a while, to look at a disk or to fill it.
+
+        Below `ve_root`, whose mounts are shared: what is unmounted goes away in copies, too.
+        """
+        return self.ve_root / ".aside"
+
+    @property
     def template(self) -> Path:
         """EZ templates and their caches."""
         return self.vz / "template"
