@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from pyvz.errors import MigrationError, NoSpace
-from pyvz.linux import run
+from pyvz.linux import file, run
 from pyvz.linux.archive import TAR_OPTIONS
 from pyvz.migration import stream
 from pyvz.migration.stream import DATA, END, ROUND, UNITS
@@ -35,12 +35,15 @@ _CHANGED: Final = 1  # exit status of tar: a file changed, or went, while it was
 
 
 class Sender:
-    """Sends one tree; a context manager."""
+    """Sends one tree; a context manager.
 
-    def __init__(self, channel: Channel) -> None:
+    state: a directory that is made for tar's list, and gone at the end.
+    """
+
+    def __init__(self, channel: Channel, state: Path) -> None:
         self._channel = channel
+        self._state = state
         self._poll: Callable[[], None] | None = None
-        self._state = tempfile.TemporaryDirectory(prefix="pyvz-migrate-")
         self._armed = contextlib.ExitStack()
         self._waiting: tuple[run.Process, IO[bytes]] | None = None
         self.rounds = 0
@@ -48,11 +51,13 @@ class Sender:
         self.last = 0
 
     def __enter__(self) -> Sender:
+        file.remove_tree(self._state)
+        self._state.mkdir(mode=0o700, parents=True)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._armed.close()
-        self._state.cleanup()
+        file.remove_tree(self._state)
 
     def arm(self, root: Path, names: tuple[str, ...] = (".",)) -> None:
         """Start the program of the next round, unless it waits; it reads nothing before `send`."""
@@ -64,7 +69,7 @@ class Sender:
             *("--warning=no-file-changed", "--warning=no-file-removed", "--directory=/tree"),
             *("--", *names),
         ]
-        spawned = _spawned(root, Path(self._state.name), argv, gate=True)
+        spawned = _spawned(root, self._state, argv, gate=True)
         self._waiting = self._armed.enter_context(spawned)
 
     def send(
@@ -113,7 +118,7 @@ class Sender:
 
     def _earlier(self) -> None:
         """Let the next round begin a little before this one did (GNU tar manual, D.2)."""
-        path = Path(self._state.name) / _SEEN
+        path = self._state / _SEEN
         version, _, rest = path.read_bytes().partition(b"\n")
         seconds, _, rest = rest.partition(b"\0")
         start = str(int(seconds) - _MARGIN).encode()

@@ -50,8 +50,14 @@ def shown_at(node: Node, env: Environment) -> Path:
     return node.paths.aside / f"{env.uuid}.out"
 
 
+def seen_at(node: Node, env: Environment) -> Path:
+    """Return where it is noted which files of each tree were sent."""
+    return node.paths.run / "migrate" / f"{env.uuid}.seen"
+
+
 def tidy(node: Node, env: Environment) -> None:
     """Take away what only the migration needs.  Idempotent."""
+    file.remove_tree(seen_at(node, env))
     place = shown_at(node, env)
     if mount.is_mount_point(place):
         storage.find(env.home).umount(env.home, place)

@@ -15,6 +15,7 @@ from typing import Final
 
 from pyvz.errors import InvalidState, PrivateMissing, Unsupported
 from pyvz.linux import file, mount
+from pyvz.migration import tree
 from pyvz.migration.dial import Peer
 from pyvz.migration.offer import HOME, IMAGE, STREAM, TREE, DiskOffer
 from pyvz.model.environment import Environment, Kind
@@ -48,14 +49,18 @@ class Outgoing:
         disk, channel, stack = self.disk, self.channel, self._stack
         if disk.form == HOME:
             names = _names(env, disk)
-            return Files(disk, channel, stack, lambda: nullcontext(env.home), names)
+            return Files(disk, self._tree(node, env), lambda: nullcontext(env.home), names)
         if disk.form == STREAM:
             return Streams(env, disk.size, channel, stack)
         if disk.form != IMAGE:
-            return Files(disk, channel, stack, lambda: _shown(node, env))
+            return Files(disk, self._tree(node, env), lambda: _shown(node, env))
         if storage.find(env.home).capabilities(env.home).image:
             return Copies(env, disk, channel, stack)
         return Shots(env, disk.name, channel, stack)
+
+    def _tree(self, node: Node, env: Environment) -> tree.Sender:
+        state = departure.seen_at(node, env) / self.disk.name
+        return self._stack.enter_context(tree.Sender(self.channel, state))
 
     def __enter__(self) -> Outgoing:
         return self

@@ -235,13 +235,11 @@ class Files:
     def __init__(
         self,
         disk: DiskOffer,
-        channel: Channel,
-        stack: ExitStack,
+        sender: tree.Sender,
         shown: Callable[[], AbstractContextManager[Path]],
         names: tuple[str, ...] = (".",),
     ) -> None:
-        self._offer, self._shown, self._names = disk, shown, names
-        self._sender = stack.enter_context(tree.Sender(channel))
+        self._offer, self._sender, self._shown, self._names = disk, sender, shown, names
 
     def size(self) -> int | None:
         """Return the limit of the disk."""
