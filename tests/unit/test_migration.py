@@ -24,6 +24,7 @@ from pyvz.errors import (
 )
 from pyvz.migration import address, blocks, decision, iterate, messages, offer, wire
 from pyvz.migration.address import Address
+from pyvz.migration.dial import Peer
 from pyvz.migration.pace import Pace
 from pyvz.model.task import NoProgress
 from pyvz.store.paths import Paths
@@ -150,6 +151,27 @@ def test_messages_and_data_pass(pair: tuple[wire.Wire, wire.Wire]) -> None:
     sender.join()
     assert bytes(found) == data
     assert here.sent < 12 << 20  # the zeros shrink, the noise does not
+
+
+def test_the_answer_to_a_question_that_nobody_waits_for_is_none_to_the_next(
+    pair: tuple[wire.Wire, wire.Wire],
+) -> None:
+    """Above all `outcome` after a `commit` whose answer came too late."""
+    here, there = pair
+    peer = Peer(here, Address("n"), {"host": "n", "node": "x"})
+    with pytest.raises(Timeout):
+        peer.call("commit", start=True, timeout=0.1)
+    peer.ask("restore")
+    for late in (messages.make("done", result={"started": True}), messages.failed(Locked("busy"))):
+        there.send(late)
+    there.send(messages.make("done", result={"outcome": "taken"}))
+    assert peer.call("outcome", id=IDENT, timeout=60.0) == {"outcome": "taken"}
+    there.send(messages.failed(Locked("busy")))
+    with pytest.raises(Locked, match="n: busy"):
+        peer.call("abort", timeout=60.0)
+    assert [there.receive(60.0)["is"] for _ in range(4)] == [
+        *("commit", "restore", "outcome", "abort"),
+    ]
 
 
 def _send(channel: wire.Channel, data: bytes) -> None:

@@ -12,7 +12,7 @@ import sys
 
 from pyvz.cli.client import connect
 from pyvz.cli.signals import signal
-from pyvz.errors import Cancelled, VZError
+from pyvz.errors import Cancelled, InDoubt, VZError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -123,8 +123,8 @@ class _CancelOnSignal:
             signal.signal(number, handler)
 
     def reworded(self, error: VZError) -> VZError:
-        """Return ERROR, as Cancelled when the user asked for it."""
-        if self._asked and not isinstance(error, Cancelled):
+        """Return ERROR, as Cancelled when the user asked for it (and it is not in doubt)."""
+        if self._asked and not isinstance(error, (Cancelled, InDoubt)):
             return Cancelled("Cancelled", details=error.message)
         return error
 

@@ -9,7 +9,7 @@ from pyvz.cli import arguments
 from pyvz.cli.exitcodes import exit_code
 from pyvz.cli.program import run, tell
 from pyvz.cli.server import Server
-from pyvz.errors import PermissionDenied, UsageError, VZError
+from pyvz.errors import Cancelled, PermissionDenied, UsageError, VZError
 from pyvz.version import VERSION
 
 TYPE_CHECKING = False
@@ -111,7 +111,9 @@ def _settle(args: Arguments, server: Server) -> int:
 
 
 def _all(args: Arguments, server: Server, target: str, names: list[str]) -> int:
-    """Move every container, also after one that fails; return the last failure's code."""
+    """Move every container, also after one that fails, but none after one that was called off;
+    return the last failure's code.
+    """
     code = 0
     for each in names:
         ref, new_id, private = _parts(each)
@@ -120,6 +122,8 @@ def _all(args: Arguments, server: Server, target: str, names: list[str]) -> int:
         except VZError as error:
             tell(error, f"Failed to migrate {ref}: ")
             code = exit_code("vzmigrate", error)
+            if isinstance(error, Cancelled):
+                break
     return code
 
 

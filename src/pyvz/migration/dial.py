@@ -36,6 +36,7 @@ class Peer:
         self.host = str(hello["host"])
         self.node = str(hello["node"])
         self._channels = 0
+        self._asked = 0  # questions whose answers have not come
 
     def call(
         self,
@@ -49,25 +50,37 @@ class Peer:
 
         Raises the error that it answers with, ConnectionBroken, Timeout, Cancelled.
         """
-        self.wire.send(messages.make(kind, **fields))
+        self.ask(kind, **fields)
         return self.answer(timeout=timeout, progress=progress)
+
+    def ask(self, kind: str, **fields: Any) -> None:  # noqa: ANN401
+        """Ask the other node for something, and do not wait; raises ConnectionBroken."""
+        self.wire.send(messages.make(kind, **fields))
+        self._asked += 1
 
     def answer(
         self, *, timeout: float = CALL_TIMEOUT, progress: Progress | None = None
     ) -> dict[str, Any]:
-        """Wait for the answer of what was asked."""
+        """Wait for the answer to what was asked last.
+
+        Answers come in the order of the questions: those to earlier ones, for which nobody has
+        waited to the end (Timeout, Cancelled), are passed over.  Raises as `call`.
+        """
         progress = progress or NoProgress()
         while True:
             message = self.wire.receive(timeout, poll=progress.check)
             if message["is"] == "progress":
                 progress.stage(f"{self.host}: {message['stage']}")
-            elif message["is"] == "failed":
-                raise messages.error_of(message, self.host)
-            elif message["is"] == "done":
-                result: dict[str, Any] = message["result"]
-                return result
-            else:
+                continue
+            if message["is"] not in {"done", "failed"}:
                 raise ProtocolError(f"{self.host} answered with '{message['is']}'")
+            self._asked -= 1
+            if self._asked > 0:
+                continue
+            if message["is"] == "failed":
+                raise messages.error_of(message, self.host)
+            result: dict[str, Any] = message["result"]
+            return result
 
     def new_channel(self) -> wire.Channel:
         """Return a channel that was not used before."""

@@ -17,7 +17,7 @@ from pyvz.container.fifos import Fifos
 from pyvz.container.frame import NAME as FRAME
 from pyvz.container.growing import Growing
 from pyvz.errors import NotNow
-from pyvz.migration import files, messages
+from pyvz.migration import files
 from pyvz.migration.dial import Peer
 from pyvz.migration.wire import Channel
 from pyvz.model.environment import Environment
@@ -114,7 +114,7 @@ class Standstill:
     def restore(self, meanwhile: Callable[[], None]) -> None:
         """Have everything restored there; nothing of it runs yet."""
         self._progress.stage("Restoring")
-        self._peer.wire.send(messages.make("restore"))
+        self._peer.ask("restore")
         meanwhile()
         self._peer.answer(progress=self._progress)
 
