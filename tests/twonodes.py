@@ -126,6 +126,18 @@ class Side:
     def inside(self, name: str, *argv: str, code: int | None = 0) -> str:
         return self.prlctl("exec", name, *argv, code=code)
 
+    def journals(self) -> list[str]:
+        """What is half done here: the ends of the records."""
+        return [path.read_text()[-300:] for path in (self.root / "var/lib/pyvz/journal").glob("*")]
+
+    def leftovers(self) -> list[str]:
+        """What a migration leaves behind that was not cleaned up (yet)."""
+        private, run = self.root / "vz/private", self.root / "run/pyvz"
+        found = [*private.glob(".*"), *private.glob("*/.migrate*")]
+        found += [*(run / "images").glob("*"), *(run / "migrate").glob("*")]
+        found += (self.root / "vz/root/.aside").glob("*")
+        return [*map(os.fspath, found), *self.journals()]
+
     def vzd(self) -> int:
         return int((self.root / "run/pyvz/vzd.lock").read_text())
 

@@ -176,7 +176,7 @@ def strike(here: Side, there: Side, name: str, stage: str) -> tuple[Side, Side]:
     wait_for(lambda: now.counter(NAME) > after, 60)
     for side in (here, there):
         deadline = time.monotonic() + 60.0
-        while found := _leftovers(side):
+        while found := side.leftovers():
             assert time.monotonic() < deadline, f"left behind at {side.name}: {found}"
             time.sleep(0.1)
     where = "moved" if now is there else "stayed"
@@ -235,23 +235,10 @@ def _settled(here: Side, there: Side) -> tuple[Side, Side]:
         quiet = not (at_work(here.root) or at_work(there.root))  # and of then is what is seen next
         if not quiet:
             time.sleep(0.3)
-    raise AssertionError(f"not settled: {states}, {_journals(here)}, {_journals(there)}")
+    raise AssertionError(f"not settled: {states}, {here.journals()}, {there.journals()}")
 
 
 def _state(side: Side) -> str:
     with contextlib.suppress(AssertionError):  # vzd has just been killed
         return side.state(NAME)
     return side.state(NAME)
-
-
-def _journals(side: Side) -> list[str]:
-    return [path.read_text()[-300:] for path in (side.root / "var/lib/pyvz/journal").glob("*")]
-
-
-def _leftovers(side: Side) -> list[str]:
-    private = side.root / "vz/private"
-    found = [path.name for path in private.glob(".*")] if private.is_dir() else []
-    found += [os.fspath(path) for path in (side.root / "run/pyvz/images").glob("*")]
-    found += [os.fspath(path) for path in (side.root / "vz/root/.aside").glob("*")]
-    found += [os.fspath(path) for path in private.glob("*/.migrate*")]
-    return found + _journals(side)
