@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -201,7 +202,9 @@ def main() -> None:
         work = Path(name)
         work.chmod(0o755)
         (work / "none").touch()  # in the place of a template, which no machine needs
-        mine = ours(work / "pbm", iso, work / "none", given, work / "disk.qcow2")
+        mine = ours(
+            work / f"m{secrets.token_hex(3)}", iso, work / "none", given, work / "disk.qcow2"
+        )
         peer = Moves()
         for _ in range(given.runs):
             plain(work, work / "disk.qcow2", iso, peer)

@@ -132,6 +132,14 @@ def test_nothing_below_an_image_is_left_to_the_image() -> None:
                 assert "backing" in node
 
 
+def test_a_ploop_disk_begins_behind_its_table() -> None:
+    drive = DriveSpec("hdd1", "scsi", 2, "raw", "/dev/fdset/20", offset=4 << 20)
+    file, disk = commandline.blockdevs(drive)
+    assert (disk["driver"], disk["offset"], disk["discard"]) == ("raw", 4 << 20, "unmap")
+    assert "offset" not in file
+    assert "offset" not in commandline.blockdevs(drive._replace(offset=0))[1]
+
+
 def test_what_is_plugged_in_is_what_would_have_been_there() -> None:
     """A device has its place from its name and position alone."""
     one = commandline.drive_device(DriveSpec("hdd3", "virtio", 2, file="x"), "q35")

@@ -24,10 +24,11 @@ from pyvz.model.environment import Environment, Kind
 from pyvz.model.grammar_machine import Drive
 from pyvz.model.grammar_processor import Features
 from pyvz.model.task import Progress
-from pyvz.operations import configure, machinecreate, provision
+from pyvz.operations import configure, machinecreate, machinedrives, provision
 from pyvz.operations.configure import SetRequest
 from pyvz.operations.node import Node
 from pyvz.operations.provision import CreateRequest
+from pyvz.storage import bundle
 from pyvz.vm import image
 from pyvz.vm.spec import boot_places
 
@@ -154,7 +155,10 @@ def _check(machine: Machine) -> None:
 def _check_image(disk: Disk) -> None:
     if disk.source:
         path = Path(disk.source)
-        image.check(image.look(path), path, "raw" if disk.cdrom else disk.format)
+        if disk.format == machinedrives.BUNDLE:
+            bundle.find(path)
+        else:
+            image.check(image.look(path), path, "raw" if disk.cdrom else disk.format)
 
 
 def _drive(present: Domain, element: Element) -> Drive:

@@ -362,6 +362,12 @@ class CgroupsV1:
         return found
 
 
+_PLACES = {
+    "cpus": ("processors", "/sys/devices/system/cpu/online"),
+    "mems": ("NUMA nodes", "/sys/devices/system/node/has_memory"),
+}
+
+
 def refused(name: str, write: plan.Write, error: OSError) -> Exception:
     """Return the error that says why the kernel did not take a limit."""
     if error.errno in (errno.ENOENT, errno.ENODEV) and not os.path.exists(
@@ -374,7 +380,10 @@ def refused(name: str, write: plan.Write, error: OSError) -> Exception:
             hint="Stop processes inside, or choose a higher limit.",
         )
     if error.errno in (errno.EINVAL, errno.ERANGE, errno.EACCES, errno.ENOSPC):
-        return BadValue(f"{write.field}: the kernel does not take '{write.text}'")
+        refusal = f"{write.field}: the kernel does not take '{write.text}'"
+        what, path = _PLACES.get(write.field, ("", ""))
+        there = (cgroupfs.read(path) or "").strip() if path else ""
+        return BadValue(refusal, hint=f"This node has the {what} {there}." if there else "")
     return SetError(f"{write.field} could not be set for {name}: {os.strerror(error.errno or 0)}")
 
 

@@ -24,7 +24,7 @@ _SERIAL_NUMBER = re.compile(r"[A-Za-z0-9_.+ -]{1,20}")  # virtio-blk has room fo
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _MAX_KIB = 2**43
 
-FORMATS = ("qcow2", "raw")
+FORMATS = ("qcow2", "raw", "ploop")
 INTERFACES = {"ide": 4, "scsi": 7, "virtio": 8, "sata": 6}  # and how many positions each has
 SERIAL_MODES = ("server", "client")
 
@@ -32,7 +32,8 @@ SERIAL_MODES = ("server", "client")
 class Drive(NamedTuple):
     """A disk (hdd0, ...) or a CD drive (cdrom0, ...); texts are "" where nothing is said.
 
-    size: KiB, as the guest sees it; 0: what the image has.  format: of the image.
+    size: KiB, as the guest sees it; 0: what the image has.
+    format: of the image; ploop: it is a directory with a DiskDescriptor.xml.
     keyid: the key of the node's store that opens an encrypted image.
     device: a disk or drive of the node instead of an image.  base: of a linked clone: the image
     that this one was made from, which is never written.

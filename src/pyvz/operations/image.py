@@ -34,10 +34,10 @@ from pyvz.image.header import CLUSTER
 from pyvz.image.report import Report
 from pyvz.linux import filesystem, loopdevice
 from pyvz.linux.file import flock, fsync_directory
-from pyvz.model.environment import Environment
+from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
 from pyvz.model.task import Progress
-from pyvz.operations import imagedevice
+from pyvz.operations import imagedevice, machinehdd
 from pyvz.operations.imagedevice import Part
 from pyvz.operations.node import Node
 from pyvz.storage import qcow2adopt
@@ -78,9 +78,9 @@ def held(node: Node, path: str, action: str, *, online: bool = False) -> Iterato
     """
     with lock(node, load(path).directory, action):
         disk = load(path)
-        if not online:
-            for image in disk.descriptor.images:
-                imagedevice.check_free(disk.directory / image.file)
+        check = imagedevice.check_unlocked if online else imagedevice.check_free
+        for image in disk.descriptor.images:
+            check(disk.directory / image.file)
         yield disk
 
 
@@ -98,9 +98,9 @@ def lock(node: Node, directory: Path, action: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def leased(node: Node, directory: Path, action: str, *, stopped: bool = False) -> Iterator[None]:
-    """Hold the lease of the container that a disk belongs to, if it belongs to one.
+    """Hold the lease of the container or virtual machine that a disk belongs to, if there is one.
 
-    stopped: the container must not run.  Raises Locked, InvalidState.
+    stopped: the container must not run; a machine never may.  Raises Locked, InvalidState.
     """
     env = owner(node, directory)
     qcow2adopt.refuse_below(directory)
@@ -108,6 +108,7 @@ def leased(node: Node, directory: Path, action: str, *, stopped: bool = False) -
         yield
         return
     with node.lease(env, action):
+        stopped = stopped or env.kind == Kind.VM
         if stopped and node.status(env) not in {Status.STOPPED, Status.INVALID, Status.MOUNTED}:
             raise InvalidState(
                 f"The disk belongs to {env.name}, which runs",
@@ -117,12 +118,12 @@ def leased(node: Node, directory: Path, action: str, *, stopped: bool = False) -
 
 
 def owner(node: Node, directory: Path) -> Environment | None:
-    """Return the container in whose home a directory lies."""
+    """Return the container in whose home a directory lies, or the machine whose disk it is."""
     real = directory.resolve()
     for env in node.registry.environments():
         if real.is_relative_to(env.home.resolve()):
             return env
-    return None
+    return machinehdd.owner(node, real)
 
 
 # Making
@@ -427,6 +428,9 @@ def resize(
     Raises NoSpace, Unsupported, Busy, StorageError.
     """
     size = -(-size // CLUSTER) * CLUSTER
+    if machine := machinehdd.bundle_at(node, path):
+        machinehdd.resize(node, machine, size)
+        return size
     with held(node, path, "resize", online=True) as disk:
         if disk.descriptor.mode == RAW or not identity.is_identity(disk.image()):
             imagedevice.check_free(disk.image())

@@ -16,7 +16,7 @@ from pyvz.errors import Busy, StorageError, Unsupported
 from pyvz.image import gpt, identity
 from pyvz.image.disk import RAW, Descriptor
 from pyvz.image.file import opened
-from pyvz.linux import filesystem, loopdevice
+from pyvz.linux import filesystem, imagelock, loopdevice
 from pyvz.linux.loopdevice import Loop
 from pyvz.linux.mount import mounts
 from pyvz.storage import ploopdisk
@@ -88,10 +88,17 @@ def places(path: Path) -> list[Place]:
 
 
 def check_free(path: Path) -> None:
-    """Raise Busy when the image is attached."""
+    """Raise Busy when the image is attached, or a virtual machine has it."""
+    check_unlocked(path)
     for loop, targets in places(path):
         where = f" and mounted at {', '.join(targets)}" if targets else ""
         raise Busy(f"{path} is in use: it is attached as {loop.device}{where}")
+
+
+def check_unlocked(path: Path) -> None:
+    """Raise Busy when a QEMU has the image open."""
+    if imagelock.held(path):
+        raise Busy(f"{path} is in use: a virtual machine has it")
 
 
 @contextlib.contextmanager

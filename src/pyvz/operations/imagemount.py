@@ -26,7 +26,8 @@ from pyvz.image import identity
 from pyvz.image.delta import stack
 from pyvz.image.disk import NAME, RAW, TEMPORARY, Shot, normal_guid
 from pyvz.linux import filesystem, loopdevice, mount, mountwords, syscall
-from pyvz.operations import imagedevice
+from pyvz.model.task import NoProgress
+from pyvz.operations import imagedevice, machinehdd
 from pyvz.operations.image import Disk, held, leased, load, owner
 from pyvz.operations.node import Node
 from pyvz.storage import ploopdisk, qcow2adopt
@@ -252,6 +253,8 @@ def usage(node: Node, path: str) -> DiskUsage:
 
 def discard(node: Node, path: str) -> int:
     """Give the free space of a disk's file system back to the node; return the bytes freed."""
+    if machine := machinehdd.bundle_at(node, path):
+        return machinehdd.convert(node, machine, NoProgress(), plain=False)
     disk = load(path)
     _usable(disk)
     with leased(node, disk.directory, "discard"):

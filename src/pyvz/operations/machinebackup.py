@@ -129,6 +129,7 @@ def disks_of(
                 f"{drive.name} of {env.name} is a disk of the node ({drive.device})",
                 hint="It is not backed up. Take it away or disable it for the backup.",
             )
+        machinedrives.check_file(drive, "be backed up")
         if drive.keyid and running:
             raise InvalidState(
                 f"{drive.name} of {env.name} is encrypted: what runs would be stored in the clear",

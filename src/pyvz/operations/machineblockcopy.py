@@ -155,7 +155,7 @@ def _check_copy(env: Environment, drive: Drive, wanted: Copy) -> int:
         raise Unsupported(
             f"{drive.name} of {env.name} is encrypted: it would be stored in the clear"
         )
-    size = image.look(machinedrives.source_of(env, drive)).size
+    size = machinedrives.size_of(env, drive)
     if wanted.reuse:
         found = image.look(wanted.path)
         image.check(found, wanted.path, wanted.format)

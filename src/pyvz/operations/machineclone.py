@@ -21,6 +21,7 @@ from pyvz.model.task import Progress
 from pyvz.operations import home, machine, machinecreate, machinedrives, machinekeys, machinenet
 from pyvz.operations.node import Node
 from pyvz.operations.transition import require
+from pyvz.storage import bundle
 from pyvz.store import savedstates
 from pyvz.vm import firmware, image
 
@@ -118,6 +119,10 @@ def _fill(
             continue
         path = machinedrives.source_of(source, drive)
         target = staging / drive.image
+        if drive.format == machinedrives.BUNDLE:
+            progress.stage(f"Copying {drive.name}")
+            bundle.copy(path, target)
+            continue
         found = image.look(path)
         image.check(found, path, drive.format, keyed=bool(drive.keyid))
         progress.stage(f"Copying {drive.name}")

@@ -20,6 +20,7 @@ from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
 from pyvz.operations import home, machinecrypt, machinedrives, machinekeys
 from pyvz.operations.node import Node
+from pyvz.storage import bundle
 from pyvz.store.journal import Journal, Record
 from pyvz.units import KIB
 from pyvz.vm import image
@@ -78,7 +79,7 @@ def settled(
         yield new.changed({"machine.drives": final}), changes
         undo.pop_all()
         for path in doomed:
-            path.unlink(missing_ok=True)
+            _remove(path)
 
 
 def _named(env: Environment, drive: Drive, before: dict[str, Drive]) -> Drive:
@@ -136,9 +137,22 @@ def _dies(env: Environment, drive: Drive, flags: frozenset[str]) -> bool:
     return True
 
 
+def _remove(path: Path) -> None:
+    """Remove an image, or a ploop disk; idempotent."""
+    if bundle.is_one(path):
+        bundle.remove(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _known(env: Environment, drive: Drive) -> Drive:
     """Return an added disk with the format and size that its image has; it is checked here."""
     path = machinedrives.source_of(env, drive)
+    if bundle.is_one(path):
+        if drive.keyid:
+            raise UsageError("Only qcow2 images can be encrypted")
+        with bundle.held(path) as place:
+            return drive._replace(format=machinedrives.BUNDLE, size=place.size // KIB)
     found = image.look(path)
     kind = drive.format or found.format
     if kind not in {"qcow2", "raw"}:
@@ -162,8 +176,7 @@ def _compare(env: Environment, before: dict[str, Drive], final: tuple[Drive, ...
                 raise BadValue(f"{new.name}: a disk cannot be made smaller than {old.size} KiB")
             if new.device:
                 raise BadValue(f"{new.name} is a device of the node and keeps its size")
-            image.check(_look(env, new), machinedrives.source_of(env, new), new.format,
-                        base=bool(new.base), keyed=bool(new.keyid))  # fmt: skip
+            _check_image(env, new)
             grown.append((new, new.size * KIB))
     return Changes(
         added=tuple(drive for drive in final if drive.name not in before),
@@ -173,8 +186,13 @@ def _compare(env: Environment, before: dict[str, Drive], final: tuple[Drive, ...
     )
 
 
-def _look(env: Environment, drive: Drive) -> image.Image:
-    return image.look(machinedrives.source_of(env, drive))
+def _check_image(env: Environment, drive: Drive) -> None:
+    path = machinedrives.source_of(env, drive)
+    if drive.format == machinedrives.BUNDLE:
+        bundle.find(path)
+        return
+    found = image.look(path)
+    image.check(found, path, drive.format, base=bool(drive.base), keyed=bool(drive.keyid))
 
 
 def repair(node: Node, record: Record) -> None:
@@ -189,5 +207,5 @@ def repair(node: Node, record: Record) -> None:
         paths = record.data.get(key)
         for path in paths if isinstance(paths, list) else []:
             if path not in named:
-                Path(path).unlink(missing_ok=True)
+                _remove(Path(path))
     Journal.forget(node.paths, record.uuid)

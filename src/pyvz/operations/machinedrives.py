@@ -8,14 +8,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from pyvz.errors import FileMissing, StorageError
+from pyvz.errors import FileMissing, StorageError, Unsupported
 from pyvz.linux import blockdevice
 from pyvz.linux.file import write_atomic
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
+from pyvz.storage import bundle
 from pyvz.vm import firmware, image
 from pyvz.vm.spec import DriveSpec, Firmware, boot_places
+
+BUNDLE = "ploop"  # format of a disk that is a directory (storage/bundle.py)
 
 
 class Opened(NamedTuple):
@@ -34,6 +37,21 @@ def path_of(env: Environment, text: str) -> Path:
 def source_of(env: Environment, drive: Drive) -> Path:
     """Return the image or device of a drive."""
     return path_of(env, drive.image or drive.device)
+
+
+def size_of(env: Environment, drive: Drive) -> int:
+    """Return how many bytes the guest sees of a disk; raises FileMissing, StorageError."""
+    path = source_of(env, drive)
+    return bundle.find(path).size if drive.format == BUNDLE else image.look(path).size
+
+
+def check_file(drive: Drive, verb: str) -> None:
+    """Raise Unsupported for a ploop disk, with which VERB ("be moved") cannot be done."""
+    if drive.format == BUNDLE:
+        raise Unsupported(
+            f"{drive.name} is a ploop disk, which cannot {verb} together with its virtual machine",
+            hint="Copy its content into another disk, or take it away first.",
+        )
 
 
 def secret_of(drive: Drive) -> str:
@@ -73,6 +91,8 @@ def open_one(
     if not (drive.image or drive.device) or not (drive.is_disk or drive.connected):
         return spec, []
     path = source_of(env, drive)
+    if drive.format == BUNDLE:
+        return _open_bundle(path, spec, opened)
     if not drive.is_disk and not path.exists():
         raise FileMissing(
             f"{drive.name}: there is no image {path}",
@@ -90,6 +110,14 @@ def open_one(
         own.append(below)
         spec = spec._replace(base=f"/dev/fdset/{below}")
     return spec, own
+
+
+def _open_bundle(path: Path, spec: DriveSpec, opened: ExitStack) -> tuple[DriveSpec, list[int]]:
+    """Open the image of a ploop disk; it is locked until OPENED is left, and by QEMU then."""
+    place = opened.enter_context(bundle.held(path))
+    own = _opened(place.image, opened, writable=True)
+    spec = spec._replace(format="raw", offset=place.offset, file=f"/dev/fdset/{own}")
+    return spec._replace(direct=image.takes_direct(place.image)), [own]
 
 
 def _open(path: Path, drive: Drive, opened: ExitStack) -> int:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from pyvz.errors import BadValue, InvalidState, Unsupported
-from pyvz.linux import file, run
+from pyvz.linux import run
+from pyvz.linux.file import fsync_directory
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.grammar_machine import Drive
 from pyvz.model.secret import Secret
@@ -22,6 +23,7 @@ from pyvz.model.task import Progress
 from pyvz.operations import configure, machinedrives, machinekeys
 from pyvz.operations.configure import SetRequest
 from pyvz.operations.node import Node
+from pyvz.storage import bundle
 from pyvz.store import savedstates
 from pyvz.units import MIB
 from pyvz.vm import image
@@ -54,6 +56,8 @@ def find(node: Node, path: str) -> Hdd:
     """Return what is known of an image; raises FileMissing, StorageError (hostile, damaged)."""
     real = Path(path).parent.resolve() / Path(path).name
     env, drive = _owner(node, real) or (None, None)
+    if drive is not None and drive.format == machinedrives.BUNDLE:
+        return Hdd(real, drive.format, bundle.find(real).size, env, drive, None)
     found = image.look(real)
     kind = drive.format if drive is not None else found.format
     if kind not in {"qcow2", "raw"}:
@@ -65,6 +69,23 @@ def find(node: Node, path: str) -> Hdd:
     image.check(found, real, kind, base=base, keyed=keyed)
     key = machinekeys.of(node, drive) if drive is not None else None
     return Hdd(real, kind, found.size, env, drive, key)
+
+
+def bundle_at(node: Node, path: str) -> str:
+    """Return the directory of a ploop disk that a machine has, "" when none has the one at PATH.
+
+    path: the directory, or its DiskDescriptor.xml.
+    """
+    found = Path(path)
+    real = (found if found.is_dir() else found.parent).resolve()
+    _, drive = _owner(node, real) or (None, None)
+    return os.fspath(real) if drive is not None else ""
+
+
+def owner(node: Node, path: Path) -> Environment | None:
+    """Return the machine that has the disk at PATH, None when there is none."""
+    found = _owner(node, path)
+    return found[0] if found is not None else None
 
 
 def _owner(node: Node, path: Path) -> tuple[Environment, Drive] | None:
@@ -121,18 +142,21 @@ def convert(node: Node, path: str, progress: Progress, *, plain: bool) -> int:
     What is zeros, or was discarded by the guest, goes back to the node.  Returns how many bytes
     less it takes.  Raises InvalidState (runs, has snapshots), Unsupported, NoSpace, Cancelled.
     """
-    with _held(node, path, "convert") as hdd:
-        before = hdd.path.stat().st_blocks
+    with _held(node, path, "convert") as hdd, ExitStack() as locked:
+        file = hdd.path
+        if hdd.format == machinedrives.BUNDLE:
+            file = locked.enter_context(bundle.held(hdd.path)).image
+        before = file.stat().st_blocks
         if hdd.format == "qcow2":
             _check_alone(hdd)
             _rewrite(hdd, progress, plain=plain)
         elif plain:
-            with hdd.path.open("r+b") as stream:
-                os.posix_fallocate(stream.fileno(), 0, hdd.path.stat().st_size)
+            with file.open("r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
                 os.fsync(stream.fileno())
         else:
-            run.run(["fallocate", "--dig-holes", hdd.path], timeout=_TIMEOUT, poll=progress.check)
-        return (before - hdd.path.stat().st_blocks) * 512
+            run.run(["fallocate", "--dig-holes", file], timeout=_TIMEOUT, poll=progress.check)
+        return (before - file.stat().st_blocks) * 512
 
 
 def _check_alone(hdd: Hdd) -> None:
@@ -165,7 +189,7 @@ def _rewrite(hdd: Hdd, progress: Progress, *, plain: bool) -> None:
     with new.open("r+b") as stream:
         os.fsync(stream.fileno())
     new.replace(hdd.path)
-    file.fsync_directory(hdd.path.parent)
+    fsync_directory(hdd.path.parent)
 
 
 def merge(node: Node, path: str) -> tuple[str, ...]:

@@ -147,7 +147,7 @@ def _drive(source: Source, drive: Drive, *, full: bool) -> Row:
         path = machinedrives.source_of(source.env, drive) if drive.image else ""
         shown["image"] = os.fspath(path)
     if drive.is_disk:
-        shown |= {"type": "expanded" if drive.format == "qcow2" else "plain"}
+        shown |= {"type": "plain" if drive.format == "raw" else "expanded"}
         shown["size"] = f"{drive.size * KIB >> 20}Mb"
     shown["state"] = "connected" if drive.is_disk or _has_disc(drive) else "disconnected"
     if drive.iface == "scsi":

@@ -25,7 +25,7 @@ from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
 from pyvz.operations import machinedrives, machinekeys
 from pyvz.operations.node import Node
-from pyvz.storage import attach, daemontest
+from pyvz.storage import attach, bundle, daemontest
 from pyvz.storage.daemon import NODE, Daemon
 from pyvz.storage.daemon import Node as Block
 from pyvz.vm import image
@@ -106,6 +106,10 @@ def blocks_of(env: Environment, drive: Drive, *, readonly: bool) -> list[Block]:
     path = machinedrives.source_of(env, drive)
     if drive.device:
         raise Unsupported(f"{drive.name} is a device of this node ({path}): mount it yourself")
+    if drive.format == machinedrives.BUNDLE:
+        place = bundle.find(path)
+        file, disk = _layer(NODE, place.image, "raw", None, readonly=readonly)
+        return [file, {**disk, "offset": place.offset}]
     keyed = bool(drive.keyid)
     image.check(image.look(path), path, drive.format, base=bool(drive.base), keyed=keyed)
     made: list[Block] = []

@@ -148,6 +148,8 @@ def _mirrored(node: Node, env: Environment) -> tuple[Drive, ...]:
         for each in drives
         if each.is_disk and each.image and machinedrives.source_of(env, each).parent == env.home
     )
+    for each in found:
+        machinedrives.check_file(each, "be copied while it runs")
     if any(each.base for each in found):
         raise Unsupported(
             f"{env.name} is a linked clone: it is not copied while it runs", hint=hint

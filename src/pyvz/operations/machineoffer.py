@@ -66,6 +66,7 @@ def _disk(env: Environment, drive: Drive, *, live: bool) -> DiskOffer:
             f"{drive.name} of {env.name} is a disk of this node ({drive.device})",
             hint="Take it away first, or copy it into an image.",
         )
+    machinedrives.check_file(drive, "move to another node")
     path = machinedrives.source_of(env, drive)
     if path.parent != env.home:
         raise Unsupported(

@@ -85,7 +85,7 @@ def _check_scratch(env: Environment, drive: Drive, export: Export) -> None:
     if export.reuse:
         found = image.look(path)
         image.check(found, path, "qcow2")
-        if found.size < _size(env, drive):
+        if found.size < machinedrives.size_of(env, drive):
             raise StorageError(f"{path} is smaller than {drive.name} of {env.name}")
     elif os.path.lexists(path):
         raise AlreadyExists(
@@ -95,10 +95,6 @@ def _check_scratch(env: Environment, drive: Drive, export: Export) -> None:
 
 def _drives(node: Node, env: Environment) -> dict[str, Drive]:
     return {each.name: each for each in node.registry.config(env).machine.drives if each.enabled}
-
-
-def _size(env: Environment, drive: Drive) -> int:
-    return image.look(machinedrives.source_of(env, drive)).size
 
 
 def begin(node: Node, env: Environment, pull: Pull, marks: Mapping[str, str]) -> Monitor:
@@ -143,7 +139,7 @@ def _scratch(env: Environment, drive: Drive, export: Export) -> Iterator[int]:
         path.unlink(missing_ok=True)
     with ExitStack() as stack:
         if not export.reuse:
-            image.create(path, _size(env, drive))
+            image.create(path, machinedrives.size_of(env, drive))
             stack.callback(path.unlink)
         descriptor = image.open_image(path, writable=True)
         stack.callback(os.close, descriptor)

@@ -79,16 +79,12 @@ def _check_one(env: Environment, drive: Drive, copy: Copy) -> None:
     if copy.reuse:
         found = image.look(copy.path)
         image.check(found, copy.path, copy.format)
-        if found.size < _size(env, drive):
+        if found.size < machinedrives.size_of(env, drive):
             raise StorageError(f"{copy.path} is smaller than {drive.name} of {env.name}")
     elif os.path.lexists(copy.path):
         raise AlreadyExists(
             f"{copy.path} exists already", hint="--reuse-external writes into an image that does."
         )
-
-
-def _size(env: Environment, drive: Drive) -> int:
-    return image.look(machinedrives.source_of(env, drive)).size
 
 
 def run(node: Node, env: Environment, wanted: Push, progress: Progress) -> None:
@@ -108,7 +104,7 @@ def run(node: Node, env: Environment, wanted: Push, progress: Progress) -> None:
         targets = tuple(Target(each.disk, each.format, each.since) for each in wanted.copies)
         for copy, target in zip(wanted.copies, targets, strict=True):
             if not copy.reuse:
-                image.create(copy.path, _size(env, drives[copy.disk]), copy.format)
+                image.create(copy.path, machinedrives.size_of(env, drives[copy.disk]), copy.format)
                 failed.callback(_remove, [os.fspath(copy.path)])
             _lay(monitor, copy.path, target)
         push.begin(monitor, targets, wanted.marks)

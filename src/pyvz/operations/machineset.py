@@ -39,7 +39,8 @@ from pyvz.operations.machinedisk import Changes
 from pyvz.operations.machineoptions import MachinePlan
 from pyvz.operations.node import Node
 from pyvz.operations.options import GivenOptions
-from pyvz.vm import firmware, image, plug
+from pyvz.storage import bundle
+from pyvz.vm import firmware, hugepages, image, plug
 from pyvz.vm.monitor import Monitor
 from pyvz.vm.spec import Layout, cpus_of, from_config, memory_of
 
@@ -224,6 +225,8 @@ def _memory(live: _Live, undo: ExitStack) -> bool:
         if not live.old.machine.mem_hotplug or _dimm(made, wanted) + there > made.max_memory:
             return True
         size = _dimm(made, wanted)
+        if made.hugepages:
+            hugepages.check(size)
         undo.callback(machineground.note_layout, live.node, live.env, made)
         plug.add_memory(live.monitor, len(made.dimms), size, hugepages=made.hugepages)
         machineground.note_layout(live.node, live.env, made._replace(dimms=(*made.dimms, size)))
@@ -253,8 +256,11 @@ def _drives(live: _Live, changes: Changes, undo: ExitStack) -> bool:
         waits |= drive.enabled and not _plug(live, drive, undo)
     for old, new in changes.changed:
         waits |= _change_drive(live, old, new, undo)
-    for drive, size in changes.grown:
+    for drive, wanted in changes.grown:
+        size = wanted
         if drive.enabled:
+            if drive.format == machinedrives.BUNDLE:
+                size = bundle.grow(machinedrives.source_of(live.env, drive), size)
             live.monitor.execute("block_resize", {"node-name": drive.name, "size": size})
         else:
             _grow_stopped(live.node, live.env, Changes(grown=((drive, size),)))
@@ -345,8 +351,11 @@ def _disc_quietly(live: _Live, drive: Drive) -> None:
 
 def _grow_stopped(node: Node, env: Environment, changes: Changes) -> None:
     for drive, size in changes.grown:
-        key = machinekeys.of(node, drive)
-        image.resize(machinedrives.source_of(env, drive), size, drive.format, key=key)
+        path = machinedrives.source_of(env, drive)
+        if drive.format == machinedrives.BUNDLE:
+            bundle.grow(path, size)
+        else:
+            image.resize(path, size, drive.format, key=machinekeys.of(node, drive))
 
 
 def _secret(node: Node, env: Environment, new: Config, made: MachinePlan, *, running: bool) -> None:

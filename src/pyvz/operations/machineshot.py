@@ -3,11 +3,13 @@
     <home>/Snapshots.xml             the tree, as for a container (store/savedstates.py)
     <home>/snapshots/<guid>.conf     vm.conf as it was
     <home>/snapshots/<guid>.json     how a running machine was put together (Layout)
+    <home>/snapshots/<guid>.memory   its memory, when no disk is a qcow2 image
     <home>/snapshots/<guid>.nvram    the firmware's variables, of one that has them
     <home>/snapshots/<guid>.tpm      what its TPM knew (that of one with memory is in there, too)
 
-Disks: an internal snapshot of each image, called by the id.  Memory: QEMU writes it into the first
-image beside it (snapshot-save).  Taking one commits when Snapshots.xml names it.
+Disks: an internal snapshot of each qcow2 image, called by the id; one of its own of each ploop disk
+(storage/bundle.py).  Memory: QEMU writes it into the first qcow2 image beside it (snapshot-save).
+Taking one commits when Snapshots.xml names it.
 
 A switch ends QEMU, puts the configuration back and applies the disks' states; a state with memory
 is loaded by a new QEMU that is put together as the old one was.  It is repaired forwards: the disks
@@ -18,19 +20,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from pyvz.errors import SnapshotError, StorageError, Unsupported, VZError
+from pyvz.errors import InvalidState, SnapshotError, StorageError, Unsupported, VZError
 from pyvz.linux.file import read_text_limited, write_atomic
 from pyvz.model.conffile import ConfFile
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
 from pyvz.model.secret import Secret
+from pyvz.model.task import NoProgress
 from pyvz.operations import machinedrives, machineground, machinekeys, machinestate, machinetpm
 from pyvz.operations.node import Node
+from pyvz.storage import bundle
 from pyvz.store import savedstates
 from pyvz.store.journal import Journal, Record
 from pyvz.store.savedstates import SavedState, SavedStates
@@ -59,6 +64,10 @@ def _layout(env: Environment, guid: str) -> Path:
     return _directory(env) / f"{guid.strip('{}')}.json"
 
 
+def _memory(env: Environment, guid: str) -> Path:
+    return _conf(env, guid).with_suffix(".memory")
+
+
 def _variables(env: Environment, guid: str) -> Path:
     return _conf(env, guid).with_suffix(".nvram")
 
@@ -83,9 +92,9 @@ def disks_of(config: Config) -> tuple[Drive, ...]:
     """Return the disks that are in a snapshot; raises Unsupported when one cannot be."""
     disks = tuple(each for each in config.machine.drives if each.is_disk and each.enabled)
     for drive in disks:
-        if drive.format != "qcow2" or drive.device:
+        if drive.format not in {"qcow2", machinedrives.BUNDLE} or drive.device:
             raise Unsupported(
-                f"{drive.name} is no qcow2 image: it cannot be in a snapshot",
+                f"{drive.name} is no qcow2 image and no ploop disk: it cannot be in a snapshot",
                 hint="Remove it, or disable it while the snapshot is taken.",
             )
     return disks
@@ -101,14 +110,63 @@ def take(
     if known is not None:
         write_atomic(_tpm(env, guid), known, 0o600)
     if not running:
-        for drive in disks:
-            key = machinekeys.of(node, drive)
-            image.snapshot(machinedrives.source_of(env, drive), "-c", _tag(guid), key=key)
+        _keep_disks(node, env, guid, disks)
         return
     made = machineground.layout(node, env)
     write_atomic(_layout(env, guid), json.dumps(made._asdict()), 0o600)
     monitor = node.machines.monitor(env.uuid)
-    _job(monitor, "snapshot-save", guid, disks)
+    inside, bundles = _sorted(disks)
+    if not bundles:
+        _job(monitor, "snapshot-save", guid, inside)
+        return
+    if not inside and monitor.state != "running":
+        raise InvalidState(
+            f"{env.name} is paused, and no disk of it is a qcow2 image, to keep its memory in",
+            hint=f"Let it go on first: prlctl resume {env.name}",
+        )
+    with _standing(monitor):  # memory and all disks are of one moment
+        if inside:
+            _job(monitor, "snapshot-save", guid, inside)
+        else:
+            machinestate.write(_memory(env, guid), monitor, NoProgress())
+        _keep_disks(node, env, guid, bundles)
+
+
+@contextmanager
+def _standing(monitor: Monitor) -> Iterator[None]:
+    """Have a machine stand still for the block, all that it wrote on its disks."""
+    ran = monitor.state == "running"
+    monitor.execute("stop")
+    try:
+        yield
+    except BaseException:
+        let_go(monitor, ran=ran)
+        raise
+    let_go(monitor, ran=ran)
+
+
+def let_go(monitor: Monitor, *, ran: bool) -> None:
+    """Let a machine go on that stood still for its snapshot; it does when it RAN before."""
+    machinestate.call_off(monitor)
+    if ran:
+        monitor.execute("cont")
+
+
+def _sorted(disks: Iterable[Drive]) -> tuple[tuple[Drive, ...], tuple[Drive, ...]]:
+    """Return those that are qcow2 images, in which QEMU keeps states, and the ploop disks."""
+    found = tuple(disks)
+    bundles = tuple(each for each in found if each.format == machinedrives.BUNDLE)
+    return tuple(each for each in found if each not in bundles), bundles
+
+
+def _keep_disks(node: Node, env: Environment, guid: str, disks: Iterable[Drive]) -> None:
+    """Make the snapshot of disks that nobody writes to."""
+    for drive in disks:
+        path = machinedrives.source_of(env, drive)
+        if drive.format == machinedrives.BUNDLE:
+            bundle.keep(path, guid)
+        else:
+            image.snapshot(path, "-c", _tag(guid), key=machinekeys.of(node, drive))
 
 
 def _job(monitor: Monitor, command: str, guid: str, disks: Iterable[Drive]) -> None:
@@ -122,16 +180,20 @@ def _job(monitor: Monitor, command: str, guid: str, disks: Iterable[Drive]) -> N
 def discard(node: Node, env: Environment, guid: str, disks: tuple[Drive, ...]) -> None:
     """Remove what there is of a snapshot; what is missing is fine."""
     running = env.uuid in node.machines.running()
+    inside, bundles = _sorted(disks)
     try:
-        if running and disks:
-            _job(node.machines.monitor(env.uuid), "snapshot-delete", guid, disks)
+        for drive in bundles:
+            bundle.forget(machinedrives.source_of(env, drive), guid)
+        if running and inside:
+            _job(node.machines.monitor(env.uuid), "snapshot-delete", guid, inside)
         elif not running:
-            for drive in disks:
+            for drive in inside:
                 _drop(machinedrives.source_of(env, drive), guid, machinekeys.of(node, drive))
     except VZError as error:
         log.warning("%s: a state of snapshot %s may be left: %s", env.name, guid, error)
     _conf(env, guid).unlink(missing_ok=True)
     _layout(env, guid).unlink(missing_ok=True)
+    _memory(env, guid).unlink(missing_ok=True)
     _variables(env, guid).unlink(missing_ok=True)
     _tpm(env, guid).unlink(missing_ok=True)
 
@@ -149,7 +211,10 @@ def apply(
 ) -> None:
     """Put configuration and disks back; may be repeated, and is when vzd died in it."""
     node.registry.save(env, conf)
-    for drive in disks_of(node.registry.config(env)):
+    inside, bundles = _sorted(disks_of(node.registry.config(env)))
+    for drive in bundles:
+        bundle.switch(machinedrives.source_of(env, drive), item.guid)
+    for drive in inside:
         key = machinekeys.of(node, drive)
         # What a bitmap tells of the changes since a backup would not be true any more.
         image.drop_bitmaps(machinedrives.source_of(env, drive), key=key)
@@ -182,13 +247,16 @@ def load_memory(node: Node, env: Environment, guid: str) -> None:
         raise SnapshotError(f"The memory of snapshot {guid} cannot be understood") from error
     config = node.registry.config(env)
     made = made._replace(hugepages=config.machine.hugepages)
-    disks = disks_of(config)
+    inside, _ = _sorted(disks_of(config))
 
     def load(monitor: Monitor) -> None:
-        machinestate.plug_in(monitor, made)
-        _job(monitor, "snapshot-load", guid, disks)
+        if inside:
+            machinestate.plug_in(monitor, made)
+            _job(monitor, "snapshot-load", guid, inside)
+        else:
+            machinestate.read(env, _memory(env, guid), monitor, made)
 
-    state = machineground.State(made, load, incoming=False)
+    state = machineground.State(made, load, incoming=not inside)
     machineground.bring_up(node, env, config, state)
     node.publish("ve-start", env)
 
@@ -209,5 +277,7 @@ def repair(node: Node, env: Environment, record: Record) -> None:
         end(node, env)
         apply(node, env, states, states.get(guid), configuration(node, env, guid))
     elif not states.has(guid):
+        if record.data.get("ran") and env.uuid in node.machines.running():
+            let_go(node.machines.monitor(env.uuid), ran=True)
         discard(node, env, guid, disks_of(node.registry.config(env)))
     Journal.forget(node.paths, record.uuid)

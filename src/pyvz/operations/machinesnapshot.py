@@ -37,12 +37,12 @@ def create(node: Node, env: Environment, item: SavedState, progress: Progress) -
         config = node.registry.config(env)
         disks = machineshot.disks_of(config)
         if running and not disks:
-            raise Unsupported("A virtual machine without a qcow2 disk has no place for its memory")
+            raise Unsupported("A virtual machine without a disk has no place for its memory")
         states = savedstates.load(env.home).with_snapshot(
             item._replace(state=POWERON if running else savedstates.POWEROFF)
         )
         progress.stage(f"Creating snapshot {item.guid}")
-        data = home.to_data(env) | {"guid": item.guid}
+        data = home.to_data(env) | {"guid": item.guid, "ran": status == Status.RUNNING}
         with Journal.begin(node.paths, env.uuid, SHOT, data) as journal:
             try:
                 machineshot.take(node, env, item.guid, disks, running=running)

@@ -60,12 +60,9 @@ def save(env: Environment, monitor: Monitor, made: Layout, progress: Progress) -
     target = path(env)
     target.parent.mkdir(mode=0o700, exist_ok=True)
     fresh = target.with_name("Dump.new")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    descriptor = os.open(fresh, flags, 0o600)
     try:
         monitor.execute("stop")
-        _write(monitor, descriptor, progress)
-        os.fsync(descriptor)
+        write(fresh, monitor, progress)
         write_atomic(_layout_path(env), json.dumps(made._asdict()), 0o600)
         fresh.rename(target)
         fsync_directory(target.parent)
@@ -77,17 +74,33 @@ def save(env: Environment, monitor: Monitor, made: Layout, progress: Progress) -
                 details=str(error),
             ) from error
         raise
+
+
+def write(file: Path, monitor: Monitor, progress: Progress) -> None:
+    """Write the memory of a machine that stands still into FILE.
+
+    Raises CheckpointError: the transfer may go on then, see `give_up`.
+    """
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        _write(monitor, descriptor, progress)
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def give_up(env: Environment, monitor: Monitor) -> None:
     """Let a machine go on whose state was not written to its end."""
-    with suppress(VZError):
-        monitor.execute("migrate_cancel")
+    call_off(monitor)
     with suppress(VZError):
         monitor.execute("cont")
     path(env).with_name("Dump.new").unlink(missing_ok=True)
+
+
+def call_off(monitor: Monitor) -> None:
+    """End a transfer of the memory that may be under way."""
+    with suppress(VZError):
+        monitor.execute("migrate_cancel")
 
 
 def _write(monitor: Monitor, descriptor: int, progress: Progress) -> None:
@@ -99,8 +112,13 @@ def _write(monitor: Monitor, descriptor: int, progress: Progress) -> None:
 
 def put_in(env: Environment, monitor: Monitor, made: Layout) -> None:
     """Put the saved state into a QEMU that waits for it; raises RestoreError."""
+    read(env, path(env), monitor, made)
+
+
+def read(env: Environment, file: Path, monitor: Monitor, made: Layout) -> None:
+    """Put the state in FILE into a QEMU that waits for it; raises RestoreError."""
     plug_in(monitor, made)
-    descriptor = os.open(path(env), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         monitor.give(descriptor, _NAME)
         monitor.execute("migrate-incoming", {"uri": f"fd:{_NAME}"})

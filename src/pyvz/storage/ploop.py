@@ -266,19 +266,8 @@ class Driver(Images):
     def snapshot(self, home: Path, guid: str, *, disk: str = ROOT_DISK) -> None:
         """Reflink the top image (a copy where there is no reflink), frozen if it is mounted."""
         found = self._disk(home, disk)
-        with found.locked():
-            found.sweep()
-            old = found.descriptor()
-            name = f"{format_.BASE_FILE}.{format_.normal_guid(guid)}"
-            new = old.with_snapshot(guid, name)
-            with ploopdisk.still(found):
-                ploopdisk.copy(found.top(), found.path / name, NoProgress())
-            try:
-                identity.clear_in_use(found.path / name)
-                found.save(new)
-            except BaseException:
-                (found.path / name).unlink()
-                raise
+        with found.locked(), ploopdisk.still(found):
+            found.keep(guid)
 
     def switch(self, home: Path, guid: str, *, disk: str = ROOT_DISK) -> None:
         """Clone the snapshot's image to a new top; the descriptor commits it."""

@@ -29,9 +29,9 @@ from pyvz.errors import AlreadyMounted, Busy, MountError, StorageError, VZError
 from pyvz.image import descriptor, disk, gpt, identity
 from pyvz.image.disk import Descriptor
 from pyvz.image.file import opened as opened_file
-from pyvz.linux import file, filecopy, filesystem, loopdevice, mount
+from pyvz.linux import file, filecopy, filesystem, imagelock, loopdevice, mount
 from pyvz.linux.loopdevice import Loop
-from pyvz.model.task import Progress
+from pyvz.model.task import NoProgress, Progress
 from pyvz.storage import base, quotamount
 
 log = logging.getLogger(__name__)
@@ -101,6 +101,22 @@ class Disk:
                 log.warning("%s: removed, nothing refers to it", entry.path)
                 Path(entry.path).unlink()
 
+    def keep(self, guid: str) -> None:
+        """Make the snapshot GUID, a copy of the top, to which nobody writes meanwhile.
+
+        Raises AlreadyExists, NoSpace; the caller holds the lock.
+        """
+        self.sweep()
+        name = f"{disk.BASE_FILE}.{disk.normal_guid(guid)}"
+        new = self.descriptor().with_snapshot(guid, name)
+        copy(self.top(), self.path / name, NoProgress())
+        try:
+            identity.clear_in_use(self.path / name)
+            self.save(new)
+        except BaseException:
+            (self.path / name).unlink()
+            raise
+
     # -- devices and mounts
 
     def loops(self) -> list[Loop]:
@@ -114,6 +130,12 @@ class Disk:
 
     def check_idle(self) -> None:
         """Raise AlreadyMounted, or Busy naming who holds a device, when the disk is in use."""
+        self.check_unmounted()
+        if imagelock.held(self.top()):
+            raise Busy(f"{self.path} is the disk of a virtual machine that runs")
+
+    def check_unmounted(self) -> None:
+        """Raise AlreadyMounted, or Busy, when a device of this node shows the disk."""
         if places := self.mounted():
             raise AlreadyMounted(f"{self.path} is mounted at {places[0].target}")
         self.wait_detached(STALE_TIMEOUT)

@@ -223,6 +223,8 @@ def _layer(drive: DriveSpec, layer: str, path: str, *, readonly: bool) -> list[O
     image: Object = {"driver": drive.format, "file": file["node-name"], "node-name": name} | common
     if freeing:
         image["detect-zeroes"] = "unmap"
+    if drive.offset and not layer:
+        image["offset"] = drive.offset
     if drive.secret and not layer:
         image["encrypt"] = {"format": "luks", "key-secret": drive.secret}
     return [file, image]

@@ -29,6 +29,7 @@ class DriveSpec(NamedTuple):
     base: the image below, read-only, in `base_format`.  direct: without the node's page cache.
     boot: place in the boot order, from 1; 0: none.  discard: what the guest gives up is given back.
     secret: QEMU's object that holds the key of an encrypted image.
+    offset: the byte of a raw image at which the disk begins.
     """
 
     name: str
@@ -44,6 +45,7 @@ class DriveSpec(NamedTuple):
     boot: int = 0
     discard: bool = True
     secret: str = ""
+    offset: int = 0
 
     @property
     def is_disk(self) -> bool:

@@ -1,0 +1,104 @@
+"""A ploop disk as the disk of a virtual machine: its content is the guest's, and stays as it is."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from pyvz.errors import Busy, StorageError
+from pyvz.image import disk, identity
+from pyvz.linux import imagelock
+from pyvz.storage import bundle
+from pyvz.storage.ploopdisk import Disk
+
+MIB = 1 << 20
+GUID = "{11111111-2222-4333-8444-555555555555}"
+OTHER = "{11111111-2222-4333-8444-666666666666}"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    made = tmp_path / "data.hdd"
+    made.mkdir()
+    identity.create(made / disk.BASE_FILE, 8 * MIB)
+    Disk(made).save(disk.Descriptor(disk_size=8 * MIB))
+    return made
+
+
+def put(path: Path, data: bytes, at: int = 0) -> None:
+    place = bundle.find(path)
+    with place.image.open("r+b") as stream:
+        stream.seek(place.offset + at)
+        stream.write(data)
+
+
+def got(path: Path, length: int, at: int = 0) -> bytes:
+    place = bundle.find(path)
+    with place.image.open("rb") as stream:
+        stream.seek(place.offset + at)
+        return stream.read(length)
+
+
+@pytest.mark.requires("root")
+def test_its_life(path: Path, tmp_path: Path) -> None:
+    assert bundle.is_one(path)
+    assert not bundle.is_one(tmp_path)
+    put(path, b"first")
+    bundle.keep(path, GUID)
+    assert bundle.grow(path, 11 * MIB + 1) == 12 * MIB
+    put(path, b"second")
+    put(path, b"end", 12 * MIB - 3)
+    bundle.keep(path, OTHER)
+    for _ in range(2):  # as after a death in the middle
+        bundle.switch(path, GUID)
+    assert (got(path, 6), bundle.find(path).size) == (b"first\0", 8 * MIB)
+    assert Disk(path).descriptor().disk_size == 8 * MIB
+    bundle.switch(path, OTHER)
+    assert (got(path, 6), got(path, 3, 12 * MIB - 3)) == (b"second", b"end")
+    copied = tmp_path / "copy.hdd"
+    bundle.copy(path, copied)
+    assert (got(copied, 6), len(Disk(copied).descriptor().images)) == (b"second", 1)
+    for guid in (GUID, OTHER, OTHER):
+        bundle.forget(path, guid)
+    left = sorted(each.name for each in path.iterdir())
+    assert left == sorted([disk.NAME, f"{disk.NAME}.lck", bundle.find(path).image.name])
+    for _ in range(2):
+        bundle.remove(path)
+    assert not path.exists()
+
+
+@pytest.mark.requires("root")
+def test_what_no_machine_can_have(path: Path) -> None:
+    place = bundle.find(path)
+    with place.image.open("r+b") as stream:
+        stream.truncate(place.offset + place.size + 512)
+    with pytest.raises(StorageError, match="tail that belongs to nothing"):
+        bundle.find(path)
+    with place.image.open("r+b") as stream:
+        stream.truncate(place.offset + place.size - 512)
+    with pytest.raises(StorageError, match="cut off"):
+        bundle.find(path)
+
+
+@pytest.mark.requires("root")
+def test_a_qemu_keeps_others_away(path: Path) -> None:
+    image = bundle.find(path).image
+    assert not imagelock.held(image)
+    assert not imagelock.held(path / "nothing")
+    fd = os.open(image, os.O_RDWR | os.O_CLOEXEC)
+    try:  # one byte, as QEMU locks it for writing
+        lock = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 101, 1, 0)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
+        assert imagelock.held(image)
+        with pytest.raises(Busy, match="virtual machine that runs"):
+            Disk(path).check_idle()
+        with pytest.raises(Busy):
+            bundle.switch(path, GUID)
+        assert bundle.grow(path, 9 * MIB) == 9 * MIB  # the machine's own vzd may
+    finally:
+        os.close(fd)
+    Disk(path).check_idle()
