@@ -202,13 +202,13 @@ def main() -> None:
         work = Path(name)
         work.chmod(0o755)
         (work / "none").touch()  # in the place of a template, which no machine needs
-        mine = ours(
-            work / f"m{secrets.token_hex(3)}", iso, work / "none", given, work / "disk.qcow2"
-        )
+        image = work / "disk.qcow2"
+        # Namespaces are called by the directory's name: another run has others.
+        mine = ours(work / f"m{secrets.token_hex(3)}", iso, work / "none", given, image)
         peer = Moves()
         for _ in range(given.runs):
-            plain(work, work / "disk.qcow2", iso, peer)
-        other = libvirt(work, work / "disk.qcow2", iso, given.runs)
+            plain(work, image, iso, peer)
+        other = libvirt(work, image, iso, given.runs)
         line("a move", mine.total, qemu=peer.total, libvirt=other.total, digits=2)
         line("the guest stands still", mine.still, qemu=peer.still, libvirt=other.still, digits=2)
 

@@ -108,6 +108,7 @@ STORED = {
     ),
     "VM_SERIALS": ("name=serial0,kind=tcp,target=h:1", "name=serial0,kind=tcp,target=h:1"),
     "VM_USB": ("on", "yes"),
+    "VM_SOUND": ("on", "yes"),
     "VM_USB_DEVICES": ("usb1=046D:C52B  usb2=1.4", "usb1=046d:c52b usb2=1.4"),
     "VM_BOOT": ("cdrom0, hdd0", "cdrom0 hdd0"),
     "VM_SOCKETS": ("2", "2"),

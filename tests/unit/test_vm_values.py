@@ -63,6 +63,7 @@ MACHINES = {
         accelerator="kvm",
         sockets=2,
         usb=True,
+        sound=True,
         usb_devices=(UsbSpec("usb1", "/dev/fdset/27", 27),),
         boot_menu=True,
         remote=Remote("::1", 5905, True),
@@ -235,6 +236,18 @@ def test_serial_ports_and_usb() -> None:
     assert planned(("device-add", "usb")).config.machine.usb
     with pytest.raises(UsageError):
         planned(("device-add", "usb"), VM_USB="yes")
+
+
+def test_a_sound_card() -> None:
+    made = planned(("device-add", "sound")).config
+    assert made.machine.sound
+    for words in (("device-add", "sound"), ("device-set", "sound0")):
+        with pytest.raises(UsageError):
+            machineoptions.plan(made, "prlctl", (words,))
+    gone = machineoptions.plan(made, "prlctl", (("device-del", "sound0"),)).config
+    assert not gone.machine.sound
+    with pytest.raises(VZError, match="no device sound0"):
+        machineoptions.plan(gone, "prlctl", (("device-del", "sound0"),))
 
 
 def test_usb_devices_of_the_node() -> None:

@@ -231,6 +231,7 @@ class Machine(_Section):
     drives = _Value(machine.DRIVES)
     serials = _Value(machine.SERIALS)
     usb = _Value(machine.USB)
+    sound = _Value(machine.SOUND)
     usb_devices = _Value(machine.USB_DEVICES)
     boot = _Value(machine.BOOT)
     sockets = _Value(machine.SOCKETS)

@@ -89,6 +89,7 @@ def _video(text: str) -> int:
 DRIVES = Param("machine.drives", "VM_DRIVES", Drives(), (), "disks and CD drives", local=True)
 SERIALS = Param("machine.serials", "VM_SERIALS", SerialPorts(), (), "serial ports", local=True)
 USB = Param("machine.usb", "VM_USB", YesNo(), default=False, help="a USB controller with a tablet")
+SOUND = Param("machine.sound", "VM_SOUND", YesNo(), default=False, help="a sound card")
 USB_DEVICES = Param(
     "machine.usb_devices", "VM_USB_DEVICES", UsbDevices(), (), "USB devices of the node", local=True
 )

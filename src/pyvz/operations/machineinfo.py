@@ -120,6 +120,8 @@ def _hardware(source: Source, *, full: bool) -> Row:
         hardware["usb0"] = {"enabled": True}
     for device in settings.usb_devices:
         hardware[device.name] = {"enabled": True, "device": device.device}
+    if settings.sound:
+        hardware["sound0"] = {"enabled": True}
     if settings.tpm:
         hardware["tpm0"] = {"enabled": True}
     return hardware

@@ -33,8 +33,9 @@ from pyvz.vm.spec import MOST_CPUS, boot_places
 _VERBS = ("device-add", "device-set", "device-del", "device-connect", "device-disconnect")
 _DEVICE = re.compile(r"(hdd|cdrom|serial)(\d{1,2})")
 _USB = re.compile(r"usb\d")
-_TYPES = frozenset({"hdd", "cdrom", "serial", "usb"})
-_GONE = frozenset({"fdd", "parallel", "sound", "pci", "hdd-part"})
+_SOUND = "sound0"
+_TYPES = frozenset({"hdd", "cdrom", "serial", "usb", "sound"})
+_GONE = frozenset({"fdd", "parallel", "pci", "hdd-part"})
 _TEXTS = frozenset({"image", "device", "iface", "subtype", "position", "serial", "autocompact"})
 _CODING = frozenset({"encrypt", "reencrypt"})
 _FLAGS = _CODING | {"recreate", "detach-only", "destroy-image", "destroy-image-force"}
@@ -162,6 +163,7 @@ class _Reader:
         self.drives = list(config.machine.drives)
         self.ports = list(config.machine.serials)
         self.usb = config.machine.usb
+        self.sound = config.machine.sound
         self.usb_devices = list(config.machine.usb_devices)
         self._usb_asked = False  # for a controller, unless --device follows
         self.flags: set[str] = set()
@@ -180,6 +182,7 @@ class _Reader:
             ("machine.drives", tuple(self.drives), config.machine.drives),
             ("machine.serials", tuple(self.ports), config.machine.serials),
             ("machine.usb", self.usb, config.machine.usb),
+            ("machine.sound", self.sound, config.machine.sound),
             ("machine.usb_devices", tuple(self.usb_devices), config.machine.usb_devices),
         ):
             if value != old:
@@ -203,6 +206,9 @@ class _Reader:
         self._at = ""
         if key == "device-add":
             return self._add(text)
+        if text == _SOUND:
+            self._no_sound(key)
+            return True
         if _USB.fullmatch(text):
             self._usb(key, text)
             return True
@@ -231,6 +237,11 @@ class _Reader:
         if kind not in _TYPES:
             known = ", ".join(sorted({*_TYPES, "net"}))
             raise UsageError(f"An incorrect value '{kind}' for --device-add: use one of {known}")
+        if kind == "sound":
+            if self.sound:
+                raise UsageError("A virtual machine has one sound card at most")
+            self.sound = True
+            return True
         if kind == "usb":
             self._at, self._usb_asked = "usb", True
             return True
@@ -244,6 +255,13 @@ class _Reader:
             self.drives.append(Drive(name, position=-1, format="" if kind == "hdd" else "raw"))
         self._at = name
         return True
+
+    def _no_sound(self, key: str) -> None:
+        if key != "device-del":
+            raise UsageError("A sound card can only be added and removed")
+        if not self.sound:
+            raise NotFound(f"There is no device {_SOUND}")
+        self.sound = False
 
     def _usb(self, key: str, name: str) -> None:
         """Take the USB controller (usb0) or a device of the node away; nothing else can be done."""

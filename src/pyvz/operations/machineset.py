@@ -50,7 +50,9 @@ DIMM = 128  # MiB: Linux takes memory in blocks of this size
 _HOT = frozenset({"scsi", "virtio"})  # on these buses disks come and go while it runs
 # What a guest of a template is told at its boot (machinefiles.py).
 _AT_BOOT = ("network.hostname", "network.nameservers", "network.searchdomains")
-_DEVICES = frozenset({"machine.drives", "machine.serials", "machine.usb", "machine.usb_devices"})
+_DEVICES = frozenset(
+    {"machine.drives", "machine.serials", "machine.usb", "machine.usb_devices", "machine.sound"}
+)
 _AT_ONCE = frozenset(
     {"machine.drives", "machine.on_crash", "identity.name", "network.interfaces", "network.ip"}
 )

@@ -17,7 +17,6 @@ from pyvz.vm.spec import (
     DriveSpec,
     MachineSpec,
     NicSpec,
-    Remote,
     Sockets,
 )
 
@@ -27,6 +26,7 @@ FW_CFG = "opt/io.pyvz/files"  # read by the template's pyvz-guest (template/mach
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _MODELS = {"virtio": "virtio-net-pci", "e1000": "e1000", "rtl": "rtl8139"}
 _MAIN_MEMORY = "pc.ram"  # as QEMU calls it by itself, so that saved states fit either way
+_SOUND = "sound-host"
 _VNC_BASE = 5900
 _VNC_LAST = 199
 HUGE_PAGE = 2 << 20  # bytes
@@ -50,7 +50,7 @@ def argv(spec: MachineSpec, sockets: Sockets) -> list[str]:
         words += ["-add-fd", f"fd={descriptor},set={descriptor}"]
     for name, descriptor in spec.secrets:
         words += ["-object", _json(_secret(name, descriptor))]
-    words += _firmware(spec) + _tpm(spec)
+    words += _firmware(spec) + _tpm(spec) + _sound(spec)
     for device in _devices(spec):
         words += ["-device", _json(device)]
     words += _channel("agent", sockets.agent) + _serials(spec, sockets)
@@ -65,7 +65,7 @@ def argv(spec: MachineSpec, sockets: Sockets) -> list[str]:
     for nic in spec.nics:
         words += ["-netdev", f"tap,id=host-{nic.name},fd={nic.tap}"]
         words += ["-device", _json(nic_device(nic, spec.chipset))]
-    words += _display(spec.remote)
+    words += _display(spec)
     if spec.incoming:
         words += ["-incoming", "defer"]
     return words
@@ -157,6 +157,11 @@ def _tpm(spec: MachineSpec) -> list[str]:
     return [*words, "-device", _json({"driver": "tpm-crb", "id": "tpm0", "tpmdev": "tpm-host"})]
 
 
+def _sound(spec: MachineSpec) -> list[str]:
+    """Where the sound card's sound goes: to a viewer of the display that asks for it, else away."""
+    return ["-audiodev", f"none,id={_SOUND}"] if spec.sound else []
+
+
 def _devices(spec: MachineSpec) -> list[Object]:
     """What every machine has, at its fixed place."""
     root = "pcie.0" if spec.chipset == "q35" else "pci.0"
@@ -173,6 +178,9 @@ def _devices(spec: MachineSpec) -> list[Object]:
         found.append(_on("usb-tablet", "tablet0", "usb0.0"))
     for device in spec.usb_devices:
         found.append(_on("usb-host", device.name, "usb0.0", hostdevice=device.file))
+    if spec.sound:
+        found.append(_on("intel-hda", "sound0", root, addr="0x8"))
+        found.append(_on("hda-duplex", "codec0", "sound0.0", audiodev=_SOUND))
     if spec.chipset == "q35":
         found += [_root_port(number) for number in range(ROOT_PORTS)]
     return found
@@ -271,11 +279,13 @@ def _serials(spec: MachineSpec, sockets: Sockets) -> list[str]:
     return words
 
 
-def _display(remote: Remote | None) -> list[str]:
+def _display(spec: MachineSpec) -> list[str]:
+    remote = spec.remote
     if remote is None:
         return ["-display", "none"]
     address = f"[{remote.address}]" if ":" in remote.address else remote.address
     display = max(0, remote.port - _VNC_BASE)
     words = f"{address}:{display}"
     words += "" if remote.port else f",to={_VNC_LAST}"
-    return ["-vnc", words + (",password=on" if remote.password else "")]
+    words += ",password=on" if remote.password else ""
+    return ["-vnc", words + (f",audiodev={_SOUND}" if spec.sound else "")]

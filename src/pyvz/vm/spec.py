@@ -134,6 +134,7 @@ class MachineSpec(NamedTuple):
     sockets: int = 1
     video: int = 16
     usb: bool = False
+    sound: bool = False
     usb_devices: tuple[UsbSpec, ...] = ()
     nested: bool = False
     cpu_model: str = ""
@@ -205,6 +206,7 @@ def from_config(
         sockets=sockets,
         video=machine.video,
         usb=machine.usb or machine.vnc_mode != "off" or bool(machine.usb_devices),
+        sound=machine.sound,
         nested=machine.nested,
         cpu_model=machine.cpu_model,
         cpu_features=tuple((each.name, each.on) for each in machine.cpu_features),
