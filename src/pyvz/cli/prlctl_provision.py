@@ -22,6 +22,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("--pool", "NAME", "storage pool to make it in; see prlsrvctl pool"),
         ("--uuid", "UUID", "use this UUID"),
         ("--no-hdd", "", "make no root disk"),
+        ("--chipset", "q35|piix", "board of a VM (default: q35); it keeps it"),
         ("--encryption-keyid", "ID", "encrypt the disk of a VM with this key of the node"),
         ("--import", "PATH", "make a VM of a disk image, OVA or OVF; the source stays as it is"),
         ("-o,--ostype", "NAME|list", "family of the guest of a VM; ignored for containers"),
@@ -68,6 +69,8 @@ def create_(args: Arguments, server: Server) -> int:
         return _create_machine(args, server, name)
     if args.has("distribution") or args.has("ostype"):
         say("The --distribution and --ostype options are ignored for containers.")
+    if args.has("chipset"):
+        raise UsageError("A container has no chipset")
     if args.has("encryption-keyid"):
         raise Unsupported("Encrypted disks are not supported yet")
     say("Creating the Container...")
@@ -107,6 +110,8 @@ def _create_machine(args: Arguments, server: Server, name: str) -> int:
             return 0
         found = distributions.find(text, family=given[0] == "ostype")
         options.append({"name": "distribution", "value": found})
+    if args.has("chipset"):
+        options.append({"name": "chipset", "value": args.value("chipset")})
     source, key = args.value("import"), args.value("encryption-keyid")
     if key is not None and (source or args.has("no-hdd")):
         raise UsageError("--encryption-keyid is about the disk that is made")

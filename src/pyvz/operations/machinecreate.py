@@ -6,7 +6,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyvz.errors import UsageError
+from pyvz.errors import BadValue, UsageError
+from pyvz.model import params
 from pyvz.model.conffile import ConfFile
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
@@ -26,6 +27,7 @@ DISK = "harddisk.hdd"  # as the original calls it; a qcow2 image
 DISK_SIZE = 64 << 20  # KiB: the original's 64 GiB, of which only what is used is taken
 CPUS = 2
 MEMORY = 1024  # MiB
+CHIPSET = "chipset"  # an option of new machines only: no saved state fits another board
 
 Options = tuple[tuple[str, str | None], ...]
 
@@ -120,7 +122,11 @@ def configuration(node: Node, env: Environment, wanted: Machine) -> ConfFile:
         }
         | told
     )
-    made = machineoptions.plan(base, wanted.dialect, wanted.options)
+    chipsets = [text or "" for name, text in wanted.options if name == CHIPSET]
+    if chipsets:
+        base = base.changed({"machine.chipset": _chipset(chipsets[-1])})
+    options = tuple(pair for pair in wanted.options if pair[0] != CHIPSET)
+    made = machineoptions.plan(base, wanted.dialect, options)
     if made.password is not None or made.sample is not None:
         raise UsageError("--userpasswd and --applyconfig cannot be given when it is created")
     for key, value in made.config.differences(old).items():
@@ -131,6 +137,13 @@ def configuration(node: Node, env: Environment, wanted: Machine) -> ConfFile:
         conf.set("OSTEMPLATE", f".{name}")
         conf.set("DISTRIBUTION", name.partition("-")[0])
     return conf
+
+
+def _chipset(text: str) -> str:
+    try:
+        return str(params.by_field("machine.chipset").kind.parse(text))
+    except BadValue as error:
+        raise BadValue(f"--chipset: {error.message}") from error
 
 
 def identity(node: Node, uuid: str, name: str, directory: str | None) -> Environment:
