@@ -229,6 +229,8 @@ def tree_of(
         if running:
             with _halted(node, env, journal):
                 progress.stage(f"Backing up {env.name}: what changed meanwhile")
+                # What is mapped and dirty now would change without a trace before the next backup.
+                syscall.syncfs(fd)
                 first: Known = {entry.path: entry for entry in entries if entry.is_file}
                 walk = Walk(fd, writer, progress, first, since=began)
                 entries = walk.run()

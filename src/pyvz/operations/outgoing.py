@@ -157,7 +157,8 @@ def offers(node: Node, env: Environment, *, running: bool) -> tuple[DiskOffer, .
         return (*disks, rest)
     limit = storage.limit(driver, env.home)
     used = driver.usage(env.home).used if able.df_exact else file.tree_size(env.home)
-    used //= len(shots) + 1  # snapshots share most of what they have
+    if able.reflink:
+        used //= len(shots) + 1  # snapshots share most of what they have
     form = STREAM if able.streams else TREE
     return (DiskOffer(storage.ROOT_DISK, form, driver.name, limit, used), rest)
 

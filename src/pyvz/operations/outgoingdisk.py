@@ -4,7 +4,8 @@ Copies     an image is copied by reflink at one moment (its file system is froze
            read from the copy; a later round sends what differs between two copies
 Shots      a disk that keeps snapshots inside itself is read at one of its own, which nobody is
            told of; a later round sends the blocks that changed between two
-Streams    the file system writes down what there is, then what has changed (btrfs send)
+Streams    the driver writes down what there is, then what has changed (btrfs send; an overlay's
+           layers)
 Files      a tree is read where it is mounted, or parts of a home as they are
 """
 
@@ -207,17 +208,17 @@ class Streams:
         return self._limit
 
     def arm(self) -> None:
-        """Nothing can be begun before the moment comes."""
+        """Have what writes the disk down be ready."""
+        self._source.arm()
 
     def still(self) -> None:
         """Nothing is frozen for a round."""
 
     def send(self, *, still: bool, progress: Progress) -> int:
         """Send what has changed since the round before; in the first one the snapshots, too."""
-        del still
         total = 0
         with home.storage_errors(f"The disk of {self._name} could not be written down"):
-            for each in self._source.round():
+            for each in self._source.round(still=still):
                 with each as pipe:
                     self._sender.send(pipe, progress)
                 self._sender.complete()

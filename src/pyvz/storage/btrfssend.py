@@ -80,8 +80,12 @@ class Source:
         self._last: Path | None = None
         self._number = 0
 
-    def round(self) -> Iterator[AbstractContextManager[int]]:
+    def arm(self) -> None:
+        """Nothing can be begun before the moment comes."""
+
+    def round(self, *, still: bool = False) -> Iterator[AbstractContextManager[int]]:
         """Yield the snapshots, each once, then the disk as it is when its turn comes."""
+        del still
         while self._kept:
             yield self._stream(self._kept[0])
             del self._kept[0]

@@ -11,6 +11,7 @@ r"""overlay: one read-only tree per template, shared, and what the container cha
     <home>/overlay/template               its text is the path of the template
     <home>/overlay.snapshots/{guid}/      upper/ as it was; it shares its blocks where the pool can
     <home>/overlay.new/  overlay.gone/    being created or cloned; being removed
+    <home>/overlay.sending/  overlay.receiving/    layers go to, or come from, another node
 
 <pool> is the directory that holds the home.  The number of links of `user` says how many containers
 stand on a template, also after they were moved by a rename or died in the middle; one that nobody
@@ -34,7 +35,7 @@ from pathlib import Path
 from pyvz.errors import Busy, MountError, PrivateMissing, StorageError, Unsupported
 from pyvz.linux import archive, features, file, mount, overlay, syscall
 from pyvz.model.task import Progress
-from pyvz.storage import base, tree
+from pyvz.storage import base, overlaysend, tree
 from pyvz.storage.kept import Kept
 
 TEMPLATES = ".templates"
@@ -55,7 +56,9 @@ class Driver(tree.Directory):
     def capabilities(self, place: Path) -> base.Capabilities:
         """Snapshots and clones copy the changes; they share blocks where the place can."""
         shares = bool(features.reflink_at(place))
-        return base.Capabilities(snapshot=True, snapshot_halts=True, linked_clone=shares)
+        return base.Capabilities(
+            snapshot=True, snapshot_halts=True, linked_clone=shares, streams=True
+        )
 
     def prepare(self, place: Path, options: Mapping[str, str]) -> None:
         """Make sure that the file system of `place` can carry an overlay; raises Unsupported."""
@@ -148,6 +151,7 @@ class Driver(tree.Directory):
             (home / "overlay").rename(home / "overlay.gone")
         file.remove_tree(home / "overlay.gone")
         file.remove_tree(home / "overlay.new")
+        overlaysend.forget(home)
         _kept(home).remove()
         tree.unmark(home, self.layout)
 
@@ -202,6 +206,43 @@ class Driver(tree.Directory):
         """Unmount; nothing stands behind it."""
         del home, guid, disk
         mount.umount(target)
+
+    @contextlib.contextmanager
+    def send_streams(self, home: Path) -> Iterator[overlaysend.Source]:
+        """Layer by layer."""
+        self.check_present(home)
+        overlaysend.forget(home)
+        try:
+            with overlaysend.Source(home, _template_of(home), _kept(home).all()) as source:
+                yield source
+        finally:
+            overlaysend.forget(home)
+
+    @contextlib.contextmanager
+    def receive_streams(self, home: Path, size: int | None) -> Iterator[overlaysend.Sink]:
+        """Give the layers that have come their places; a template that is known stays."""
+        if size is not None:
+            raise self.no_size(home)
+        overlaysend.forget(home)
+        try:
+            with self.built(home) as new:
+                yield (sink := overlaysend.Sink(home))
+                layers = sink.layers()
+                with _locked(home.parent) as templates:
+                    _stand_on(_received(templates, layers), new)
+                (new / "work").mkdir()
+                layers.upper.rename(new / "upper")
+                for each in layers.kept:
+                    _kept(home).make(each.name, each.rename)
+        except BaseException:
+            _kept(home).remove()
+            raise
+        finally:
+            overlaysend.forget(home)
+
+    def forget_streams(self, home: Path) -> None:
+        """Remove what tar had seen."""
+        overlaysend.forget(home)
 
     def no_size(self, place: Path) -> Unsupported:
         """Return why: the pool is one for all."""
@@ -262,6 +303,21 @@ def _brought(template: Path, templates: Path, progress: Progress) -> Path:
     new = tree.empty(made.with_name(made.name + ".new"), 0o700)
     try:
         file.copy_tree(template / "tree", new / "tree", progress)
+        _finish(new, made)
+    except BaseException:
+        file.remove_tree(new)
+        raise
+    return made
+
+
+def _received(templates: Path, layers: overlaysend.Layers) -> Path:
+    """Return the template that has come, or the one of that name that was there before."""
+    made = templates / layers.template
+    if made.exists():
+        return made
+    new = tree.empty(made.with_name(made.name + ".new"), 0o700)
+    try:
+        layers.lower.rename(new / "tree")
         _finish(new, made)
     except BaseException:
         file.remove_tree(new)

@@ -10,12 +10,15 @@ from typing import Protocol
 class StreamSource(Protocol):
     """A disk that is written down with its snapshots."""
 
-    def round(self) -> Iterator[AbstractContextManager[int]]:
+    def arm(self) -> None:
+        """Have the next round begin at once, as far as it can."""
+
+    def round(self, *, still: bool = False) -> Iterator[AbstractContextManager[int]]:
         """Yield the streams that say what the disk has now and had not at the call before.
 
         The first time there is one for each snapshot before.  Each is a pipe for the length of a
         block, and has to be read to its end; what went wrong with it is raised by that of the
-        block.
+        block.  still: nothing changes the disk any more.
         """
 
 
