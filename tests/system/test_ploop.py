@@ -94,6 +94,27 @@ def test_mounting_snapshots_and_lists(world: World, tmp_path: Path) -> None:
     assert "behind the end" in world.run("ploop", "check", f"{tmp_path}/copy.hds", code=11)
 
 
+def test_grow_what_is_named_in_three_ways(world: World, tmp_path: Path) -> None:
+    """A disk, the device on which it is, an image alone."""
+    (disk := tmp_path / "disk").mkdir()
+    world.run("ploop", "init", "-s", "64M", "-t", "none", f"{disk}/root.hds")
+    world.run("ploop", "copy", "-s", f"{disk}", "-d", f"{tmp_path}/alone")
+    world.run("ploop", "grow", "-s", "65M", f"{disk}/DiskDescriptor.xml")
+    said = world.run("ploop", "mount", f"{disk}")
+    world.run("ploop", "grow", "-s", "66M", "-d", said.split("dev=")[1].split()[0])
+    world.run("ploop", "umount", f"{disk}")
+    assert "size:\t\t135168\n" in world.run("ploop", "info", "-s", f"{disk}")
+    assert "ploop grow" in world.run("ploop", "grow", "-s", "67M", f"{disk}/root.hds", code=38)
+    world.run("ploop", "grow", "-s", "70M", f"{tmp_path}/alone")
+    assert "less" in world.run("ploop", "grow", "-s", "64M", f"{tmp_path}/alone", code=11)
+    world.run("ploop", "restore-descriptor", f"{tmp_path}", f"{tmp_path}/alone")
+    assert "size:\t\t143360\n" in world.run("ploop", "info", "-s", f"{tmp_path}")
+    (raw := tmp_path / "raw").touch()
+    world.run("ploop", "grow", "-s", "1M", "-f", "raw", f"{raw}")
+    assert raw.stat().st_size == 1 << 20
+    world.run("ploop", "grow", "-s", "2M", f"{raw}", code=11)
+
+
 def test_copy_through_a_pipe_and_a_socket(world: World, tmp_path: Path) -> None:
     """A mounted disk, as it is at that moment; the copy is a disk by itself."""
     xml, target = tmp_path / "disk/DiskDescriptor.xml", tmp_path / "mnt"

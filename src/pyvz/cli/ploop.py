@@ -32,7 +32,7 @@ COMMANDS: tuple[Row, ...] = (
     ("fscheck", "DISK", "check and repair the file system of a disk", "disk"),
     ("convert", "-f FORMAT|-v VERSION DISK", "bring a disk into another form", "disk"),
     ("copy", "-s DISK|FILE -d FILE", "copy a disk into a new image file", "disk"),
-    ("grow", "-s SIZE FILE", "make an image larger, not what is in it", "disk"),
+    ("grow", "-s SIZE DISK|FILE", "make an image larger, not what is in it", "disk"),
     ("balloon", "discard|show|... DISK", "discard: give free space back to the node", "disk"),
     ("restore-descriptor", "DIR FILE", "write a new DiskDescriptor.xml for an image", "disk"),
     ("replace", "-i FILE DISK", "let an equal image take the place of one of a disk", "disk"),

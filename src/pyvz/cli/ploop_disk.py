@@ -95,7 +95,8 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
     ),
     "grow": (
         ("-s", "SIZE", "in sectors of 512 bytes, or with the suffix K, M, G, T"),
-        ("-d", "DEVICE", "not supported: name the disk"),
+        ("-d", "DEVICE", "the disk that is attached there"),
+        ("-f", FORMATS, "raw: an image without a header; the others tell themselves"),
     ),
     "balloon": (
         ("--automount", "", "accepted: always done"),
@@ -226,8 +227,16 @@ def resize(args: Arguments, server: Server) -> int:
 
 def grow(args: Arguments, server: Server) -> int:
     """Make an image larger."""
-    size, path = size_option(args), disk(args)
-    server.run("Image.Resize", path=path, size=size, filesystem=False)
+    size, device = size_option(args), args.value("d")
+    if device is not None:
+        args.no_more_words()
+        path = os.path.dirname(_image_of(device, server))
+    else:
+        path = disk(args, "An image or DiskDescriptor.xml")
+    if path.endswith(".xml") or os.path.isdir(path):
+        server.run("Image.Resize", path=path, size=size, filesystem=False)
+    else:
+        server.change("Image.Grow", path=path, size=size, raw=_format(args, "expanded") == "raw")
     return 0
 
 

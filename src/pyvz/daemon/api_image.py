@@ -225,6 +225,16 @@ class Image(Api, VarlinkInterface, name="io.pyvz.Image"):
             lambda found: {"size": found},
         )
 
+    @acting(Size)
+    def Grow(self, node: Node, *, path: str, size: int, raw: bool = False) -> Work:
+        """Make an image that no descriptor names larger; raw: it has no header."""
+        return Work(
+            "grow",
+            path,
+            lambda _: image.grow_file(node, path, size, raw=raw),
+            lambda found: {"size": found},
+        )
+
     @varlinkmethod(return_parameter="snapshots", allow_foreign=True)
     async def Snapshots(
         self, *, path: str, uuid: str | None = None, below_top: bool = False

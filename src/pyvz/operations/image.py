@@ -449,6 +449,41 @@ def resize(
     return load(path).descriptor.disk_size
 
 
+def grow_file(node: Node, path: str, size: int, *, raw: bool = False) -> int:
+    """Make an image that no descriptor names SIZE bytes large (whole MiB); returns its size.
+
+    raw: it has no header.  Raises UsageError (smaller, or of a disk), Unsupported (thin), Busy.
+    """
+    file, size = Path(path), -(-size // CLUSTER) * CLUSTER
+    with lock(node, file.parent, "grow"):
+        imagedevice.check_free(file)
+        if (file.parent / NAME).exists():
+            disk = load(os.fspath(file.parent))
+            if file.name in {image.file for image in disk.descriptor.images}:
+                raise UsageError(
+                    f"{file} is an image of a disk, whose description says how large it is",
+                    hint=f"Name the disk: ploop grow -s SIZE {file.parent / NAME}",
+                )
+        if raw:
+            return _grow_raw(file, size)
+        if not identity.is_identity(file):
+            raise Unsupported(
+                f"{file} is a thin image, which cannot grow as it is",
+                hint=f"Copy it into another form first: ploop copy -s {file} -d FILE",
+            )
+        return identity.grow(file, size)
+
+
+def _grow_raw(file: Path, size: int) -> int:
+    with no_space(file), opened(file, write=True) as fd:
+        now = os.fstat(fd).st_size
+        if size < now:
+            raise UsageError(f"{file} has {now} bytes: {size} would be less")
+        os.ftruncate(fd, size)
+        os.fsync(fd)
+    return size
+
+
 def _grow_image(disk: Disk, size: int) -> int:
     if size < disk.descriptor.disk_size:
         raise UsageError("a disk can only be made smaller together with its file system")
