@@ -286,14 +286,14 @@ def test_cards_get_what_nobody_gave_them() -> None:
 
 
 def test_what_list_tells_of_a_card() -> None:
-    text = f"{CARD},gw=10.1.0.1,dhcp6=yes,mac_filter=off,ip=10.1.0.2"
+    text = f"{CARD},gw=10.1.0.1,dhcp6=yes,mac_filter=off,ip=10.1.0.2/24"
     [given] = config(NETIF=text).network.interfaces
     told = netinfo.card(given._replace(connected=False), full=True)
     assert list(told.items()) == [
         ("enabled", True), ("dev", ""), ("ifname", "eth0"), ("network", "lan"),
         ("mac", "001851AABBCC"), ("card", "virtio"), ("preventpromisc", "off"),
-        ("mac_filter", "off"), ("ip_filter", "on"), ("ips", "10.1.0.2 "), ("dhcp6", "yes"),
-        ("gw", "10.1.0.1"), ("state", "disconnected"),
+        ("mac_filter", "off"), ("ip_filter", "on"), ("ips", "10.1.0.2/255.255.255.0 "),
+        ("dhcp6", "yes"), ("gw", "10.1.0.1"), ("state", "disconnected"),
     ]  # fmt: skip
     routed = netinfo.card(given._replace(type="routed"), full=False)
     assert routed["type"] == "routed"

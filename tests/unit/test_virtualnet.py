@@ -84,6 +84,7 @@ def test_defaults_of_dhcp() -> None:
         ("host-only", {"dhcp_server": "on"}),
         ("host-only", {"ip": "10.0.0.1", "dhcp_server": "maybe"}),
         ("host-only", {"ip": "10.0.0.1", "dhcp_server": "on", "ip_scope_start": "10.0.1.5"}),
+        ("host-only", {"ip": "10.0.0.1", "ip_scope_start": "10.0.1.5"}),
         ("host-only", {"ip": "10.0.0.1", "dhcp_server": "on", "ip_scope_end": "10.0.0.1",
                        "ip_scope_start": "10.0.0.5"}),
         ("host-only", {"ip": "10.0.0.1", "dhcp_server": "on", "dhcp_ip": "10.0.0.255"}),

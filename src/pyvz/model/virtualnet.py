@@ -215,22 +215,25 @@ def _filled(subnet: Subnet, type_: NetworkType, version: int) -> Subnet:
             )
         return subnet
     own = _own_address(subnet.address)
-    if not subnet.dhcp or type_ is NetworkType.BRIDGED:
+    if type_ is NetworkType.BRIDGED:
         return subnet
-    first, last = _scope(own)
-    filled = subnet._replace(
-        server=subnet.server or str(own.ip),
-        first=subnet.first or first,
-        last=subnet.last or last,
-    )
-    for address in (filled.server, filled.first, filled.last):
+    filled = subnet
+    if subnet.dhcp:
+        first, last = _scope(own)
+        filled = subnet._replace(
+            server=subnet.server or str(own.ip),
+            first=subnet.first or first,
+            last=subnet.last or last,
+        )
+    for address in filter(None, (filled.server, filled.first, filled.last)):
         ip = ip_address(address)
         edges = {own.network.network_address}
         if ip.version == 4:
             edges.add(own.network.broadcast_address)
         if ip not in own.network or ip in edges:
             raise BadValue(f"{address} is not an address of the network {own.network}")
-    if int(ip_address(filled.first)) > int(ip_address(filled.last)):
+    both = filled.first and filled.last
+    if both and int(ip_address(filled.first)) > int(ip_address(filled.last)):
         raise BadValue(f"The range {filled.first} to {filled.last} is empty")
     return filled
 

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from ipaddress import ip_interface
+
+from pyvz.model.grammar_list import Address
 from pyvz.model.grammar_net import NetIf
 
 MODEL = "card"  # key of NETIF, of ours: the model of a virtual machine's card
+
+
+def addresses(given: Iterable[Address]) -> str:
+    """Return addresses as the original shows them: the mask of IPv4 with dots, a space behind."""
+    return "".join(f"{_dotted(address)} " for address in given)
+
+
+def _dotted(address: Address) -> str:
+    if address.mask.isdecimal() and "." in address.ip:
+        return f"{address.ip}/{ip_interface(f'{address.ip}/{address.mask}').netmask}"
+    return str(address)
 
 
 def card(nic: NetIf, *, full: bool) -> dict[str, object]:
@@ -20,7 +35,7 @@ def card(nic: NetIf, *, full: bool) -> dict[str, object]:
         shown |= {"preventpromisc": filtered, "mac_filter": filtered}
         shown["ip_filter"] = "on" if nic.ip_filter else "off"
     if nic.ip or nic.ip6:
-        shown["ips"] = "".join(f"{address} " for address in (*nic.ip, *nic.ip6))
+        shown["ips"] = addresses((*nic.ip, *nic.ip6))
     if nic.type != "routed":
         shown |= {name: "yes" for name in ("dhcp", "dhcp6") if getattr(nic, name)}
         shown |= {name: getattr(nic, name) for name in ("gw", "gw6") if getattr(nic, name)}

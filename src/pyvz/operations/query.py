@@ -203,7 +203,7 @@ def _hardware(source: Source, *, full: bool) -> Row:
     }
     hardware |= diskinfo.hardware(source.env, config)
     if config.network.ip:
-        ips = "".join(f"{address} " for address in fields.configured_addresses(config))
+        ips = netinfo.addresses(config.network.ip)
         hardware["venet0"] = {"enabled": True, "type": "routed", "ips": ips}
     for index, nic in enumerate(source.bridged):
         hardware[f"net{index}"] = netinfo.card(nic, full=full)
