@@ -71,6 +71,7 @@ def test_everything_is_valid(world: World, tmp_path: Path) -> None:
         "domaincheckpoint": _all(virsh, "checkpoint-list vm1 --name", "checkpoint-dumpxml vm1"),
         "network": _all(virsh, "net-list --all --name", "net-dumpxml"),
         "nodedev": _all(virsh, "nodedev-list", "nodedev-dumpxml"),
+        "interface": [virsh("iface-dumpxml", "lo")],
         "storagepool": _all(virsh, "pool-list --all --name", "pool-dumpxml"),
         "storagevol": [],
     }
@@ -80,7 +81,9 @@ def test_everything_is_valid(world: World, tmp_path: Path) -> None:
         found["storagevol"] += [virsh("vol-dumpxml", name, "--pool", pool) for name in names]
     virsh("start", "ct1")
     found["domain"] += [virsh("dumpxml", "ct1")]
-    assert [kind for kind, texts in found.items() if not texts] in ([], ["nodedev"])
+    bridge = virsh("net-info", "inner").split("Bridge:")[1].split()[0]
+    found["interface"] += [virsh("iface-dumpxml", bridge)]
+    assert all(found.values())
     for kind, texts in found.items():
         for number, text in enumerate(texts):
             validate(tmp_path / f"{kind}{number}.xml", text, kind)

@@ -148,7 +148,6 @@ def test_whatever_is_not_in_the_grammar_is_refused_by_its_name(grammar: str) -> 
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        ("<currentMemory>512</currentMemory>", "currentMemory"),
         ("<vcpu current='1'>2</vcpu>", "current of <vcpu>"),
         ("<q:commandline xmlns:q='urn:q'/>", "commandline"),
         ("<idmap><uid start='0' target='1' count='9'/></idmap>", "idmap"),
@@ -180,3 +179,14 @@ def test_what_is_on_the_board_of_a_machine() -> None:
     assert board(f" firmware='efi'>{kind}{secure}", tpm) == (True, True, True)
     assert board(f">{kind}<loader type='pflash' secure='yes'>x</loader>") == (True, True, False)
     assert not board(f" firmware='efi'>{kind}{secure.replace('yes', 'no')}")[1]
+
+
+def test_one_limit_of_memory() -> None:
+    """What changes counts: clients change what a domain has now, and leave its most as it is."""
+    text = "<domain type='vz'><name>a</name><memory>{}</memory>{}<os><type>exe</type></os></domain>"
+    both = domaindefine.read(text.format(1024, "<currentMemory>512</currentMemory>"))
+    assert domaindefine.limit_of(domaindefine.read(text.format(1024, ""))) == 1024 << 10
+    assert domaindefine.limit_of(both, 1024 << 10) == 512 << 10
+    for present in (None, 2048 << 10):
+        with pytest.raises(Failure, match="currentMemory"):
+            domaindefine.limit_of(both, present)

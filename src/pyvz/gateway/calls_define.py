@@ -164,6 +164,8 @@ def _change(
     more = machinemake.differences(present, machine) if machine is not None else []
     _redefine(call, progress, present, wanted)
     _set(call, progress, present.env, more)
+    if machine is not None:
+        machinemake.put_in_order(call.office.node, present.env, machine, progress)
 
 
 def _left_behind(node: Node, wanted: Wanted, *, machine: bool) -> Path | None:
@@ -217,7 +219,8 @@ def _make(call: Call, progress: Progress, wanted: Wanted) -> Environment:
     if len(roots) != 1 or len(wanted.file_systems) > 1:
         raise Failure(
             failure.UNSUPPORTED,
-            "A container has one filesystem, with the target '/', to begin with",
+            "A container has one filesystem, with the target '/', to begin with: <filesystem"
+            " type='template'><source name='OSTEMPLATE'/><target dir='/'/></filesystem>",
         )
     if roots[0].kind != "template":
         return _registered(call, progress, wanted, Path(roots[0].source))
@@ -256,8 +259,10 @@ def _redefine(call: Call, progress: Progress, present: Domain, wanted: Wanted) -
         options.append(("name", wanted.name))
     if wanted.description != (config.identity.description or ""):
         options.append(("description", wanted.description))
-    if wanted.memory and wanted.memory // KIB != domainxml.memory_limit(present) // KIB:
-        options.append(("memsize", f"{wanted.memory // KIB}K"))
+    limit = domainxml.memory_limit(present)
+    memory = domaindefine.limit_of(wanted, limit)
+    if memory and memory // KIB != limit // KIB:
+        options.append(("memsize", f"{memory // KIB}K"))
     if wanted.cpus and wanted.cpus != domainxml.processors(present):
         options.append(("cpus", str(wanted.cpus)))
     options += domaintuning.options(wanted.tuning, config)
@@ -381,8 +386,8 @@ def _set(call: Call, progress: Progress, env: Environment, changes: list[Options
 
 def _limits(wanted: Wanted) -> Options:
     found: Options = []
-    if wanted.memory:
-        found.append(("memsize", f"{wanted.memory // KIB}K"))
+    if memory := domaindefine.limit_of(wanted):
+        found.append(("memsize", f"{memory // KIB}K"))
     if wanted.cpus:
         found.append(("cpus", str(wanted.cpus)))
     found += domaintuning.options(wanted.tuning)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from pyvz.gateway import domain, domainxml, failure, guestview, machinexml
+from pyvz.gateway import domain, domainxml, failure, guestmemory, guestview, machinexml
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.domain import Domain
 from pyvz.gateway.failure import Failure
@@ -164,14 +164,16 @@ def _known_info(call: Call, *, dom: dict[str, Any]) -> Values | None:
 @first(_known_info)
 def domain_get_info(call: Call, *, dom: dict[str, Any]) -> Values:
     """State, memory in KiB, processors, CPU time in nanoseconds."""
-    found = read(call, dom)
-    running = found.running
-    return _info(found, call.office.node.cgroups.usage(found.env.uuid) if running else Usage())
+    found, node = read(call, dom), call.office.node
+    if not found.running:
+        return _info(found, Usage())
+    usage = node.cgroups.usage(found.env.uuid)
+    return _info(found, usage, guestmemory.current(node, found, usage))
 
 
-def _info(found: Domain, usage: Usage) -> Values:
+def _info(found: Domain, usage: Usage, current: int | None = None) -> Values:
     limit = domainxml.memory_limit(found)
-    memory = (usage.memory or 0) if found.running else limit
+    memory = limit if current is None else current
     return {
         "state": found.state[0],
         "maxMem": limit // KIB,

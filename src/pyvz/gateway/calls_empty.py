@@ -11,40 +11,6 @@ from pyvz.gateway.failure import Failure
 Arguments = dict[str, Any]
 
 
-async def connect_list_all_interfaces(_call: Call, _arguments: Arguments) -> Values:
-    """The node's cards are no business of ours."""
-    return {"ifaces": [], "ret": 0}
-
-
-async def interface_lookup_by_name(_call: Call, arguments: Arguments) -> Values:
-    """See above."""
-    raise Failure(failure.NO_INTERFACE, f"There is no interface '{arguments['name']}'")
-
-
-async def node_num_of_devices(_call: Call, _arguments: Arguments) -> Values:
-    """No device of the node is shown."""
-    return {"num": 0}
-
-
-async def connect_list_all_node_devices(_call: Call, _arguments: Arguments) -> Values:
-    """See above."""
-    return {"devices": [], "ret": 0}
-
-
-async def node_list_devices(_call: Call, _arguments: Arguments) -> Values:
-    """See above."""
-    return {"names": []}
-
-
-async def node_device_lookup_by_name(_call: Call, arguments: Arguments) -> Values:
-    """See above."""
-    raise Failure(failure.NO_NODE_DEVICE, f"There is no node device '{arguments['name']}'")
-
-
-node_device_get_xml_desc = node_device_lookup_by_name
-node_device_get_parent = node_device_lookup_by_name
-
-
 async def connect_list_all_secrets(_call: Call, _arguments: Arguments) -> Values:
     """Secrets are not kept here."""
     return {"secrets": [], "ret": 0}
@@ -63,6 +29,26 @@ async def connect_list_all_nwfilters(_call: Call, _arguments: Arguments) -> Valu
 async def nwfilter_lookup_by_name(_call: Call, arguments: Arguments) -> Values:
     """See above."""
     raise Failure(failure.NO_NWFILTER, f"There is no network filter '{arguments['name']}'")
+
+
+async def nwfilter_define_xml(_call: Call, _arguments: Arguments) -> Values:
+    """See above."""
+    raise Failure(
+        failure.OPERATION_UNSUPPORTED,
+        "Filters belong to environments: prlctl set ID --fw, and nftables of the node",
+    )
+
+
+nwfilter_binding_create_xml = nwfilter_define_xml
+
+
+async def secret_define_xml(_call: Call, _arguments: Arguments) -> Values:
+    """See above."""
+    raise Failure(
+        failure.OPERATION_UNSUPPORTED,
+        "Secrets are not kept for libvirt's clients: disks are encrypted with keys of the node"
+        " (/etc/vz/keys), prlctl set ID --device-add hdd --encryption-keyid KEY",
+    )
 
 
 async def connect_list_all_nwfilter_bindings(_call: Call, _arguments: Arguments) -> Values:
@@ -85,14 +71,9 @@ async def domain_get_disk_errors(_call: Call, _arguments: Arguments) -> Values:
     return {"errors": [], "nerrors": 0}
 
 
-async def connect_num_of_interfaces(_call: Call, _arguments: Arguments) -> Values:
+async def connect_num_of_secrets(_call: Call, _arguments: Arguments) -> Values:
     """What older clients ask first: there are none."""
     return {"num": 0}
-
-
-async def connect_list_interfaces(_call: Call, _arguments: Arguments) -> Values:
-    """See above."""
-    return {"names": []}
 
 
 async def connect_list_secrets(_call: Call, _arguments: Arguments) -> Values:
@@ -100,8 +81,9 @@ async def connect_list_secrets(_call: Call, _arguments: Arguments) -> Values:
     return {"uuids": []}
 
 
-connect_num_of_defined_interfaces = connect_num_of_interfaces
-connect_num_of_secrets = connect_num_of_interfaces
-connect_num_of_nwfilters = connect_num_of_interfaces
-connect_list_defined_interfaces = connect_list_interfaces
-connect_list_nwfilters = connect_list_interfaces
+async def connect_list_nwfilters(_call: Call, _arguments: Arguments) -> Values:
+    """See above."""
+    return {"names": []}
+
+
+connect_num_of_nwfilters = connect_num_of_secrets

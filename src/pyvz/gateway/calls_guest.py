@@ -21,6 +21,8 @@ from pyvz.operations.node import Node
 Key = dict[str, Any]
 
 SYNC: Final = 1  # flag: from the machine's own clock
+KEYS_APPEND, KEYS_REMOVE = 1, 2  # flags of the keys of ssh
+MOST_KEYS: Final = 2048
 _DEFAULT_WAIT: Final = 30.0
 _LONGEST_WAIT: Final = 3600.0
 _MOST_CPUS: Final = 4096
@@ -119,6 +121,29 @@ def domain_fsthaw(node: Node, found: Domain, **_: object) -> Values:
     """Let them go on; the agent knows no single one."""
     _check_machine(found, "has no frozen file systems")
     return {"filesystems": _number(guestview.asked(node, found, "guest-fsfreeze-thaw"))}
+
+
+@inside
+def domain_authorized_ssh_keys_get(node: Node, found: Domain, *, user: str, **_: object) -> Values:
+    """The keys of ssh that let somebody in as a user of the guest."""
+    _check_machine(found, "has its keys in its files: prlctl exec")
+    answer = guestview.asked(node, found, "guest-ssh-get-authorized-keys", {"username": user})
+    keys = answer.get("keys") if isinstance(answer, dict) else None
+    return {"keys": [guestview.text(each) for each in keys or ()][:MOST_KEYS]}
+
+
+@inside
+def domain_authorized_ssh_keys_set(
+    node: Node, found: Domain, *, user: str, keys: list[str], flags: int
+) -> None:
+    """Set them all, add some (1), or take some away (2)."""
+    _check_machine(found, "has its keys in its files: prlctl exec")
+    words: dict[str, Any] = {"username": user, "keys": keys}
+    if flags & KEYS_REMOVE:
+        guestview.asked(node, found, "guest-ssh-remove-authorized-keys", words)
+        return
+    words["reset"] = not flags & KEYS_APPEND
+    guestview.asked(node, found, "guest-ssh-add-authorized-keys", words)
 
 
 @inside

@@ -16,6 +16,7 @@ from pyvz.gateway.domain import Domain
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.xdr import INT, STRING, Typed
 from pyvz.model.task import Progress
+from pyvz.operations import machinethreads
 
 Key = dict[str, Any]
 
@@ -27,8 +28,15 @@ _ANY: Final = {"", "all", "auto"}
 
 def domain_get_vcpus(call: Call, *, dom: Key, maxinfo: int, maplen: int) -> Values:
     """Where its processors run: a container's run wherever its mask lets them."""
-    found = domain.find_running(call.office.node, dom)
-    usage = call.office.node.cgroups.usage(found.env.uuid)
+    node, found = call.office.node, domain.find_running(call.office.node, dom)
+    if domain.is_machine(found):
+        threads = machinethreads.processors(node, found.env.uuid)[: max(0, maxinfo)]
+        machine = [
+            {"number": number, "state": 1, "cpu": each.processor, "cpu_time": each.time}
+            for number, each in enumerate(threads)
+        ]
+        return {"info": machine, "cpumaps": _map(found, maplen) * len(machine)}
+    usage = node.cgroups.usage(found.env.uuid)
     count = min(maxinfo, domainxml.processors(found))
     infos = [
         {
@@ -77,6 +85,14 @@ def domain_pin_vcpu_flags(
             f" prlctl set --cpumask {mask}, or by <vcpu cpuset='{mask}'>",
         )
     change(call, progress, dom, ("cpumask", mask))
+
+
+def domain_pin_emulator(
+    call: Call, progress: Progress, *, dom: Key, cpumap: bytes, flags: int
+) -> None:
+    """Choose the processors for all that a domain is: what is around it runs where it does."""
+    _found(call, dom, flags)
+    change(call, progress, dom, ("cpumask", _spelled(cpumap)))
 
 
 def domain_get_numa_parameters(call: Call, *, dom: Key, nparams: int, flags: int) -> Values:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, Final
 from xml.etree.ElementTree import Element, SubElement
 
@@ -14,17 +16,20 @@ from pyvz.gateway.nodexml import text_of
 from pyvz.gateway.notes import parsed
 from pyvz.model.environment import Environment, canonical_uuid
 from pyvz.model.task import Progress
-from pyvz.operations import lifecycle, snapshot
+from pyvz.operations import lifecycle, machineguest, snapshot
 from pyvz.operations.snapshot import Wanted
 from pyvz.store import savedstates
 from pyvz.store.savedstates import POWEROFF, SavedState, SavedStates
 
 Key = dict[str, Any]
+Test = Callable[[SavedStates, SavedState], bool]
 
 CHILDREN, CHILDREN_ONLY = 1, 4  # flags of the removal
-ROOTS, LEAVES, NO_LEAVES = 1, 4, 8  # flags of the list
+ROOTS, DESCENDANTS = 1, 1  # flags of the list, and of that of children
 REVERT_RUNNING, REVERT_PAUSED = 1, 2
-CREATE_DISK_ONLY, CREATE_QUIESCE = 16, 64
+CREATE_DISK_ONLY, CREATE_QUIESCE, CREATE_ATOMIC, CREATE_VALIDATE = 16, 64, 128, 512
+_NEVER: Final = {1: "redefine", 2: "current", 4: "no-metadata", 8: "halt", 32: "reuse-external",
+                 256: "live"}  # fmt: skip
 _DATE: Final = "%Y-%m-%d %H:%M:%S"
 
 
@@ -32,14 +37,20 @@ def domain_snapshot_create_xml(
     call: Call, progress: Progress, *, dom: Key, xml_desc: str, flags: int
 ) -> Values:
     """Take a snapshot; of the description, name and description count."""
-    if flags & ~(CREATE_DISK_ONLY | CREATE_QUIESCE):
-        raise Failure(failure.UNSUPPORTED, f"A snapshot with the flags 0x{flags:x}")
-    env = domain.find(call.office.node, dom).env
+    for flag, word in _NEVER.items():
+        if flags & flag:
+            raise Failure(failure.UNSUPPORTED, f"A snapshot with --{word} is not supported")
+    known = CREATE_DISK_ONLY | CREATE_QUIESCE | CREATE_ATOMIC | CREATE_VALIDATE
+    if flags & ~known:
+        raise Failure(failure.UNSUPPORTED, f"A snapshot with the flags 0x{flags & ~known:x}")
+    node, found = call.office.node, domain.find(call.office.node, dom)
     wanted = wanted_of(xml_desc)
     if flags & CREATE_DISK_ONLY:
         wanted = wanted._replace(memory=False)
-    taken = snapshot.create(call.office.node, env.uuid, wanted, progress=progress)
-    return {"snap": _key(call, env, taken.guid)}
+    frozen = flags & CREATE_QUIESCE and domain.is_machine(found) and found.running
+    with machineguest.frozen(node, found.env) if frozen else nullcontext():
+        taken = snapshot.create(node, found.env.uuid, wanted, progress=progress)
+    return {"snap": _key(call, found.env, taken.guid)}
 
 
 def wanted_of(xml: str) -> Wanted:
@@ -127,16 +138,23 @@ def domain_snapshot_list_all_children(
 ) -> Values:
     """Those below one: directly, or with flag 1 all."""
     env, states, item = _find(call, snapshot)
-    below = states.subtree(item.guid)[1:] if flags & 1 else states.children(item.guid)
-    found = [_key(call, env, each.guid) for each in below]
+    found = [_key(call, env, each.guid) for each in _below(states, item, flags)]
     return {"snapshots": found if need_results else [], "ret": len(found)}
 
 
 def domain_snapshot_num_children(call: Call, *, snap: Key, flags: int) -> Values:
     """How many are below one."""
     _, states, item = _find(call, snap)
-    below = states.subtree(item.guid)[1:] if flags & 1 else states.children(item.guid)
-    return {"num": len(below)}
+    return {"num": len(_below(states, item, flags))}
+
+
+def domain_snapshot_list_children_names(
+    call: Call, *, snap: Key, maxnames: int, flags: int
+) -> Values:
+    """Their names."""
+    _, states, item = _find(call, snap)
+    found = [_name(each) for each in _below(states, item, flags)]
+    return {"names": found[: max(0, maxnames)]}
 
 
 def domain_has_current_snapshot(call: Call, *, dom: Key, flags: int) -> Values:
@@ -216,14 +234,31 @@ def _find(call: Call, snap: Key) -> tuple[Environment, SavedStates, SavedState]:
 
 
 def _selected(states: SavedStates, flags: int) -> list[SavedState]:
-    found = list(states.items)
-    if flags & ROOTS:
-        found = [each for each in found if not each.parent]
-    if flags & LEAVES:
-        found = [each for each in found if not states.children(each.guid)]
-    if flags & NO_LEAVES:
-        found = [each for each in found if states.children(each.guid)]
+    roots = [each for each in states.items if not (flags & ROOTS and each.parent)]
+    return _filtered(states, roots, flags)
+
+
+def _below(states: SavedStates, item: SavedState, flags: int) -> list[SavedState]:
+    """Return those below one: directly, or all."""
+    every = states.subtree(item.guid)[1:] if flags & DESCENDANTS else states.children(item.guid)
+    return _filtered(states, every, flags)
+
+
+def _filtered(states: SavedStates, items: Iterable[SavedState], flags: int) -> list[SavedState]:
+    """Return what is selected: of each group of filters those that one of its flags wants."""
+    found = list(items)
+    for group in _FILTERS:
+        if wanted := [test for flag, test in group.items() if flags & flag]:
+            found = [each for each in found if any(test(states, each) for test in wanted)]
     return found
+
+
+def _has_memory(_: SavedStates, item: SavedState) -> bool:
+    return item.state not in ("", POWEROFF)
+
+
+def _has_children(states: SavedStates, item: SavedState) -> bool:
+    return bool(states.children(item.guid))
 
 
 def _key(call: Call, env: Environment, guid: str) -> Key:
@@ -240,3 +275,12 @@ def _seconds(date: str) -> int:
         return int(time.mktime(time.strptime(date, _DATE)))
     except (ValueError, OverflowError):
         return 0
+
+
+# Flags of the lists, in groups.  All of ours are inside the images, and need nothing told again.
+_FILTERS: Final[tuple[dict[int, Test], ...]] = (
+    {2: lambda *_: False, 16: lambda *_: True},  # metadata or not
+    {4: lambda *given: not _has_children(*given), 8: _has_children},  # leaves or not
+    {32: lambda *given: not _has_memory(*given), 64: _has_memory, 128: lambda *_: False},
+    {256: lambda *_: True, 512: lambda *_: False},  # in the images, or in files of their own
+)

@@ -5,25 +5,33 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
-from pyvz.gateway import containerdisk, domain, domainxml, failure, machineblock
+from pyvz.gateway import (
+    calls_memory,
+    containerdisk,
+    domain,
+    domainxml,
+    failure,
+    guestmemory,
+    machineblock,
+)
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.domain import Domain, is_machine
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.prompt import first, packed_answer, read, remember, remembered
-from pyvz.gateway.xdr import INT, STRING, UINT, ULLONG, Packed, Typed, codec, pack
+from pyvz.gateway.xdr import INT, LLONG, STRING, UINT, ULLONG, Packed, Typed, codec, pack
 from pyvz.model.usage import Usage
-from pyvz.operations import traffic
+from pyvz.operations import machinethreads, traffic
 from pyvz.operations.node import Node
-from pyvz.units import KIB, MIB
+from pyvz.units import MIB
 
 Key = dict[str, Any]
 
-STATE, CPU, BALLOON, VCPU, NET, BLOCK = 1, 2, 4, 8, 16, 32
+STATE, CPU, BALLOON, VCPU, NET, BLOCK, DIRTY = 1, 2, 4, 8, 16, 32, 512
 ALL: Final = STATE | CPU | BALLOON | VCPU | NET | BLOCK
+KNOWN: Final = ALL | DIRTY  # this one is told when it is asked for
 ENFORCE: Final = 1 << 31  # fail on kinds that are not there
 ACTIVE, INACTIVE = 1, 2
 IN_BYTES: Final = 1  # flag of the job on a disk
-RSS, ACTUAL, AVAILABLE, UNUSED, USABLE = 7, 6, 5, 4, 8
 
 
 def _known_stats(call: Call, *, doms: list[Key], stats: int, flags: int) -> Packed | None:
@@ -36,9 +44,9 @@ def _known_stats(call: Call, *, doms: list[Key], stats: int, flags: int) -> Pack
 @first(_known_stats)
 def connect_get_all_domain_stats(call: Call, *, doms: list[Key], stats: int, flags: int) -> Packed:
     """The figures of the domains named, or of all."""
-    if flags & ENFORCE and stats & ~ALL:
-        raise Failure(failure.INVALID_ARGUMENT, f"Unknown statistics 0x{stats & ~ALL:x}")
-    kinds = stats & ALL if stats else ALL
+    if flags & ENFORCE and stats & ~KNOWN:
+        raise Failure(failure.INVALID_ARGUMENT, f"Unknown statistics 0x{stats & ~KNOWN:x}")
+    kinds = stats & KNOWN if stats else ALL
     table = call.office.roster.read() if not doms else None
     found = map(domain.seen, table.rows) if table else (read(call, dom) for dom in doms)
     wanted = [each for each in found if _selected(each, flags)]
@@ -72,22 +80,15 @@ def figures(node: Node, each: Domain, kinds: int) -> list[Typed]:
     if kinds & CPU and usage.cpu_ns is not None:
         found.append(Typed("cpu.time", ULLONG, usage.cpu_ns))
     if kinds & BALLOON:
-        limit = domainxml.memory_limit(each) // KIB
-        found += [Typed("balloon.current", ULLONG, limit), Typed("balloon.maximum", ULLONG, limit)]
-        if usage.memory is not None:
-            used = usage.memory // KIB
-            found.append(Typed("balloon.rss", ULLONG, used))
-            # Of a machine nobody knows what its guest has left: all of it is used.
-            unused = 0 if is_machine(each) else max(0, limit - used)
-            found.append(Typed("balloon.unused", ULLONG, unused))
+        found += guestmemory.figures(guestmemory.of(node, each, usage))
     if kinds & VCPU:
-        count = domainxml.processors(each)
-        most = domainxml.most_processors(each)
-        found += [Typed("vcpu.current", UINT, count), Typed("vcpu.maximum", UINT, most)]
+        found += _processors(node, each)
     if kinds & NET:
         found += _cards(node, each)
     if kinds & BLOCK:
         found += machineblock.figures(node, each) if is_machine(each) else _disks(each, usage)
+    if kinds & DIRTY:
+        found += calls_memory.dirty_rate(node, each)
     return found
 
 
@@ -98,9 +99,10 @@ def domain_interface_stats(call: Call, *, dom: Key, path: str) -> Values:
     for each in traffic.by_card(call.office.node, found.env.uuid):
         if path.lower() in (each.host_name, each.name, macs.get(each.name, "").lower()):
             return {
-                "rx_bytes": each.bytes_in, "rx_packets": each.packets_in, "rx_errs": 0,
-                "rx_drop": 0, "tx_bytes": each.bytes_out, "tx_packets": each.packets_out,
-                "tx_errs": 0, "tx_drop": 0,
+                "rx_bytes": each.bytes_in, "rx_packets": each.packets_in,
+                "rx_errs": each.errors_in, "rx_drop": each.dropped_in,
+                "tx_bytes": each.bytes_out, "tx_packets": each.packets_out,
+                "tx_errs": each.errors_out, "tx_drop": each.dropped_out,
             }  # fmt: skip
     raise Failure(failure.INVALID_ARGUMENT, f"{found.env.name} has no interface '{path}'")
 
@@ -112,23 +114,32 @@ def domain_block_stats(call: Call, *, dom: Key, path: str) -> Values:
         one = machineblock.of_one(call.office.node, found, path)
         return {"rd_req": one.reads, "rd_bytes": one.read, "wr_req": one.writes,
                 "wr_bytes": one.written, "errs": -1}  # fmt: skip
-    if path:
-        containerdisk.find(found, path)
-    usage = call.office.node.cgroups.usage(found.env.uuid)
-    read, written = usage.io_read or 0, usage.io_written or 0
+    read, written = _all_disks(call.office.node, found, path)
     return {"rd_req": -1, "rd_bytes": read, "wr_req": -1, "wr_bytes": written, "errs": -1}
 
 
 def domain_block_stats_flags(
     call: Call, *, dom: Key, path: str, nparams: int, flags: int
 ) -> Values:
-    """The same as typed parameters."""
+    """The same as typed parameters, of a machine with the times that it took, in nanoseconds."""
     _ = flags
-    values = domain_block_stats(call, dom=dom, path=path)
-    names = {"rd_operations": "rd_req", "rd_bytes": "rd_bytes", "wr_operations": "wr_req",
-             "wr_bytes": "wr_bytes"}  # fmt: skip
-    found = [Typed(name, ULLONG, values[word]) for name, word in names.items() if values[word] >= 0]
+    node, present = call.office.node, domain.find_running(call.office.node, dom)
+    values: dict[str, int]
+    if is_machine(present):
+        one = machineblock.of_one(node, present, path)
+        values = dict(zip(machineblock.WORDS, one, strict=True))
+    else:
+        values = dict(zip(("rd_bytes", "wr_bytes"), _all_disks(node, present, path), strict=True))
+    found = [Typed(name, LLONG, value) for name, value in values.items()]
     return {"params": found[:nparams], "nparams": len(found)}
+
+
+def _all_disks(node: Node, found: Domain, path: str) -> tuple[int, int]:
+    """Return what a container has read and written; raises Failure for a disk it has not."""
+    if path:
+        containerdisk.find(found, path)
+    usage = node.cgroups.usage(found.env.uuid)
+    return usage.io_read or 0, usage.io_written or 0
 
 
 def domain_get_block_info(call: Call, *, dom: Key, path: str, flags: int) -> Values:
@@ -156,13 +167,9 @@ def domain_get_block_job_info(call: Call, *, dom: Key, path: str, flags: int) ->
 def domain_memory_stats(call: Call, *, dom: Key, maxStats: int, flags: int) -> Values:
     """Memory in KiB, by the protocol's tags."""
     _ = flags
-    found = domain.find_running(call.office.node, dom)
-    usage = call.office.node.cgroups.usage(found.env.uuid)
-    limit, used = domainxml.memory_limit(found), usage.memory or 0
-    values = {ACTUAL: limit, AVAILABLE: limit, UNUSED: limit - used, RSS: used,
-              USABLE: limit - used}  # fmt: skip
-    stats = [{"tag": tag, "val": max(0, value) // KIB} for tag, value in values.items()]
-    return {"stats": stats[:maxStats]}
+    node, found = call.office.node, domain.find_running(call.office.node, dom)
+    memory = guestmemory.of(node, found, node.cgroups.usage(found.env.uuid))
+    return {"stats": guestmemory.tagged(memory)[:maxStats]}
 
 
 def domain_get_cpu_stats(
@@ -190,14 +197,28 @@ def _cards(node: Node, each: Domain) -> list[Typed]:
     found: list[Typed] = []
     rows = traffic.by_card(node, each.env.uuid) if each.running else []
     for number, row in enumerate(rows):
-        found += [
-            Typed(f"net.{number}.name", STRING, row.host_name),
-            Typed(f"net.{number}.rx.bytes", ULLONG, row.bytes_in),
-            Typed(f"net.{number}.rx.pkts", ULLONG, row.packets_in),
-            Typed(f"net.{number}.tx.bytes", ULLONG, row.bytes_out),
-            Typed(f"net.{number}.tx.pkts", ULLONG, row.packets_out),
-        ]
+        found.append(Typed(f"net.{number}.name", STRING, row.host_name))
+        for way, counted in (
+            ("rx", (row.bytes_in, row.packets_in, row.errors_in, row.dropped_in)),
+            ("tx", (row.bytes_out, row.packets_out, row.errors_out, row.dropped_out)),
+        ):
+            words = zip(("bytes", "pkts", "errs", "drop"), counted, strict=True)
+            found += [Typed(f"net.{number}.{way}.{word}", ULLONG, value) for word, value in words]
     return [Typed("net.count", UINT, len(rows)), *found]
+
+
+def _processors(node: Node, each: Domain) -> list[Typed]:
+    """Return how many processors there are, and what each one of a machine has done."""
+    count, most = domainxml.processors(each), domainxml.most_processors(each)
+    found = [Typed("vcpu.current", UINT, count), Typed("vcpu.maximum", UINT, most)]
+    if each.running and is_machine(each):
+        for number, thread in enumerate(machinethreads.processors(node, each.env.uuid)):
+            found += [
+                Typed(f"vcpu.{number}.state", INT, 1),
+                Typed(f"vcpu.{number}.time", ULLONG, thread.time),
+                Typed(f"vcpu.{number}.delay", ULLONG, thread.delay),
+            ]
+    return found
 
 
 def _disks(each: Domain, usage: Usage) -> list[Typed]:

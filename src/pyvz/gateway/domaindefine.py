@@ -46,7 +46,10 @@ class FileSystem(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What a description asks for.  memory: bytes; uuid "" when it names none."""
+    """What a description asks for.  memory: bytes; uuid "" when it names none.
+
+    current_memory: what it is to have now, 0 where nothing is said.
+    """
 
     name: str
     uuid: str
@@ -57,6 +60,7 @@ class Wanted(NamedTuple):
     tuning: Tuning
     title: str
     description: str
+    current_memory: int
     metadata: Element | None
     file_systems: tuple[FileSystem, ...]
     cards: tuple[Card, ...]
@@ -91,9 +95,28 @@ def read(text: str) -> Wanted:
         tuning=domaintuning.read(top, _number(vcpu, "vcpu")),
         title=top.findtext("title") or "",
         description=top.findtext("description") or "",
+        current_memory=size_of(top.find("currentMemory")),
         metadata=top.find("metadata"),
         file_systems=tuple(_file_system(each) for each in parts if each.tag == "filesystem"),
         cards=tuple(card(each) for each in parts if each.tag == "interface"),
+    )
+
+
+def limit_of(wanted: Wanted, present: int | None = None) -> int:
+    """Return the one limit of memory that is meant, where PRESENT is that of now; 0: none is said.
+
+    Clients that change what a domain has now leave its most (<memory>) as it is.  Raises Failure
+    (67) where both are new and differ.
+    """
+    most, current = wanted.memory, wanted.current_memory
+    if not 0 < current < most:
+        return most
+    if present is not None and most // KIB == present // KIB:
+        return current
+    raise Failure(
+        failure.UNSUPPORTED,
+        "A <currentMemory> below <memory> is not supported: there is one limit, so write the same"
+        " in both",
     )
 
 
@@ -150,14 +173,7 @@ def _os_type(top: Element) -> str:
 
 
 def _check_amounts(top: Element) -> None:
-    """Refuse amounts that differ from the most: both are one limit here.  Raises Failure (67)."""
-    most, current = top.find("memory"), top.find("currentMemory")
-    if current is not None and 0 < size_of(current) < size_of(most):
-        raise Failure(
-            failure.UNSUPPORTED,
-            "A <currentMemory> below <memory> is not supported: there is one limit, so write the"
-            " same in both",
-        )
+    """Refuse what cannot be kept of amounts and of init.  Raises Failure (67)."""
     vcpu = top.find("vcpu")
     count = (vcpu.text or "").strip() if vcpu is not None else ""
     if vcpu is not None and vcpu.get("current", count) != count:

@@ -94,9 +94,10 @@ os/loader/**
 os/nvram/**
 os/firmware/**
 devices/disk                        type=file|block device=disk|cdrom
-devices/disk/driver                 name=qemu type=qcow2|raw discard=unmap cache=none|default
+devices/disk/driver                 name=qemu type=qcow2|raw|ploop discard=unmap cache=none|default io=native|threads
 devices/disk/source                 file dev index
 devices/disk/target                 dev bus tray
+devices/disk/backingStore
 devices/disk/serial
 devices/disk/readonly
 devices/disk/boot                   order
@@ -117,7 +118,7 @@ devices/hub/**
 devices/tpm                         model=tpm-crb|tpm-tis
 devices/tpm/backend                 type=emulator version=2.0
 devices/tpm/alias                   name
-"""
+"""  # noqa: E501  a row is a line
 _KINDS: Final = {CONTAINER: "a container", MACHINE: "a virtual machine"}
 
 

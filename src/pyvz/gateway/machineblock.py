@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pyvz.errors import VZError
@@ -14,25 +16,46 @@ from pyvz.gateway.xdr import STRING, UINT, ULLONG, Typed
 from pyvz.model.grammar_machine import Drive
 from pyvz.operations.node import Node
 from pyvz.units import KIB
+from pyvz.vm import image
 
 _JOBS: Final = {"stream": 1, "mirror": 2, "backup": 5}
 _BLOCK: Final = 512  # bytes of st_blocks
 
 
+WORDS: Final = (
+    *("rd_operations", "rd_bytes", "rd_total_times"),
+    *("wr_operations", "wr_bytes", "wr_total_times"),
+    *("flush_operations", "flush_total_times"),
+)  # of libvirt for what QEMU calls:
+_OF_QEMU: Final = (
+    *("rd_operations", "rd_bytes", "rd_total_time_ns"),
+    *("wr_operations", "wr_bytes", "wr_total_time_ns"),
+    *("flush_operations", "flush_total_time_ns"),
+)
+_IN_BULK: Final = (
+    *("rd.reqs", "rd.bytes", "rd.times", "wr.reqs", "wr.bytes", "wr.times"),
+    *("fl.reqs", "fl.times"),
+)
+
+
 class Moved(NamedTuple):
-    """Requests and bytes of a drive since the machine was started."""
+    """Requests, bytes and nanoseconds of a drive since the machine was started."""
 
     reads: int = 0
     read: int = 0
+    reading: int = 0
     writes: int = 0
     written: int = 0
+    writing: int = 0
+    flushes: int = 0
+    flushing: int = 0
 
 
 def find(domain: Domain, path: str) -> Drive:
     """Return the drive with that name on the bus, name of ours, or image; raises Failure (8)."""
     for drive, name in machinexml.drives(domain):
-        image = machinexml.source(domain, drive)
-        if path in (name, drive.name) or (image is not None and path == os.fspath(image)):
+        place = machinexml.source(domain, drive)
+        if path in (name, drive.name) or (place is not None and path == os.fspath(place)):
             return drive
     raise Failure(failure.INVALID_ARGUMENT, f"{domain.env.name} has no disk '{path}'")
 
@@ -67,29 +90,34 @@ def figures(node: Node, domain: Domain) -> list[Typed]:
             found.append(Typed(f"block.{number}.path", STRING, os.fspath(path)))
         one = counters.get(drive.name)
         if one is not None:
-            words = ("rd.reqs", "rd.bytes", "wr.reqs", "wr.bytes")
             found += [
                 Typed(f"block.{number}.{word}", ULLONG, value)
-                for word, value in zip(words, one, strict=True)
+                for word, value in zip(_IN_BULK, one, strict=True)
             ]
+        with suppress(VZError):
+            sizes = _sizes(drive, path) if path is not None else {}
+            found += [Typed(f"block.{number}.{word}", ULLONG, sizes[word]) for word in sizes]
     return found
 
 
 def size(domain: Domain, path: str) -> dict[str, int]:
     """Return how large a disk is for the guest, and what its image takes; raises Failure."""
     drive = find(domain, path)
-    image = machinexml.source(domain, drive)
-    if image is None:
+    return _sizes(drive, machinexml.source(domain, drive))
+
+
+def _sizes(drive: Drive, path: Path | None) -> dict[str, int]:
+    if path is None:
         return {"allocation": 0, "capacity": 0, "physical": 0}
     try:
-        status = image.stat()
+        status = path.stat()
     except OSError as error:
-        raise Failure(failure.SYSTEM, f"{image}: {error.strerror}") from error
-    return {
-        "allocation": status.st_blocks * _BLOCK,
-        "capacity": drive.size * KIB or status.st_size,
-        "physical": status.st_size,
-    }
+        raise Failure(failure.SYSTEM, f"{path}: {error.strerror}") from error
+    capacity = drive.size * KIB or image.look(path).size
+    if stat.S_ISBLK(status.st_mode):
+        return {"allocation": capacity, "capacity": capacity, "physical": capacity}
+    allocation = status.st_blocks * _BLOCK
+    return {"allocation": allocation, "capacity": capacity, "physical": status.st_size}
 
 
 def job(node: Node, domain: Domain, path: str) -> dict[str, int] | None:
@@ -107,5 +135,4 @@ def job(node: Node, domain: Domain, path: str) -> dict[str, int] | None:
 
 
 def _moved(stats: dict[str, Any]) -> Moved:
-    words = ("rd_operations", "rd_bytes", "wr_operations", "wr_bytes")
-    return Moved(*(int(stats[word]) for word in words))
+    return Moved(*(int(stats[word]) for word in _OF_QEMU))

@@ -29,15 +29,24 @@ _LOOPBACK: Final = "127.0.0.1"
 
 
 class Disk(NamedTuple):
-    """A disk, or a CD drive.  source: path of its image or (block) device; "": no disc in it."""
+    """A disk, or a CD drive.  source: path of its image or (block) device; "": no disc in it.
+
+    target: its name on the bus.  bus and format are "" where nothing is said of them.
+    """
 
     cdrom: bool
-    bus: str
-    format: str
+    target: str = ""
+    bus: str = ""
+    format: str = ""
     source: str = ""
     block: bool = False
     serial: str = ""
     boot: int = 0
+
+    @property
+    def place(self) -> str:
+        """The bus of a new one: what is said, else what its name says."""
+        return self.bus or _BUSES.get(self.target[:2], "scsi")
 
 
 class Display(NamedTuple):
@@ -54,6 +63,7 @@ class Machine(NamedTuple):
     cpu: QEMU's model of the processor; "": the best that there is.  features: as VM_CPU_FEATURES.
     channels: names of ports beside the agent's.  crash: what follows one ("": as it was).
     sockets: over which all its CPUs are spread; 0: as it comes, with room for more CPUs.
+    card_places: of each card its MAC address ("": any) and its place in the boot order (0: none).
     """
 
     disks: tuple[Disk, ...]
@@ -68,6 +78,7 @@ class Machine(NamedTuple):
     crash: str = ""
     hugepages: bool = False
     sockets: int = 0
+    card_places: tuple[tuple[str, int], ...] = ()
 
 
 def read(text: str) -> Machine:
@@ -91,6 +102,7 @@ def read(text: str) -> Machine:
         hugepages=top.find("memoryBacking/hugepages") is not None,
         sockets=_sockets(top),
         channels=tuple(_channels(each for each in parts if each.tag == "channel")),
+        card_places=tuple(_place(each) for each in parts if each.tag == "interface"),
     )
 
 
@@ -98,14 +110,15 @@ def disk(element: Element) -> Disk:
     """Return a disk or CD drive; raises Failure (27, 67)."""
     check(element, domaingrammar.MACHINE, "devices/disk")
     kind, device = element.get("type") or "file", element.get("device") or "disk"
-    driver = element.find("driver")
-    form = (driver.get("type") if driver is not None else None) or "raw"
+    driver, target = element.find("driver"), element.find("target")
+    form = (driver.get("type") if driver is not None else None) or ""
     path = _source(element, kind)
     if not path and device == "disk":
         raise Failure(failure.XML, "A <disk> names no image: it has no <source>")
     return Disk(
         cdrom=device == "cdrom",
-        bus=_bus(element.find("target")),
+        target=(target.get("dev") or "") if target is not None else "",
+        bus=_bus(target),
         format=form,
         source=path,
         block=kind == "block",
@@ -123,9 +136,8 @@ def _source(element: Element, kind: str) -> str:
 
 
 def _bus(target: Element | None) -> str:
-    name = (target.get("dev") or "") if target is not None else ""
-    bus = (target.get("bus") if target is not None else None) or _BUSES.get(name[:2], "scsi")
-    if bus not in INTERFACES:
+    bus = (target.get("bus") if target is not None else None) or ""
+    if bus and bus not in INTERFACES:
         raise Failure(
             failure.UNSUPPORTED,
             f"A disk on the bus '{bus}' is not supported: {', '.join(INTERFACES)} are",
@@ -136,6 +148,11 @@ def _bus(target: Element | None) -> str:
 def _order(boot: Element | None) -> int:
     text = (boot.get("order") or "") if boot is not None else ""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else 0
+
+
+def _place(card: Element) -> tuple[str, int]:
+    mac = card.find("mac")
+    return (mac.get("address") or "").lower() if mac is not None else "", _order(card.find("boot"))
 
 
 def _display(element: Element) -> Display:

@@ -1,8 +1,4 @@
-"""Virtual machines made of their descriptions, and changed by them, as `prlctl` would do it.
-
-Of a machine that is there, the media of CD drives, the remote display and the order of booting are
-changed; other disks than it has are refused, as their images would have to be given up.
-"""
+"""Virtual machines made of their descriptions, and changed by them, as `prlctl` would do it."""
 
 from __future__ import annotations
 
@@ -13,23 +9,28 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
-from pyvz.gateway import domain, failure, machineblock, machinedefine, machinexml
+from pyvz.errors import FileMissing
+from pyvz.gateway import (
+    domain,
+    failure,
+    machineblock,
+    machinedefine,
+    machinedisks,
+    machinexml,
+)
 from pyvz.gateway.domain import Domain
 from pyvz.gateway.domaindefine import Wanted
 from pyvz.gateway.failure import Failure
-from pyvz.gateway.machinedefine import Disk, Display, Machine
+from pyvz.gateway.machinedefine import Display, Machine
 from pyvz.model import config as settings
-from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.grammar_machine import Drive
 from pyvz.model.grammar_processor import Features
 from pyvz.model.task import Progress
-from pyvz.operations import configure, machinecreate, machinedrives, provision
+from pyvz.operations import configure, machinecreate, provision
 from pyvz.operations.configure import SetRequest
 from pyvz.operations.node import Node
 from pyvz.operations.provision import CreateRequest
-from pyvz.storage import bundle
-from pyvz.vm import image
 from pyvz.vm.spec import boot_places
 
 Options = list[tuple[str, str | None]]
@@ -60,17 +61,13 @@ def make(node: Node, order: Order, progress: Progress) -> Environment:
         undo.callback(provision.delete, node, env.uuid, force=True)
         steps: list[Options] = [
             [("device-del", "cdrom0")],
-            *map(_addition, order.machine.disks),
+            *map(machinedisks.addition, order.machine.disks),
             *order.cards,
         ]
         steps += [display(order.machine.display)] if order.machine.display else []
         for step in steps:
             configure.set_options(node, env.uuid, SetRequest("prlctl", step), progress)
-        made = domain.lookup(node, env.uuid)
-        sequence = _sequence(made.config, order.machine)
-        if sequence:
-            options: Options = [("device-bootorder", sequence)]
-            configure.set_options(node, env.uuid, SetRequest("prlctl", options), progress)
+        put_in_order(node, env, order.machine, progress)
         undo.pop_all()
     return env
 
@@ -80,9 +77,17 @@ def home_of(node: Node, wanted: Wanted) -> Path:
     return machinecreate.parent_of(node) / wanted.uuid
 
 
+def put_in_order(node: Node, env: Environment, machine: Machine, progress: Progress) -> None:
+    """Have a machine boot in the order that is wanted, of the devices that it has now."""
+    sequence = _sequence(domain.lookup(node, env.uuid), machine)
+    if sequence:
+        options: Options = [("device-bootorder", sequence)]
+        configure.set_options(node, env.uuid, SetRequest("prlctl", options), progress)
+
+
 def differences(present: Domain, machine: Machine) -> list[Options]:
-    """Return what makes a machine of PRESENT; raises Failure (84) for what cannot be changed."""
-    found = _media(present, machine)
+    """Return what makes a machine of PRESENT but for the order of booting; raises Failure (84)."""
+    found = machinedisks.differences(present, machine.disks)
     config = present.config.machine
     wanted = machine.display
     known = None if config.vnc_mode == "off" else Display(
@@ -99,17 +104,16 @@ def differences(present: Domain, machine: Machine) -> list[Options]:
     if board != (there := _switches(config)):
         new = [each for each in board if each not in there]
         found.append([(name, "on" if on else "off") for name, on in new])
-    sequence = _sequence(present.config, machine)
-    if sequence:
-        found.append([("device-bootorder", sequence)])
     return found
 
 
 def attached(element: Element) -> Options:
     """Return what adds a <disk>; its image has to be there."""
     disk = machinedefine.disk(element)
-    _check_image(disk)
-    return _addition(disk)
+    if disk.source and not os.path.lexists(disk.source):
+        raise FileMissing(f"There is no image {disk.source}")
+    machinedisks.check(disk)
+    return machinedisks.addition(disk)
 
 
 def detached(present: Domain, element: Element) -> Options:
@@ -124,7 +128,7 @@ def updated(present: Domain, element: Element) -> Options:
         raise Failure(failure.OPERATION_UNSUPPORTED, "Only the disc in a CD drive can be changed")
     if not disk.source:
         return [("device-disconnect", drive.name)]
-    _check_image(disk)
+    machinedisks.check(disk)
     return [("device-set", drive.name), ("device" if disk.block else "image", disk.source)]
 
 
@@ -147,18 +151,9 @@ def display(wanted: Display) -> Options:
 def _check(machine: Machine) -> None:
     """Raise what speaks against the images; `prlctl set` would make one that is not there."""
     for disk in machine.disks:
-        _check_image(disk)
+        machinedisks.check(disk)
     if machine.display is not None:
         display(machine.display)
-
-
-def _check_image(disk: Disk) -> None:
-    if disk.source:
-        path = Path(disk.source)
-        if disk.format == machinedrives.BUNDLE:
-            bundle.find(path)
-        else:
-            image.check(image.look(path), path, "raw" if disk.cdrom else disk.format)
 
 
 def _drive(present: Domain, element: Element) -> Drive:
@@ -212,62 +207,26 @@ def _board(machine: Machine) -> Options:
     return found + [(name, word) for name, word in words.items() if word]
 
 
-def _addition(disk: Disk) -> Options:
-    found: Options = [("device-add", "cdrom" if disk.cdrom else "hdd"), ("iface", disk.bus)]
-    if disk.source:
-        found.append(("device" if disk.block else "image", disk.source))
-    if disk.serial:
-        found.append(("serial", disk.serial))
-    return found
-
-
-def _media(present: Domain, machine: Machine) -> list[Options]:
-    """Return the discs that are changed; raises Failure (84) for other disks."""
-    drives = [drive for drive, _ in machinexml.drives(present)]
-    places = [machinexml.source(present, each) for each in drives if each.is_disk]
-    disks = [each.source for each in machine.disks if not each.cdrom]
-    if sorted(map(os.fspath, filter(None, places))) != sorted(disks):
-        raise Failure(
-            failure.OPERATION_UNSUPPORTED,
-            f"The disks of {present.env.name} are added and removed with prlctl set --device-add"
-            " hdd and --device-del; everything else can be changed here",
-        )
-    trays = [each for each in machine.disks if each.cdrom]
-    slots = [each for each in drives if not each.is_disk]
-    if len(trays) != len(slots):
-        raise Failure(
-            failure.OPERATION_UNSUPPORTED,
-            f"The CD drives of {present.env.name} are added and removed with prlctl set",
-        )
-    found: list[Options] = []
-    for slot, tray in zip(slots, trays, strict=True):
-        inside = machinexml.source(present, slot)
-        if tray.source and (inside is None or os.fspath(inside) != tray.source):
-            medium = "device" if tray.block else "image"
-            found.append([("device-set", slot.name), (medium, tray.source)])
-        elif not tray.source and inside is not None:
-            found.append([("device-disconnect", slot.name)])
-    return found
-
-
-def _sequence(config: Config, machine: Machine) -> str:
+def _sequence(present: Domain, machine: Machine) -> str:
     """Return the order of booting in our words where it differs from what is set; else ""."""
+    config = present.config
     names = list(boot_places(config))
     cards = [each for each in config.network.interfaces or () if each.ifname != "venet0"]
     every = [each.name for each in config.machine.drives] + [f"net{n}" for n in range(len(cards))]
     if machine.boot:
         wanted = [name for kind in machine.boot for name in every if name.startswith(kind)]
     else:
-        wanted = _numbered(config, machine)
+        wanted = _numbered(present, machine)
     return " ".join(wanted) if wanted and wanted != names[: len(wanted)] else ""
 
 
-def _numbered(config: Config, machine: Machine) -> list[str]:
-    """Return the drives with a place of their own in the order, by their places."""
-    places: list[tuple[int, str]] = []
-    for cdrom in (False, True):
-        drives = [each.name for each in config.machine.drives if each.is_disk != cdrom]
-        disks = [each for each in machine.disks if each.cdrom == cdrom]
-        pairs = zip(drives, disks, strict=False)
-        places += [(disk.boot, name) for name, disk in pairs if disk.boot]
+def _numbered(present: Domain, machine: Machine) -> list[str]:
+    """Return the devices with a place of their own in the order, by their places."""
+    pairs = machinedisks.matched(present, machine.disks).kept
+    places = [(disk.boot, drive.name) for drive, disk in pairs if disk.boot]
+    cards = [card for card in present.config.network.interfaces or () if card.ifname != "venet0"]
+    for number, card in enumerate(cards):
+        own = [place for mac, place in machine.card_places if mac == card.mac.lower()]
+        new = [place for mac, place in machine.card_places[number : number + 1] if not mac]
+        places += [(place, f"net{number}") for place in (own or new)[:1] if place]
     return [name for _, name in sorted(places)]

@@ -123,8 +123,19 @@ def _devices(node: Node, top: Element, domain: Domain, *, live: bool) -> None:
     if domain.config.machine.tpm:
         tpm = SubElement(devices, "tpm", model="tpm-crb")
         SubElement(tpm, "backend", type="emulator", version="2.0")
+    _always(devices, usb=domain.config.machine.usb)
     video = SubElement(devices, "video")
     SubElement(video, "model", type="vga", vram=str(domain.config.machine.video * KIB), heads="1")
+
+
+def _always(devices: Element, *, usb: bool) -> None:
+    """Add what every machine has (vm/commandline.py)."""
+    if usb:
+        SubElement(devices, "input", type="tablet", bus="usb")
+    SubElement(devices, "memballoon", model="virtio")
+    random = SubElement(devices, "rng", model="virtio")
+    SubElement(random, "backend", model="random").text = "/dev/urandom"
+    SubElement(devices, "panic", model="isa")
 
 
 def _disk(

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, Final
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+from pyvz.errors import Unsupported
 from pyvz.linux import hugepools
+from pyvz.model.grammar_machine import INTERFACES
 from pyvz.operations import query
 from pyvz.operations.node import Node
 from pyvz.units import KIB, PAGE_SIZE
-from pyvz.vm import cpumodel, machinetype
+from pyvz.vm import cpumodel, firmware, machinetype, tpm
 from pyvz.vm.commandline import PROGRAM
+from pyvz.vm.firmware import Ovmf
 
 # element -> name of an entry -> file below /sys/class/dmi/id that everybody may read
 _SMBIOS: Final = {
@@ -103,18 +106,48 @@ def domain_capabilities(_node: Node, arch: str | None, machine: str | None) -> s
     SubElement(top, "machine").text = machine or "q35"
     SubElement(top, "arch").text = arch or os.uname().machine
     SubElement(top, "vcpu", max=str(os.cpu_count() or 1))
-    SubElement(top, "os", supported="yes")
+    _firmware(SubElement(top, "os", supported="yes"))
     _processors(top)
     devices = SubElement(top, "devices")
     disk = SubElement(devices, "disk", supported="yes")
     _enumeration(disk, "diskDevice", "disk", "cdrom")
-    _enumeration(disk, "bus", "scsi", "ide", "virtio")
+    _enumeration(disk, "bus", *INTERFACES)
+    _enumeration(disk, "model", "virtio")
     graphics = SubElement(devices, "graphics", supported="yes")
     _enumeration(graphics, "type", "vnc")
     video = SubElement(devices, "video", supported="yes")
     _enumeration(video, "modelType", "vga")
+    random = SubElement(devices, "rng", supported="yes")
+    _enumeration(random, "model", "virtio")
+    _enumeration(random, "backendModel", "random")
+    with suppress(Unsupported):
+        tpm.check()
+        chip = SubElement(devices, "tpm", supported="yes")
+        _enumeration(chip, "model", "tpm-crb")
+        _enumeration(chip, "backendModel", "emulator")
+        _enumeration(chip, "backendVersion", "2.0")
     SubElement(SubElement(top, "features"), "backup", supported="yes")
     return text_of(top)
+
+
+def _firmware(system: Element) -> None:
+    """Add by what machines can boot: UEFI where its files are installed."""
+    found = {secure: _ovmf(secure=secure) for secure in (False, True)}
+    there = [each for each in found.values() if each is not None]
+    _enumeration(system, "firmware", "bios", *(["efi"] if there else []))
+    loader = SubElement(system, "loader", supported="yes" if there else "no")
+    if there:
+        for each in there:
+            SubElement(loader, "value").text = os.fspath(each.code)
+        _enumeration(loader, "type", "pflash")
+        _enumeration(loader, "readonly", "yes")
+        _enumeration(loader, "secure", "no", *(["yes"] if found[True] else []))
+
+
+def _ovmf(*, secure: bool) -> Ovmf | None:
+    with suppress(Unsupported):
+        return firmware.find(secure=secure)
+    return None
 
 
 def _processors(top: Element) -> None:
@@ -137,14 +170,23 @@ def _enumeration(parent: Element, name: str, *values: str) -> None:
 def sysinfo() -> str:
     """Return what the firmware says of the node (SMBIOS), as far as the kernel shows it."""
     top = Element("sysinfo", type="smbios")
+    known = firmware_says()
     for tag, names in _SMBIOS.items():
         part = SubElement(top, tag)
         for name, file in names.items():
-            with suppress(OSError):
-                text = Path("/sys/class/dmi/id", file).read_text(errors="replace").strip()
-                clean = "".join(char for char in text if char.isprintable())
-                SubElement(part, "entry", name=name).text = clean
+            if file in known:
+                SubElement(part, "entry", name=name).text = known[file]
     return text_of(top)
+
+
+def firmware_says() -> dict[str, str]:
+    """Return the entries of SMBIOS that everybody may read, by their names in sysfs."""
+    found: dict[str, str] = {}
+    for file in (file for names in _SMBIOS.values() for file in names.values()):
+        with suppress(OSError):
+            text = Path("/sys/class/dmi/id", file).read_text(errors="replace").strip()
+            found[file] = "".join(char for char in text if char.isprintable())
+    return found
 
 
 def memory() -> int:

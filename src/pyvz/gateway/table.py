@@ -52,6 +52,8 @@ ROWS: Final = """\
 340 r node_get_free_pages pages:*u startCell:i cellCount:u flags:u -> counts:*H
 347 w node_alloc_pages pageSizes:*u pageCounts:*H startCell:i cellCount:u flags:u -> ret:i
 289 r node_get_memory_parameters nparams:i flags:u -> params:*typed_param nparams:i
+288 w node_set_memory_parameters params:*typed_param flags:u ->
+395 r node_get_sev_info nparams:i flags:u -> params:*typed_param nparams:i
 250 w node_suspend_for_duration target:u duration:H flags:u ->
 # Domain list and lookup
 273 r connect_list_all_domains need_results:i flags:u -> domains:*domain ret:u
@@ -116,6 +118,7 @@ ROWS: Final = """\
 334 w domain_core_dump_with_format dom:domain to:s dumpformat:u flags:u ->
 164 w domain_abort_job dom:domain ->
 295 w domain_send_process_signal dom:domain pid_value:h signum:u flags:u ->
+267 w domain_pm_wakeup dom:domain flags:u ->
 261 w domain_pm_suspend_for_duration dom:domain target:u duration:H flags:u ->
 226 w domain_send_key dom:domain codeset:u holdtime:u keycodes:*u flags:u ->
 210 w domain_inject_nmi dom:domain flags:u ->
@@ -153,6 +156,16 @@ ROWS: Final = """\
 255 r domain_get_numa_parameters dom:domain nparams:i flags:u -> params:*typed_param nparams:i
 254 w domain_set_numa_parameters dom:domain params:*typed_param flags:u ->
 390 w domain_set_lifecycle_action dom:domain type:u action:u flags:u ->
+279 w domain_pin_emulator dom:domain cpumap:y flags:u ->
+384 w domain_set_vcpu dom:domain cpumap:s state:i flags:u ->
+355 w domain_add_iothread dom:domain iothread_id:u flags:u ->
+356 w domain_del_iothread dom:domain iothread_id:u flags:u ->
+352 w domain_pin_iothread dom:domain iothreads_id:u cpumap:y flags:u ->
+402 w domain_set_iothread_params dom:domain iothread_id:u params:*typed_param flags:u ->
+308 w domain_set_memory_stats_period dom:domain period:i flags:u ->
+386 w domain_set_block_threshold dom:domain dev:s threshold:H flags:u ->
+439 w domain_set_launch_security_state dom:domain params:*typed_param flags:u ->
+396 r domain_get_launch_security_info dom:domain flags:u -> params:*typed_param
 225 w domain_pin_vcpu_flags dom:domain vcpu:u cpumap:y flags:u ->
 # Domain statistics
 344 r connect_get_all_domain_stats doms:*domain stats:u flags:u -> retStats:*domain_stats_record
@@ -174,6 +187,11 @@ ROWS: Final = """\
 351 r domain_get_iothread_info dom:domain flags:u -> info:*iothread_info ret:u
 280 r domain_get_emulator_pin_info dom:domain maplen:i flags:u -> cpumaps:y ret:i
 263 r domain_get_disk_errors dom:domain maxerrors:u flags:u -> errors:*domain_disk_error nerrors:i
+365 r domain_get_perf_events dom:domain flags:u -> params:*typed_param
+366 w domain_set_perf_events dom:domain params:*typed_param flags:u ->
+427 w domain_start_dirty_rate_calc dom:domain seconds:i flags:u ->
+103 w domain_block_peek dom:domain path:s offset:H size:u flags:u -> buffer:y
+104 w domain_memory_peek dom:domain offset:H size:u flags:u -> buffer:y
 353 r domain_interface_addresses dom:domain source:u flags:u -> ifaces:*domain_interface
 # The inside of a guest
 349 w domain_get_fsinfo dom:domain flags:u -> info:*domain_fsinfo ret:u
@@ -183,6 +201,9 @@ ROWS: Final = """\
 294 w domain_fstrim dom:domain mountPoint:?s minimum:H flags:u ->
 335 w domain_fsfreeze dom:domain mountpoints:*s flags:u -> filesystems:i
 336 w domain_fsthaw dom:domain mountpoints:*s flags:u -> filesystems:i
+420 w domain_agent_set_response_timeout dom:domain timeout:i flags:u -> result:i
+424 w domain_authorized_ssh_keys_get dom:domain user:s flags:u -> keys:*s
+425 w domain_authorized_ssh_keys_set dom:domain user:s keys:*s flags:u ->
 371 w domain_get_guest_vcpus dom:domain flags:u -> params:*typed_param
 372 w domain_set_guest_vcpus dom:domain cpumap:s state:i flags:u ->
 # Domain events
@@ -227,6 +248,7 @@ ROWS: Final = """\
 192 w domain_revert_to_snapshot snap:domain_snapshot flags:u ->
 193 w domain_snapshot_delete snap:domain_snapshot flags:u ->
 244 r domain_snapshot_get_parent snap:domain_snapshot flags:u -> snap:domain_snapshot
+247 r domain_snapshot_list_children_names snap:domain_snapshot maxnames:i flags:u -> names:*s
 246 r domain_snapshot_num_children snap:domain_snapshot flags:u -> num:i
 275 r domain_snapshot_list_all_children snapshot:domain_snapshot need_results:i flags:u ->
       snapshots:*domain_snapshot ret:i
@@ -255,6 +277,10 @@ ROWS: Final = """\
 166 w domain_migrate_set_max_downtime dom:domain downtime:H flags:u ->
 207 w domain_migrate_set_max_speed dom:domain bandwidth:H flags:u ->
 242 r domain_migrate_get_max_speed dom:domain flags:u -> bandwidth:H
+387 r domain_migrate_get_max_downtime dom:domain flags:u -> downtime:H
+299 r domain_migrate_get_compression_cache dom:domain flags:u -> cacheSize:H
+300 w domain_migrate_set_compression_cache dom:domain cacheSize:H flags:u ->
+364 w domain_migrate_start_post_copy dom:domain flags:u ->
 148 w domain_migrate_prepare_tunnel flags:H dname:?s resource:H dom_xml:s ->
 # Networks
 283 r connect_list_all_networks need_results:i flags:u -> nets:*network ret:u
@@ -281,6 +307,8 @@ ROWS: Final = """\
 313 r connect_network_event_register_any eventID:i net:?network -> callbackID:i
 314 r connect_network_event_deregister_any callbackID:i ->
 315 e network_event_lifecycle callbackID:i net:network event:i detail:i
+405 r network_port_lookup_by_uuid network:network uuid:uuid -> port:network_port
+406 w network_port_create_xml network:network xml:s flags:u -> port:network_port
 404 r network_list_all_ports network:network need_results:i flags:u -> ports:*network_port ret:u
 # Storage pools and volumes
 281 r connect_list_all_storage_pools need_results:i flags:u -> pools:*storage_pool ret:u
@@ -328,6 +356,7 @@ ROWS: Final = """\
 369 r connect_storage_pool_event_deregister_any callbackID:i ->
 370 e storage_pool_event_lifecycle callbackID:i pool:storage_pool event:i detail:i
 373 e storage_pool_event_refresh callbackID:i pool:storage_pool
+ 75 w connect_find_storage_pool_sources type:s srcSpec:?s flags:u -> xml:s
 403 r connect_get_storage_pool_capabilities flags:u -> capabilities:s
 # Host interfaces
 284 r connect_list_all_interfaces need_results:i flags:u -> ifaces:*interface ret:u
@@ -336,6 +365,15 @@ ROWS: Final = """\
 137 r connect_num_of_defined_interfaces -> num:i
 138 r connect_list_defined_interfaces maxnames:i -> names:*s
 128 r interface_lookup_by_name name:s -> iface:interface
+129 r interface_lookup_by_mac_string mac:s -> iface:interface
+156 r interface_is_active iface:interface -> active:i
+220 w interface_change_begin flags:u ->
+221 w interface_change_commit flags:u ->
+222 w interface_change_rollback flags:u ->
+131 w interface_define_xml xml:s flags:u -> iface:interface
+132 w interface_undefine iface:interface ->
+133 w interface_create iface:interface flags:u ->
+134 w interface_destroy iface:interface flags:u ->
 130 r interface_get_xml_desc iface:interface flags:u -> xml:s
 # Node devices
 111 r node_num_of_devices cap:?s flags:u -> num:i
@@ -343,6 +381,21 @@ ROWS: Final = """\
 113 r node_device_lookup_by_name name:s -> dev:node_device
 114 r node_device_get_xml_desc name:s flags:u -> xml:s
 115 r node_device_get_parent name:s -> parent:?s
+116 r node_device_num_of_caps name:s -> num:i
+117 r node_device_list_caps name:s maxnames:i -> names:*s
+436 r node_device_is_active name:s -> active:i
+435 r node_device_is_persistent name:s -> persistent:i
+433 r node_device_get_autostart name:s -> autostart:i
+434 w node_device_set_autostart name:s autostart:i ->
+118 w node_device_dettach name:s ->
+301 w node_device_detach_flags name:s driverName:?s flags:u ->
+119 w node_device_re_attach name:s ->
+120 w node_device_reset name:s ->
+123 w node_device_create_xml xml_desc:s flags:u -> dev:node_device
+124 w node_device_destroy name:s ->
+428 w node_device_define_xml xml_desc:s flags:u -> dev:node_device
+429 w node_device_undefine name:s flags:u ->
+430 w node_device_create name:s flags:u ->
 112 r node_list_devices cap:?s maxnames:i flags:u -> names:*s
 374 r connect_node_device_event_register_any eventID:i dev:?node_device -> callbackID:i
 375 r connect_node_device_event_deregister_any callbackID:i ->
@@ -354,6 +407,9 @@ ROWS: Final = """\
 141 r secret_lookup_by_uuid uuid:uuid -> secret:secret
 147 r secret_lookup_by_usage usageType:i usageID:s -> secret:secret
 142 w secret_define_xml xml:s flags:u -> secret:secret
+143 r secret_get_xml_desc secret:secret flags:u -> xml:s
+145 w secret_get_value secret:secret flags:u -> value:y
+146 w secret_undefine secret:secret ->
 144 w secret_set_value secret:secret value:y flags:u ->
 380 r connect_secret_event_register_any eventID:i secret:?secret -> callbackID:i
 381 r connect_secret_event_deregister_any callbackID:i ->
@@ -361,6 +417,9 @@ ROWS: Final = """\
 178 r connect_num_of_nwfilters -> num:i
 179 r connect_list_nwfilters maxnames:i -> names:*s
 175 r nwfilter_lookup_by_name name:s -> nwfilter:nwfilter
+176 r nwfilter_lookup_by_uuid uuid:uuid -> nwfilter:nwfilter
+397 r nwfilter_binding_lookup_by_port_dev name:s -> nwfilter:nwfilter_binding
+399 w nwfilter_binding_create_xml xml:s flags:u -> nwfilter:nwfilter_binding
 180 w nwfilter_define_xml xml:s -> nwfilter:nwfilter
 401 r connect_list_all_nwfilter_bindings need_results:i flags:u -> bindings:*nwfilter_binding ret:u
 """

@@ -72,6 +72,10 @@ class Passed(NamedTuple):
     packets_out: int
     bytes_in: int
     bytes_out: int
+    errors_in: int = 0
+    errors_out: int = 0
+    dropped_in: int = 0
+    dropped_out: int = 0
 
 
 class _Request(NamedTuple):
@@ -230,7 +234,7 @@ class Requests:
                 for kind, _, answer in _received(sock):
                     counted = _attributes(answer, _LINK.size).get(_IFLA_STATS64)
                     if kind == _NEWLINK and counted is not None:
-                        found[name] = Passed(*struct.unpack_from("=QQQQ", counted))
+                        found[name] = Passed(*struct.unpack_from("=8Q", counted))
         return found
 
     def addresses(self) -> list[InterfaceAddress]:

@@ -28,7 +28,7 @@ from pyvz.store.paths import Paths
 ALL: Final = "*"  # in place of a UUID: anything may have changed
 MOUNTS: Final = "mounts"  # something was mounted or unmounted
 
-_TOLD_OF_MACHINES: Final = frozenset({"", Kind.VM.conf_name, "dump", NOTES})
+_TOLD_OF_MACHINES: Final = frozenset({"", Kind.VM.conf_name, "dump", "Dump", NOTES})
 
 log = logging.getLogger(__name__)
 

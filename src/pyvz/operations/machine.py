@@ -30,6 +30,7 @@ from pyvz.operations import (
     backuplease,
     leftovers,
     machinebackup,
+    machinedisk,
     machineground,
     machinemount,
     machinenet,
@@ -94,7 +95,7 @@ def begin(node: Node, env: Environment, options: Start, progress: Progress) -> N
         return
     if status == Status.MOUNTED:
         raise AlreadyMounted(f"{env.name} is mounted", hint=f"prlctl umount {env.name}")
-    config = checked(node, env, options)
+    config = machinedisk.measured(node, env, checked(node, env, options))
     progress.stage("Starting")
     machineground.bring_up(node, env, config)
     node.publish("ve-start", env)

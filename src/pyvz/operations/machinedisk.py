@@ -19,6 +19,7 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
 from pyvz.operations import home, machinecrypt, machinedrives, machinekeys
+from pyvz.operations.machineoptions import AWAIT
 from pyvz.operations.node import Node
 from pyvz.storage import bundle
 from pyvz.store.journal import Journal, Record
@@ -74,7 +75,7 @@ def settled(
         for pair in coded.values():
             undo.callback(machinedrives.source_of(env, pair[1]).unlink, missing_ok=True)
             machinecrypt.recode(node, env, *pair)
-        final = tuple(_known(env, drive) if drive in wanted else drive for drive in after)
+        final = tuple(_known(env, drive, flags) if drive in wanted else drive for drive in after)
         changes = _compare(env, before, final)
         yield new.changed({"machine.drives": final}), changes
         undo.pop_all()
@@ -119,6 +120,8 @@ def _is_new(env: Environment, drive: Drive, flags: frozenset[str]) -> bool:
                 f"{path} exists already: it is not overwritten", hint="Remove it first."
             )
         return False
+    if AWAIT in flags:
+        return False
     if not path.parent.is_dir():
         raise FileMissing(f"There is no directory {path.parent}")
     return True
@@ -145,9 +148,32 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _known(env: Environment, drive: Drive) -> Drive:
+def measured(node: Node, env: Environment, config: Config) -> Config:
+    """Return the configuration with the sizes of images that came after their disks (size 0).
+
+    Raises FileMissing, BadValue, StorageError.  The caller holds the lease.
+    """
+    drives = tuple(
+        _known(env, each)
+        if each.is_disk and each.enabled and each.image and not each.size and not each.base
+        else each
+        for each in config.machine.drives
+    )
+    if drives == config.machine.drives:
+        return config
+    found = config.changed({"machine.drives": drives})
+    conf = node.registry.conf_file(env)
+    for key, text in found.differences(config).items():
+        conf.set(key, text)
+    node.registry.save(env, conf)
+    return found
+
+
+def _known(env: Environment, drive: Drive, flags: frozenset[str] = frozenset()) -> Drive:
     """Return an added disk with the format and size that its image has; it is checked here."""
     path = machinedrives.source_of(env, drive)
+    if AWAIT in flags and not os.path.lexists(path):
+        return drive._replace(size=0)
     if bundle.is_one(path):
         if drive.keyid:
             raise UsageError("Only qcow2 images can be encrypted")

@@ -7,7 +7,7 @@ device changes that one.  Cards are read by netdevice.py, the rest by options.py
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from pyvz.errors import BadValue, DiskNotFound, NotEnoughResources, NotFound, UsageError
 from pyvz.model.config import Config
@@ -39,6 +39,8 @@ _GONE = frozenset({"fdd", "parallel", "pci", "hdd-part"})
 _TEXTS = frozenset({"image", "device", "iface", "subtype", "position", "serial", "autocompact"})
 _CODING = frozenset({"encrypt", "reencrypt"})
 _FLAGS = _CODING | {"recreate", "detach-only", "destroy-image", "destroy-image-force"}
+# Of libvirt's clients only: the image of a new disk may come later, and will be of that format.
+AWAIT: Final = "await-image"
 _KEYS = frozenset({"encryption-keyid", "decrypt"})
 _QUIET = frozenset(
     {"type", "split", "offline", "no-fs-resize", "hdd-block-size", "passthr"} | {"no-wipe"}
@@ -307,6 +309,10 @@ class _Reader:
 
     def _property(self, key: str, text: str | None) -> bool:
         """Take an option about the device; False: it is about something else."""
+        if key == AWAIT:
+            self.flags.add(AWAIT)
+            self._set_drive(self._at, "format", text or "")
+            return True
         if key in _FLAGS:
             self.flags.add(f"{key} {self._at}" if key in _CODING else key)
             return True

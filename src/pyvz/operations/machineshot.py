@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from uuid import uuid4
 
@@ -101,8 +101,15 @@ def disks_of(config: Config) -> tuple[Drive, ...]:
 
 
 def take(
-    node: Node, env: Environment, guid: str, disks: tuple[Drive, ...], *, running: bool
+    node: Node,
+    env: Environment,
+    guid: str,
+    disks: tuple[Drive, ...],
+    *,
+    running: bool,
+    memory: bool = True,
 ) -> None:
+    """Keep what the disks hold; of a machine that runs its memory too, if that is wanted."""
     _directory(env).mkdir(mode=0o700, exist_ok=True)
     write_atomic(_conf(env, guid), node.registry.conf_file(env).render(), 0o600)
     _keep(env.home / firmware.VARIABLES, _variables(env, guid))
@@ -112,10 +119,15 @@ def take(
     if not running:
         _keep_disks(node, env, guid, disks)
         return
-    made = machineground.layout(node, env)
-    write_atomic(_layout(env, guid), json.dumps(made._asdict()), 0o600)
     monitor = node.machines.monitor(env.uuid)
     inside, bundles = _sorted(disks)
+    if not memory:
+        with _standing(monitor) if bundles else nullcontext():
+            _disks_only(monitor, guid, inside)
+            _keep_disks(node, env, guid, bundles)
+        return
+    made = machineground.layout(node, env)
+    write_atomic(_layout(env, guid), json.dumps(made._asdict()), 0o600)
     if not bundles:
         _job(monitor, "snapshot-save", guid, inside)
         return
@@ -167,6 +179,15 @@ def _keep_disks(node: Node, env: Environment, guid: str, disks: Iterable[Drive])
             bundle.keep(path, guid)
         else:
             image.snapshot(path, "-c", _tag(guid), key=machinekeys.of(node, drive))
+
+
+def _disks_only(monitor: Monitor, guid: str, disks: Iterable[Drive]) -> None:
+    """Keep all disks of one moment, while the machine goes on."""
+    data = [{"device": drive.name, "name": _tag(guid)} for drive in disks]
+    actions = [{"type": "blockdev-snapshot-internal-sync", "data": each} for each in data]
+    if not actions:
+        return
+    monitor.execute("transaction", {"actions": actions}, timeout=JOB)
 
 
 def _job(monitor: Monitor, command: str, guid: str, disks: Iterable[Drive]) -> None:

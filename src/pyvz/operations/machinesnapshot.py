@@ -25,8 +25,10 @@ class Taken(NamedTuple):
     memory: bool
 
 
-def create(node: Node, env: Environment, item: SavedState, progress: Progress) -> Taken:
-    """Keep disks, configuration and, of a machine that runs, the memory.
+def create(
+    node: Node, env: Environment, item: SavedState, progress: Progress, *, memory: bool = True
+) -> Taken:
+    """Keep disks, configuration and, of a machine that runs, the memory if it is wanted.
 
     Raises AlreadyExists, BadValue, Unsupported, SnapshotError: nothing has changed then.
     """
@@ -36,23 +38,24 @@ def create(node: Node, env: Environment, item: SavedState, progress: Progress) -
         running = status in {Status.RUNNING, Status.PAUSED}
         config = node.registry.config(env)
         disks = machineshot.disks_of(config)
-        if running and not disks:
+        memory = memory and running
+        if memory and not disks:
             raise Unsupported("A virtual machine without a disk has no place for its memory")
         states = savedstates.load(env.home).with_snapshot(
-            item._replace(state=POWERON if running else savedstates.POWEROFF)
+            item._replace(state=POWERON if memory else savedstates.POWEROFF)
         )
         progress.stage(f"Creating snapshot {item.guid}")
         data = home.to_data(env) | {"guid": item.guid, "ran": status == Status.RUNNING}
         with Journal.begin(node.paths, env.uuid, SHOT, data) as journal:
             try:
-                machineshot.take(node, env, item.guid, disks, running=running)
+                machineshot.take(node, env, item.guid, disks, running=running, memory=memory)
                 savedstates.save(env.home, states)
             except BaseException:
                 machineshot.discard(node, env, item.guid, disks)
                 journal.done()
                 raise
     node.publish("ve-snapshot", env, guid=item.guid)
-    return Taken(item.guid, running, running)
+    return Taken(item.guid, running, memory)
 
 
 def switch(

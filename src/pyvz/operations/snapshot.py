@@ -70,7 +70,8 @@ def create(
     env = node.registry.resolve(ref)
     item = savedstates.new_item(wanted.guid or str(uuid4()), wanted.name, wanted.description)
     if env.kind == Kind.VM:
-        return Taken(*machinesnapshot.create(node, env, item, progress))
+        made = machinesnapshot.create(node, env, item, progress, memory=wanted.memory)
+        return Taken(*made)
     with node.lease(env, "snapshot"):
         provision.repair(node, env)
         status = lifecycle.require(node, env, "snapshot")

@@ -221,6 +221,10 @@ class CardTraffic(NamedTuple):
     packets_out: int
     bytes_in: int
     bytes_out: int
+    errors_in: int = 0
+    errors_out: int = 0
+    dropped_in: int = 0
+    dropped_out: int = 0
 
 
 def by_card(node: Node, uuid: str) -> list[CardTraffic]:
@@ -232,8 +236,11 @@ def by_card(node: Node, uuid: str) -> list[CardTraffic]:
     for card in cards:
         end = found.get(card.host_name)  # what it sends is what the environment receives
         if end is not None:
-            packets, amounts = (end.packets_out, end.packets_in), (end.bytes_out, end.bytes_in)
-            rows.append(CardTraffic(card.name, card.host_name, *packets, *amounts))
+            seen = (
+                *(end.packets_out, end.packets_in, end.bytes_out, end.bytes_in),
+                *(end.errors_out, end.errors_in, end.dropped_out, end.dropped_in),
+            )
+            rows.append(CardTraffic(card.name, card.host_name, *seen))
     return rows
 
 

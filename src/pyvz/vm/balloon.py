@@ -39,8 +39,7 @@ def told(monitor: Monitor) -> Told:
     answer = monitor.execute("qom-get", where, timeout=_PATIENCE)
     updated = _number(answer, "last-update")
     if not updated:
-        interval = {"path": _DEVICE, "property": "guest-stats-polling-interval"}
-        monitor.execute("qom-set", interval | {"value": _INTERVAL}, timeout=_PATIENCE)
+        ask_every(monitor, _INTERVAL)
         return Told(actual)
     stats = answer.get("stats")
     return Told(
@@ -52,6 +51,12 @@ def told(monitor: Monitor) -> Told:
         major=_number(stats, "stat-major-faults"),
         updated=updated,
     )
+
+
+def ask_every(monitor: Monitor, seconds: int) -> None:
+    """Have QEMU ask the guest every SECONDS seconds; 0: no more."""
+    interval = {"path": _DEVICE, "property": "guest-stats-polling-interval"}
+    monitor.execute("qom-set", interval | {"value": seconds}, timeout=_PATIENCE)
 
 
 def leave(monitor: Monitor, size: int) -> None:
