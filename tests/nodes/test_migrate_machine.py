@@ -108,6 +108,7 @@ class Machine:
         else:
             out = here.prlctl(*words, self.name, there.name)
         assert here.state(self.name) == ""
+        assert not list((here.root / "vz/vmprivate").glob("*.migrated"))
         self.at = there
         return out
 

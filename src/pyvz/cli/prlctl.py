@@ -73,6 +73,9 @@ LATER = (
     "reinstall",
     *("installtools", "reset-uptime", "ct2vm", "change-sid", "update-qemu", "auth", "internal"),
 )
+INSTEAD = {
+    "installtools": "The tools are a package of the guest here: install qemu-guest-agent inside.",
+}
 
 GLOBAL: tuple[OptionRow, ...] = (
     ("-l,--login", "[USER@]SERVER", "the node to work on; only this node is possible"),
@@ -126,9 +129,8 @@ def find(word: str) -> VerbRow:
         if word in row[0].split(","):
             return row
     if word in LATER:
-        raise Unsupported(
-            f"prlctl {word} is not supported yet by this version", hint="Nothing was changed."
-        )
+        hint = INSTEAD.get(word, "Nothing was changed.")
+        raise Unsupported(f"prlctl {word} is not supported yet by this version", hint=hint)
     raise UsageError(f"Unrecognized action: {word}", hint="prlctl --help lists the actions.")
 
 

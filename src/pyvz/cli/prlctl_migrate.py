@@ -18,7 +18,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
     "migrate": (
         ("--dst,--location", "PATH", "parent directory of its private area on the other node"),
         ("--keep-src,--clone", "", "it stays here, a copy of it goes there (it has to be stopped)"),
-        ("--remove-src", "", "remove its files here; else they stay as *.migrated"),
+        ("--remove-src", "", "remove its files here; else those of a CT stay as *.migrated"),
         ("--changesid", "", "with --clone, for VMs; accepted, no effect"),
         ("--no-compression", "", "do not compress"),
         ("--ssh", "OPTIONS", "options for ssh, in one word"),

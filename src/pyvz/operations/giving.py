@@ -28,7 +28,7 @@ from pyvz.migration.pageline import PageLine
 from pyvz.migration.request import Report, Request
 from pyvz.migration.timeline import Timeline
 from pyvz.migration.wire import Channel, Refused
-from pyvz.model.environment import Environment
+from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import (
@@ -127,7 +127,8 @@ class Giving:
                 "ssh": list(self.request.ssh),
                 "node": self.peer.node,
                 "clone": self.request.clone,
-                "remove": self.request.remove,
+                # Of a virtual machine nothing stays, as with the original: its disks are large.
+                "remove": self.request.remove or self.env.kind == Kind.VM,
                 "shared": self.shared,
             },
         )

@@ -54,7 +54,10 @@ _DEVICES = frozenset(
     {"machine.drives", "machine.serials", "machine.usb", "machine.usb_devices", "machine.sound"}
 )
 _AT_ONCE = frozenset(
-    {"machine.drives", "machine.on_crash", "identity.name", "network.interfaces", "network.ip"}
+    {
+        *("machine.drives", "machine.on_crash", "machine.tools_update"),
+        *("identity.name", "network.interfaces", "network.ip"),
+    }
 )
 
 
