@@ -55,7 +55,7 @@ _DEVICES = frozenset(
 )
 _AT_ONCE = frozenset(
     {
-        *("machine.drives", "machine.on_crash", "machine.tools_update"),
+        *("machine.drives", "machine.on_crash", "machine.tools_update", "machine.autostart_delay"),
         *("identity.name", "network.interfaces", "network.ip"),
     }
 )
