@@ -84,7 +84,6 @@ def test_defaults_of_dhcp() -> None:
         ("host-only", {"dhcp_server": "on"}),
         ("host-only", {"ip": "10.0.0.1", "dhcp_server": "maybe"}),
         ("host-only", {"ip": "10.0.0.1", "dhcp_server": "on", "ip_scope_start": "10.0.1.5"}),
-        ("host-only", {"ip": "10.0.0.1", "ip_scope_start": "10.0.1.5"}),
         ("host-only", {"ip": "10.0.0.1", "dhcp_server": "on", "ip_scope_end": "10.0.0.1",
                        "ip_scope_start": "10.0.0.5"}),
         ("host-only", {"ip": "10.0.0.1", "dhcp_server": "on", "dhcp_ip": "10.0.0.255"}),
@@ -101,6 +100,18 @@ def test_defaults_of_dhcp() -> None:
 def test_what_cannot_be(type_: str, settings: dict[str, str]) -> None:
     with pytest.raises(UsageError):
         made(type_, **settings)
+
+
+def test_a_range_that_is_not_used_yet() -> None:
+    """A file that has it is read all the same, so that the network can be changed or deleted."""
+    for wrong in (
+        {"ip_scope_start": "10.0.1.5"},
+        {"ip_scope_start": "10.0.0.9", "ip_scope_end": "10.0.0.5"},
+    ):
+        network = made("host-only", ip="10.0.0.1", **wrong)
+        with pytest.raises(BadValue):
+            check(network, ranges=True)
+    check(made("host-only", ip="10.0.0.1", ip_scope_start="10.0.0.5"), ranges=True)
 
 
 @given(st.sampled_from(sorted(SETTINGS)), st.text(max_size=30))

@@ -148,13 +148,18 @@ def configured(network: VirtualNetwork, settings: Iterable[tuple[str, str]]) -> 
     return network
 
 
-def check(network: VirtualNetwork) -> VirtualNetwork:
-    """Return the network with every default filled in; raises BadValue, UsageError."""
+def check(network: VirtualNetwork, *, ranges: bool = False) -> VirtualNetwork:
+    """Return the network with every default filled in; raises BadValue, UsageError.
+
+    ranges: those that could not be given out are refused also while nothing is.
+    """
     check_name(network.name)
     _check_type(network)
     ipv4 = _filled(network.ipv4, network.type, 4)
     ipv6 = _filled(network.ipv6, network.type, 6)
     network = network._replace(ipv4=ipv4, ipv6=ipv6)
+    for subnet in network.subnets if ranges else ():
+        _check_range(subnet)
     _check_forwards(network)
     return network
 
@@ -215,27 +220,31 @@ def _filled(subnet: Subnet, type_: NetworkType, version: int) -> Subnet:
             )
         return subnet
     own = _own_address(subnet.address)
-    if type_ is NetworkType.BRIDGED:
+    if not subnet.dhcp or type_ is NetworkType.BRIDGED:
         return subnet
-    filled = subnet
-    if subnet.dhcp:
-        first, last = _scope(own)
-        filled = subnet._replace(
-            server=subnet.server or str(own.ip),
-            first=subnet.first or first,
-            last=subnet.last or last,
-        )
-    for address in filter(None, (filled.server, filled.first, filled.last)):
+    first, last = _scope(own)
+    filled = subnet._replace(
+        server=subnet.server or str(own.ip),
+        first=subnet.first or first,
+        last=subnet.last or last,
+    )
+    _check_range(filled)
+    return filled
+
+
+def _check_range(subnet: Subnet) -> None:
+    """Raise BadValue for what is said of DHCP and cannot be in the network."""
+    own = ip_interface(subnet.address)
+    for address in filter(None, (subnet.server, subnet.first, subnet.last)):
         ip = ip_address(address)
         edges = {own.network.network_address}
         if ip.version == 4:
             edges.add(own.network.broadcast_address)
         if ip not in own.network or ip in edges:
             raise BadValue(f"{address} is not an address of the network {own.network}")
-    both = filled.first and filled.last
-    if both and int(ip_address(filled.first)) > int(ip_address(filled.last)):
-        raise BadValue(f"The range {filled.first} to {filled.last} is empty")
-    return filled
+    first, last = (int(ip_address(text)) if text else 0 for text in (subnet.first, subnet.last))
+    if last and first > last:
+        raise BadValue(f"The range {subnet.first} to {subnet.last} is empty")
 
 
 def _own_address(text: str) -> AnyInterface:

@@ -320,7 +320,7 @@ def _written_back(store: Networks, old: VirtualNetwork, *, exists: bool) -> None
 def _ready(store: Networks, network: VirtualNetwork, ground: Ground) -> VirtualNetwork:
     """Return the network as it can be: checked against the node and the other networks."""
     others = [each for each in store.stored() if each.name != network.name]
-    network = check(network)
+    network = check(network, ranges=True)
     _check_dhcp(network)
     _check_card(network, others, ground)
     taken = {each.bridge for each in others}
