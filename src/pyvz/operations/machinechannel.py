@@ -6,13 +6,20 @@ somebody has it open, we do not reach the agent.
 
 from __future__ import annotations
 
+import time
+from typing import Final
+
 from pyvz.errors import Busy, NotFound, NotRunning
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import AGENT_CHANNEL
 from pyvz.operations import machineground
 from pyvz.operations.node import Node
 from pyvz.vm import channels
+from pyvz.vm.monitor import Monitor
 from pyvz.vm.runtime import channel_name
+
+_LOOKS: Final = 20  # until a channel counts as in use
+_PAUSE: Final = 0.1
 
 
 def names(node: Node, env: Environment) -> tuple[str, ...]:
@@ -29,6 +36,16 @@ def connect(node: Node, env: Environment, name: str) -> int:
     own[AGENT_CHANNEL] = channels.AGENT
     if name not in own:
         raise NotFound(f"{env.name} has no channel '{name}'")
-    if not channels.is_free(node.machines.monitor(env.uuid), own[name]):
+    monitor = node.machines.monitor(env.uuid)
+    if not _gets_free(monitor, own[name]):
         raise Busy(f"The channel {name} of {env.name} is in use by another client")
     return node.machines.connect(env.uuid, own[name]).detach()
+
+
+def _gets_free(monitor: Monitor, name: str) -> bool:
+    """Whether nobody is connected; who left a moment ago is there for QEMU until it looks again."""
+    for _ in range(_LOOKS):
+        if channels.is_free(monitor, name):
+            return True
+        time.sleep(_PAUSE)
+    return False
