@@ -55,9 +55,9 @@ class Frame(NamedTuple):
     made: float
 
     def save(self, images: Path) -> None:
-        """Write it beside the images."""
+        """Write it beside the images, which a crash of the machine makes worthless."""
         data = {"format": FORMAT, **self._asdict()}
-        write_atomic(images / NAME, json.dumps(data), 0o600)
+        write_atomic(images / NAME, json.dumps(data), 0o600, durable=False)
 
     @classmethod
     def load(cls, images: Path) -> Frame:
