@@ -138,9 +138,9 @@ def ask(node: Node, record: Record) -> str:
     try:
         with dial(address.parse(to), home.owner_id(node), options=options) as peer:
             return str(_answer(peer, ident, record))
-    except VZError as error:
-        if isinstance(error, InDoubt):
-            raise
+    except InDoubt:
+        raise
+    except (VZError, OSError) as error:
         raise _in_doubt(record, to, error) from error
 
 
@@ -151,11 +151,11 @@ def _answer(peer: Peer, ident: str, record: Record) -> object:
     return peer.call("outcome", id=ident, timeout=_ASK_TIMEOUT)["outcome"]
 
 
-def _in_doubt(record: Record, to: str, error: VZError | None = None) -> InDoubt:
+def _in_doubt(record: Record, to: str, error: VZError | OSError) -> InDoubt:
     name = record.data.get("name")
     return InDoubt(
         f"{name} was being taken over by {to} when the connection broke: that node has to be asked",
-        details=str(error or ""),
+        details=str(error),
         hint="It is asked again by every command, and every minute. Should that node be gone for "
         f"ever: vzmigrate --settle here {record.uuid}",
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -75,6 +75,9 @@ class Giving:
         self._disks: list[Outgoing] = []
         self._rounds: list[int] = []
         self.shared = False
+        # Whether the other node has it; None: it was asked, and has not said.  Only while this is
+        # False there is a way back, whatever fails.
+        self._taken: bool | None = False
 
     def run(self) -> Report:
         """All phases."""
@@ -232,13 +235,24 @@ class Giving:
         answer: dict[str, Any] = {}
         try:
             oncemore.until_done(self.env.name, lambda: self._dumped(live, answer), self._once_more)
-        except InDoubt:
-            raise  # it stands still until that is settled
         except BaseException as error:
-            self._back(error)
-            raise
+            if not self._gone_though(error):
+                raise
         still_for = self.resumed_at - (self.halted_at or self.resumed_at)
         return self._forward(journal, self._report(answer, still_for))
+
+    def _gone_though(self, error: BaseException, release: Callable[[], None] | None = None) -> bool:
+        """Whether it has gone though something failed; if not, all is as it was afterwards.
+
+        release: lets it go on.  While nobody knows whether it has gone it stands still.
+        """
+        if self._taken:
+            log.warning("%s has gone, and then: %s", self.env.name, error, exc_info=error)
+        elif self._taken is False and not isinstance(error, InDoubt):
+            if release is not None:
+                release()
+            self._back(error)
+        return bool(self._taken)
 
     def _dumped(self, live: livedump.Live, answer: dict[str, Any]) -> None:
         """Dump and deliver; raises NotNow: it was doing what cannot be dumped, and goes on."""
@@ -278,8 +292,10 @@ class Giving:
         def decide() -> None:
             # Noted early: the disk takes its time, and nothing was asked yet.
             still.restore(lambda: journal.note(departure.DECIDING))
-            answer.update(self._decide(journal))
-            live.taken = True
+            try:
+                answer.update(self._decide(journal))
+            finally:
+                live.taken = bool(self._taken)
 
         def follow() -> None:
             self.progress.stage("Fetching memory")
@@ -356,10 +372,8 @@ class Giving:
         assert journal is not None  # noqa: S101  begun by _reserve
         try:
             answer = self._decide(journal)
-        except InDoubt:
-            raise
         except BaseException as error:
-            self._back(error)
+            self._gone_though(error)
             raise
         still_for = self.resumed_at - (self.halted_at or self.resumed_at)
         return self._forward(journal, self._report(answer, still_for))
@@ -367,21 +381,27 @@ class Giving:
     def _decide(self, journal: Journal) -> dict[str, Any]:
         """Ask the other node to take over.  From here on it alone knows whether it did.
 
-        Raises what went wrong when it did not; InDoubt.
+        Raises what went wrong when it did not, and only then; InDoubt.
         """
         start = self.running and self.request.start
         self.progress.stage("Committing")
         if not self.offer.live:
             journal.note(departure.DECIDING)
+        self._taken = None
         try:
             answer = self.peer.call("commit", start=start)
         except (VZError, OSError) as error:
             if self._outcome(error) != decision.TAKEN:
+                self._taken = False
                 journal.note(departure.KEPT)
                 raise
             answer = {"started": False, "problem": str(error)}
+        self._taken = True
         self.resumed_at = time.monotonic()
-        journal.note(departure.GIVEN)
+        try:
+            journal.note(departure.GIVEN)
+        except (VZError, OSError):  # after a death the other node is asked, and says the same
+            log.exception("%s has gone, which could not be noted", self.env.name)
         return answer
 
     def _outcome(self, error: VZError | OSError) -> str:
@@ -407,10 +427,10 @@ class Giving:
 
     def _forward(self, journal: Journal, report: Report) -> Report:
         """It is gone: clean up.  What fails here is told, and done by `repair` later."""
-        self.close()
         record = Journal.leftover(self.node.paths, self.env.uuid)
         assert record is not None  # noqa: S101  it is ours
         try:
+            self.close()
             departure.settle(self.node, self.env, record, decision.TAKEN)
         except (VZError, OSError) as error:
             log.exception("%s: what it left here could not be cleaned up yet", self.env.name)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from pyvz.errors import ConnectionBroken, InDoubt, VZError
+from pyvz.errors import ConnectionBroken, VZError
 from pyvz.migration.bridge import Bridge
 from pyvz.migration.offer import MIRROR
 from pyvz.migration.request import Report
@@ -64,15 +64,15 @@ class MachineGiving(Giving):
                 self._move(monitor, bridges)
                 answer = self._settled_by(monitor)
                 self._complete(monitor)
-        except InDoubt:
-            raise  # it stands still until that is settled
         except BaseException as error:
-            with _noted(self.env):
-                machineleaving.release(self.node, self.env)
-            self._back(error)
-            raise
+            if not self._gone_though(error, self._release):
+                raise
         still = self.resumed_at - (self.halted_at or self.resumed_at)
         return self._forward(journal, self._report(answer, still))
+
+    def _release(self) -> None:
+        with _noted(self.env):
+            machineleaving.release(self.node, self.env)
 
     def _settled_by(self, monitor: Monitor) -> dict[str, Any]:
         """Have it all taken into use and decided."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from pyvz.errors import InternalError
+from pyvz.errors import InternalError, NoSpace
 from pyvz.linux.file import fsync_directory
 from pyvz.model.environment import canonical_uuid
 from pyvz.store.paths import Paths
@@ -104,7 +104,7 @@ class Journal:
         return journal
 
     def note(self, step: str, data: Mapping[str, object] = _NOTHING) -> None:
-        """Announce STEP, durably, before it is taken."""
+        """Announce STEP, durably, before it is taken; raises NoSpace, OSError: it was not."""
         self._write({"step": step, "data": dict(data)})
 
     def done(self) -> None:
@@ -137,8 +137,11 @@ class Journal:
             self.leave()
 
     def _write(self, fields: Mapping[str, object]) -> None:
-        line = json.dumps({**fields, "at": time.time()}, separators=(",", ":")) + "\n"
-        os.write(self._fd, line.encode())
+        line = json.dumps({**fields, "at": time.time()}, separators=(",", ":")).encode() + b"\n"
+        written = os.write(self._fd, line)
+        if written != len(line):  # torn, it would hide what is noted after it
+            os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
+            raise NoSpace(f"{self._path} could not be written: no space left")
         if self._durable:
             os.fdatasync(self._fd)
 
