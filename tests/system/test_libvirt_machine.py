@@ -65,6 +65,10 @@ TOUR = [
     ("detach-device-alias vm1 cdrom0", ""),
     ("detach-device-alias vm1 cdrom0", "no device", 1),
     ("blockjob vm1 sda", "No current block job"),
+    ("qemu-monitor-command vm1 {'execute':'query-status'}", '"status": "running"'),
+    ("qemu-monitor-command vm1 {'execute':'quit'}", "Only what looks", 1),
+    ("qemu-monitor-command vm1 --hmp info status", "VM status: running"),
+    ("qemu-monitor-command vm1 --hmp quit", "Only what looks", 1),
     ("iothreadinfo vm1", "No IOThreads"),
     ("dommemstat vm1 --period 2 --live", ""),
     ("domdirtyrate-calc vm1 --seconds 1", "successfully"),
@@ -114,7 +118,8 @@ def test_tour_of_a_machine(virsh: Virsh) -> None:
     wrong = []
     for words, pattern, *code in TOUR:
         try:
-            printed = virsh(*str(words).split(" "), code=int(code[0]) if code else 0)
+            argv = [word.replace("'", '"') for word in str(words).split(" ")]
+            printed = virsh(*argv, code=int(code[0]) if code else 0)
         except AssertionError as error:
             wrong.append(f"{words}: {error}"[:400])
             continue

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.requires("root", "program:virsh")
 
 UUID = "6b7d6c0e-3f35-4f4e-9a1e-0c6d1f5e9b31"
 NO_DOMAIN, UNSUPPORTED, OPERATION_INVALID, NO_NETWORK, NO_POOL = 42, 67, 55, 43, 49
+OPERATION_UNSUPPORTED = 84
 WAIT = (
     "[connection.domainEventRegisterAny(None, number, lambda c, d, *rest, n=number:"
     " tell(n, d.name(), *rest), None) for number in (0, 15, 22)]"
@@ -56,6 +57,12 @@ NOVA_MACHINE = f"""{NOVA_HEAD}
     <video><model type="vga"/></video>
   </devices>
 </domain>"""
+NOVA_VOLUME = """
+<disk type="file" device="disk">
+  <driver name="qemu" type="raw" cache="none" io="native"/>
+  <source file="%s"/><target bus="scsi" dev="sdb"/>
+  <serial>4b8e8d5c-0f5e-4a55-9d55-2b1d9c7a1f11</serial>
+</disk>"""
 NOVA_CONTAINER = f"""{NOVA_HEAD}
   <os><type>exe</type><init>/sbin/init</init><boot dev="hd"/></os>
   <clock offset="utc"/>
@@ -123,9 +130,11 @@ def test_nova_and_a_machine(world: World, python: LibvirtPython, tmp_path: Path)
     assert python("guest.blockStats('sda')")
     assert python("guest.memoryStats()")["actual"] == 196608
     python("guest.vcpus()")
+    nova_attaches(python, tmp_path / "volume")
     python("guest.destroy()")
     python.hears(0, "instance-00000001", 5, 1, None)
     assert python.fails("guest.destroy()")[0] == OPERATION_INVALID
+    nova_resizes(python, tmp_path / "volume", NOVA_MACHINE % disk)
     python("guest.undefineFlags(1 | 4)")  # managed save, NVRAM
     python.hears(0, "instance-00000001", 1, 0, None)
     assert python.fails("guest.state()")[0] == NO_DOMAIN
@@ -133,6 +142,34 @@ def test_nova_and_a_machine(world: World, python: LibvirtPython, tmp_path: Path)
     world.run("prlsrvctl", "net", "del", "inner")
     home = next((world.root / "vz/vmprivate").iterdir())
     world.run("prlctl", "register", os.fspath(home))
+
+
+def nova_attaches(python: LibvirtPython, volume: Path) -> None:
+    """A volume comes to a machine that runs, and grows; a snapshot of it is a copy."""
+    subprocess.run(["qemu-img", "create", "-q", "-f", "raw", volume, "32M"], check=True)
+    python(f"guest.attachDeviceFlags({NOVA_VOLUME % volume!r}, 1 | 2)")  # LIVE, CONFIG
+    xml = python("guest.XMLDesc(0)")
+    assert os.fspath(volume) in xml
+    assert "4b8e8d5c-0f5e-4a55-9d55-2b1d9c7a1f11" in xml
+    python("guest.blockResize('sdb', 64 << 20, 1)")  # in bytes
+    assert python("guest.blockInfo('sdb')")[0] == 64 << 20
+    copy = volume.with_name("copy")
+    python(f"guest.blockRebase('sdb', {os.fspath(copy)!r}, 0, 8 | 4)")  # COPY, RAW
+    python.until("(lambda i: i and i['cur'] == i['end'])(guest.blockJobInfo('sdb'))")
+    assert python.fails("guest.blockJobAbort('sdb', 2)")[0] == OPERATION_UNSUPPORTED  # PIVOT
+    python("guest.blockJobAbort('sdb')")
+    assert copy.stat().st_size == 64 << 20
+    assert python("guest.getCPUStats(True)")[0]["cpu_time"] > 0
+    assert "cpu.time" in python("connection.getAllDomainStats()[0][1]")
+
+
+def nova_resizes(python: LibvirtPython, volume: Path, xml: str) -> None:
+    """The volume goes, and another flavor comes, by the description of a stopped machine."""
+    python(f"guest.detachDeviceFlags({NOVA_VOLUME % volume!r}, 2)")
+    assert os.fspath(volume) not in python("guest.XMLDesc(0)")
+    larger = xml.replace("<memory>196608", "<memory>262144").replace("<vcpu>1", "<vcpu>2")
+    python(f"guest = connection.defineXML({larger!r})")
+    assert python("guest.info()[1:4]") == [262144, 262144, 2]
 
 
 def test_nova_and_a_container(world: World, python: LibvirtPython, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ TOUR = [
     (f"vol-dumpxml {UUID} --pool default", "<key>"),
     (f"vol-path {UUID} --pool default", UUID),
     ("iface-list", r"lo +active +00:00:00:00:00:00"),
-    ("iface-list --inactive", r"^ Name +State"),
+    ("iface-list --inactive", r"Name +State"),
     ("iface-dumpxml lo", r'address="127.0.0.1" prefix="8"'),
     ("iface-mac lo", "00:00:00:00:00:00"),
     ("iface-dumpxml nothing0", "no interface 'nothing0'", 1),

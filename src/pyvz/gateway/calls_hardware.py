@@ -61,6 +61,8 @@ def domain_block_resize(
 ) -> None:
     """Make a disk larger, in force at once; KiB, or bytes with flag 1."""
     found = domain.find(call.office.node, dom)
+    if flags & ~BYTES:
+        raise Failure(failure.UNSUPPORTED, f"A new size with the flags 0x{flags & ~BYTES:x}")
     wanted = size if flags & BYTES else size * KIB
     machine = domain.is_machine(found)
     name = machineblock.find(found, disk).name if machine else containerdisk.find(found, disk)[0]

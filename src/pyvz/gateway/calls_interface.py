@@ -75,6 +75,7 @@ def interface_get_xml_desc(_call: Call, *, iface: Key, flags: int) -> Values:
         links, addresses = netlink.links(), netlink.addresses()
     link = _one(links, iface["name"])
     top = _described(link)
+    SubElement(top, "mtu", size=str(link.mtu))
     _addresses(top, [each for each in addresses if each.index == link.index])
     if link.kind == "bridge":
         bridge = SubElement(top, "bridge")
@@ -102,12 +103,13 @@ interface_destroy = interface_change_begin
 
 
 def _described(link: Link) -> Element:
-    kind = "bridge" if link.kind == "bridge" else "ethernet"
-    top = Element("interface", type=kind, name=link.name)
+    """Return what an interface is by itself; of a bridge there is no more to say."""
+    if link.kind == "bridge":
+        return Element("interface", type="bridge", name=link.name)
+    top = Element("interface", type="ethernet", name=link.name)
     hostdevicexml.link(top, hostdevices.interface(link.name))
-    if link.mac and kind == "ethernet":
+    if link.mac:
         SubElement(top, "mac", address=link.mac)
-    SubElement(top, "mtu", size=str(link.mtu))
     return top
 
 

@@ -19,7 +19,7 @@ from pyvz.errors import InternalError, VZError
 from pyvz.gateway import failure, frame, procedures
 from pyvz.gateway.callbacks import Callbacks
 from pyvz.gateway.failure import Failure
-from pyvz.gateway.frame import KEEPALIVE, QEMU, REMOTE, VERSION, BadFrame, Frame, Status, Type
+from pyvz.gateway.frame import KEEPALIVE, LXC, QEMU, REMOTE, VERSION, BadFrame, Frame, Status, Type
 from pyvz.gateway.office import Office, Peer
 from pyvz.gateway.procedures import EVENT, OPENING, WRITE, Procedure
 from pyvz.gateway.streams import Streams
@@ -30,6 +30,9 @@ SEND_TIMEOUT: Final = 60.0  # seconds that a client may take to read what waits 
 BACKLOG: Final = 4 << 20  # bytes that may wait for it before its events are dropped
 _CHUNK: Final = 1 << 16  # bytes read at a time, and bytes of answers unread by a client in order
 
+_LXC_ONLY: Final = (
+    "The extras of libvirt-lxc are not served: prlctl enter and prlctl exec go into a container"
+)
 _OBJECTS: Final = ("dom", "vol", "pool", "net")  # arguments that say what a call is about
 
 logger = logging.getLogger(__name__)
@@ -184,7 +187,10 @@ class Client:
     def _find(self, request: Frame) -> tuple[Procedure, Handler]:
         """Return what was called and who answers it; raises Failure."""
         if request.program not in {REMOTE, QEMU} or request.version != VERSION:
-            raise Failure(failure.UNKNOWN_PROGRAM, f"Unknown program 0x{request.program:x}")
+            raise Failure(
+                failure.UNKNOWN_PROGRAM,
+                _LXC_ONLY if request.program == LXC else f"Unknown program 0x{request.program:x}",
+            )
         procedure = procedures.by_number(request.program).get(request.procedure)
         if self.readonly and procedure is not None and procedure.right == WRITE:
             raise Failure(failure.DENIED, f"{procedure.name} is forbidden for read-only access")

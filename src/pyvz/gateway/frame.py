@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 REMOTE: Final = 0x20008086
 QEMU: Final = 0x20008087
+LXC: Final = 0x00068000  # its extras are not served
 KEEPALIVE: Final = 0x6B656570
 VERSION: Final = 1
 PING: Final = 1

@@ -118,7 +118,13 @@ def attached(element: Element) -> Options:
 
 def detached(present: Domain, element: Element) -> Options:
     """Return what takes a <disk> away; its image stays."""
-    return [("device-del", _drive(present, element).name)]
+    source = element.find("source")
+    path = (source.get("file") or source.get("dev") or "") if source is not None else ""
+    # The image says which disk it is: a client may still have the name that it asked for.
+    named = [drive for drive, _ in machinexml.drives(present)
+             if path and machinexml.source(present, drive) == Path(path)]  # fmt: skip
+    drive = named[0] if len(named) == 1 else _drive(present, element)
+    return [("device-del", drive.name)]
 
 
 def updated(present: Domain, element: Element) -> Options:

@@ -426,5 +426,7 @@ ROWS: Final = """\
 
 # The same of another program, that of libvirt-qemu.
 QEMU_ROWS: Final = """\
+  1 w qemu_domain_monitor_command dom:domain cmd:s flags:u -> result:s
+  2 w qemu_domain_attach pid_value:u flags:u -> dom:domain
   3 w qemu_domain_agent_command dom:domain cmd:s timeout:i flags:u -> result:?s
 """
