@@ -27,8 +27,8 @@ from pyvz.container import program, protocol
 from pyvz.errors import DaemonUnreachable, Timeout, VZError
 from pyvz.store.paths import Paths
 
-ANSWER_TIMEOUT = 10.0  # seconds; a start or exec gets protocol.SETUP_TIMEOUT more
-LAUNCH_TIMEOUT = 5.0
+ANSWER_TIMEOUT = 60.0  # seconds; a start or exec gets protocol.SETUP_TIMEOUT more
+LAUNCH_TIMEOUT = 60.0  # a tenth of a second as a rule; a busy node has no time for Python
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from pyvz.linux import syscall
 from pyvz.linux.mount import MountEntry, parse_mountinfo
 from pyvz.linux.process import Pidfd
 
-DEADLINE = 5.0  # seconds for one container
+DEADLINE = 15.0  # seconds for one container
 AT_ONCE = 32  # containers that are served at the same time
 _FAILED = 125
 _DELETED = "//deleted"  # mountinfo, once somebody has looked for the file after its lxcfs died

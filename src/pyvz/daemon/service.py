@@ -66,7 +66,7 @@ from pyvz.store import defaults
 from pyvz.store.paths import Paths
 from pyvz.version import VERSION
 
-PATIENCE = 2.0  # seconds that clients wait for the recovery; then they are served beside it
+PATIENCE = 10.0  # seconds that clients wait for the recovery; then they are served beside it
 DRAIN = 30.0  # seconds that running tasks get at the end
 INTERFACES = (
     *(Environment, Node, Template, Image, Hdd, Pool, Storage, Backup, Traffic, Network, Memory),
@@ -138,10 +138,10 @@ async def _daemon(
     start = asyncio.create_task(_bring_up(services, exits))
     watches = _watches(services, start, figures, samepage)
     await asyncio.wait({start}, timeout=PATIENCE)
+    gateway = await office.serve(services)  # first: who hears of us may go there at once
     if not stop.is_set():
         server.start()
         serving()
-    gateway = await office.serve(services)
     logger.info("vzd serves after %.3f s", time.monotonic() - began)
     await stop.wait()
     notify(b"STOPPING=1")

@@ -19,8 +19,10 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from pyvz.linux import arp, ndp
+from pyvz.linux.patience import looks
 
 LISTENING = 1.0  # seconds; so long the original waits, and duplicate detection (RFC 4861, 10)
+_LOOK = 0.01  # seconds between two looks of who waits
 _SO_ATTACH_FILTER = 26
 _FILTER = (  # bpf(4): only advertisements; a node that routes IPv6 would see all of it here
     (0x30, 0, 0, 20),  # ldb: the next header of IPv6
@@ -56,17 +58,36 @@ class Probe:
         self._late = late
         self._over = False  # nobody waits any more
         self._changed = threading.Condition()
+        self._looking = threading.Lock()  # who reads from the sockets, or closes them
+        self._socks: list[socket.socket] = []
         self._sent = time.monotonic()
         if self._asked:
             self._ask()
 
     def answers(self, patience: float) -> Mapping[Question, str]:
-        """Return question -> MAC of whoever answers within PATIENCE seconds of the question."""
+        """Return question -> MAC of whoever answers within PATIENCE seconds of the question.
+
+        What has come by then counts, also when nobody had the time to look at it; and what is
+        waited from now on is counted in looks (patience.py).
+        """
+        left = self._sent + patience - time.monotonic()
+        for step in looks(left, _LOOK):
+            self._drain()
+            with self._changed:
+                if len(self._found) == len(self._asked):
+                    break
+                self._changed.wait(step)
+        self._drain()
         with self._changed:
-            left = self._sent + patience - time.monotonic()
-            self._changed.wait_for(lambda: len(self._found) == len(self._asked), max(0.0, left))
             self._over = True
             return dict(self._found)
+
+    def _drain(self) -> None:
+        """Look at all that has come."""
+        with self._looking:
+            while ready := select.select(self._socks, [], [], 0)[0]:
+                for sock in ready:
+                    self._take(*sock.recvfrom(2048))
 
     def _ask(self) -> None:
         with ExitStack() as undo:
@@ -75,6 +96,7 @@ class Probe:
                 with suppress(OSError):
                     self._send(question)
             self._sent = time.monotonic()
+            self._socks = socks
             threading.Thread(target=self._listen, args=(socks,), name="probe", daemon=True).start()
             undo.pop_all()
 
@@ -97,11 +119,12 @@ class Probe:
                 ready, _, _ = select.select(socks, [], [], max(0.0, left))
                 if not ready or left <= 0:
                     break
-                for sock in ready:
-                    self._take(*sock.recvfrom(2048))
+                self._drain()
         finally:
-            for sock in socks:
-                sock.close()
+            with self._looking:
+                self._socks = []
+                for sock in socks:
+                    sock.close()
 
     def _take(self, frame: bytes, where: tuple[str, int, int, int, bytes]) -> None:
         claim = ndp.advertised(frame) if where[1] == ndp.ETH_IPV6 else arp.claimed(frame)

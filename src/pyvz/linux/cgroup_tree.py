@@ -27,7 +27,7 @@ SESSION_LEAF = ".exec"
 # A container may make cgroups, and each costs the node memory: far more than systemd needs.
 MAX_DEPTH = 64
 MAX_DESCENDANTS = 8192
-FREEZE_TIMEOUT = 10.0
+FREEZE_TIMEOUT = 30.0
 ATTEMPTS = 20
 DELEGATABLE = "/sys/kernel/cgroup/delegate"
 _DELEGATED_FILES = ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control")

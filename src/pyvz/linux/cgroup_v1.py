@@ -94,7 +94,7 @@ class CgroupsV1:
         try:
             os.mkdir(path)
         except FileExistsError:
-            cgroupfs.remove([path], timeout=1.0)
+            cgroupfs.remove([path])
             os.mkdir(path)
         if mount == self.places.get("cpuset"):
             self._fill_cpuset(mount, name)

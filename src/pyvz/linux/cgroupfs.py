@@ -17,7 +17,7 @@ from pyvz.units import UNLIMITED
 _ABSENT = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP)
 # cgroup v1 writes "no limit" as LONG_MAX rounded down to a page: mm/page_counter.c
 _V1_UNLIMITED = 1 << 62
-REMOVE_TIMEOUT = 10.0
+REMOVE_TIMEOUT = 30.0
 
 
 def check_name(name: str) -> str:

@@ -30,6 +30,7 @@ from pyvz.linux.process import boot_id
 
 _CACHE = "features.json"
 _FORMAT = 1
+_PATIENCE = 60.0  # seconds for milliseconds: what is found is believed until the next boot
 _PROBE_IDS = 1 << 19  # ids of the user namespace that the probe maps, for a moment
 _FICLONE = 0x40049409  # linux/fs.h
 
@@ -209,7 +210,7 @@ def _user_namespace() -> Iterator[int]:
 
 def _await_other_namespace(holder: run.Process) -> None:
     own = os.readlink("/proc/self/ns/user")
-    deadline = time.monotonic() + 2.0
+    deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline:
         if holder.poll() is not None:
             words = holder.stderr.read().decode(errors="replace") if holder.stderr else ""
@@ -218,7 +219,7 @@ def _await_other_namespace(holder: run.Process) -> None:
             if os.readlink(f"/proc/{holder.pid}/ns/user") != own:
                 return
         time.sleep(0.001)
-    raise Unsupported("no user namespace appeared within 2 s")
+    raise Unsupported(f"no user namespace appeared within {_PATIENCE:.0f} s")
 
 
 def idmapped_at(place: Path) -> Feature:
@@ -261,8 +262,8 @@ def _pidfd_info() -> Feature:
     process = run.start(["true"])
     pidfd = os.pidfd_open(process.pid)
     try:
-        select.select([pidfd], [], [], 2.0)
-        process.wait(2.0)
+        select.select([pidfd], [], [], _PATIENCE)
+        process.wait(_PATIENCE)
         if syscall.pidfd_info(pidfd).exit_status == 0:
             return Feature(value=True, reason="read the status of a process already reaped")
     except OSError as error:
@@ -329,7 +330,7 @@ def _overlay() -> Feature:
         if "overlay" in file.read().split():
             return Feature(value=True, reason="in /proc/filesystems")
     try:
-        run.run(["modprobe", "--dry-run", "--quiet", "overlay"], timeout=5.0)
+        run.run(["modprobe", "--dry-run", "--quiet", "overlay"], timeout=_PATIENCE)
     except (CommandFailed, StorageError):
         return Feature(value=False, reason="neither in the kernel nor a module of it")
     return Feature(value=True, reason="a module of this kernel")

@@ -27,7 +27,7 @@ from pyvz.linux.mount import mounts
 
 LOOP_MAJOR: Final = 7
 SECTOR: Final = 512
-TIMEOUT: Final = 10.0  # seconds for a device to go
+TIMEOUT: Final = 30.0  # seconds for a device to go
 _SYS_BLOCK: Final = "/sys/block"
 _CONTROL: Final = "/dev/loop-control"
 _CLR_FD: Final = 0x4C01

@@ -24,12 +24,13 @@ from pyvz.errors import StorageError, Timeout, Unsupported
 from pyvz.linux import process, run, syscall
 from pyvz.linux.file import write_atomic
 from pyvz.linux.mount import MountEntry, mounts
+from pyvz.linux.patience import looks
 from pyvz.linux.process import Pidfd
 
 PROGRAM = "lxcfs"
 PACKAGE = "lxcfs"
 FSTYPE = "fuse.lxcfs"
-START_TIMEOUT = 10.0
+START_TIMEOUT = 60.0
 END_TIMEOUT = 5.0
 # Load averages; CPUs and their use by the CPU limit; readers are told apart by pidfd.
 _OPTIONS = ("-f", "-l", "--enable-cfs", "--enable-pidfd")
@@ -151,7 +152,7 @@ class Lxcfs:
         return found[-1] if found else None
 
     def answers(self, timeout: float) -> bool:
-        """Whether it answers a read within TIMEOUT seconds."""
+        """Whether it answers a read within TIMEOUT seconds, by looks (patience.py)."""
         answered = threading.Event()
 
         def read() -> None:
@@ -166,5 +167,8 @@ class Lxcfs:
         # The thread is left behind when it hangs; it ends when the daemon is killed.
         reader = threading.Thread(target=read, name="lxcfs-probe", daemon=True)
         reader.start()
-        reader.join(timeout)
+        for step in looks(timeout):
+            reader.join(step)
+            if not reader.is_alive():
+                break
         return answered.is_set()

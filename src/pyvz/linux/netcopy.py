@@ -99,7 +99,7 @@ def restore(netlink: int, saved: Mapping[str, Any]) -> list[str]:
 @contextmanager
 def _speaking(netlink: int) -> Iterator[socket.socket]:
     with socket.socket(fileno=os.dup(netlink)) as sock:
-        sock.settimeout(10.0)
+        sock.settimeout(30.0)
         yield sock
 
 

@@ -16,7 +16,7 @@ from pyvz.migration import address as addresses
 from pyvz.migration.address import Address
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
-_TIMEOUT: Final = 10.0  # seconds; `Match exec` in the configuration runs programs
+_TIMEOUT: Final = 30.0  # seconds; `Match exec` in the configuration runs programs
 
 
 def command(address: Address, options: Sequence[str] = ()) -> list[str]:

@@ -10,7 +10,7 @@ from pyvz.errors import ConnectionFailed
 from pyvz.migration import address as addresses
 from pyvz.migration.address import Address
 
-PATIENCE = 1.0  # seconds; the words may come a moment after the end of ssh's output
+PATIENCE = 5.0  # seconds; the words may come a moment after the end of ssh's output
 _LIMIT = 2000  # bytes
 
 

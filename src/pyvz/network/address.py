@@ -16,7 +16,7 @@ from pyvz.linux.file import flock, write_atomic
 from pyvz.model.grammar_list import Address
 from pyvz.store.paths import Paths
 
-_LOCK_TIMEOUT = 10.0
+_LOCK_TIMEOUT = 60.0
 _SEARCHED = 1 << 16  # addresses of one range that are looked at
 
 

@@ -29,6 +29,7 @@ PACKAGE = "dnsmasq-base"
 LEASE = "12h"
 
 _PATIENCE = 5.0  # seconds until a dnsmasq that was told to end is killed
+_START = 60.0  # seconds to read its configuration and go into the background
 
 
 class Files(NamedTuple):
@@ -173,7 +174,7 @@ class Server:
     def _start(self, program: str) -> None:
         # It reads its configuration, binds, and only then goes into the background (dnsmasq(8)).
         try:
-            run.run([program, f"--conf-file={self.files.config}"], timeout=_PATIENCE * 2)
+            run.run([program, f"--conf-file={self.files.config}"], timeout=_START)
         except CommandFailed as error:
             raise NetworkError(
                 "The DHCP server of the network does not start", details=error.details

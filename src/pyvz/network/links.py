@@ -25,7 +25,7 @@ from pyvz.network import antispoof, ends, netdev
 from pyvz.network.base import Interface, NetworkPlan
 from pyvz.store.paths import Paths
 
-_LOCK_TIMEOUT = 30.0
+_LOCK_TIMEOUT = 60.0
 
 
 class Put(Protocol):

@@ -81,6 +81,6 @@ def wait_booted(node: Node, env: Environment, *, timeout: float) -> None:
 def set_hostname_live(node: Node, env: Environment, hostname: str) -> None:
     """Give the running container its new host name."""
     request = ExecRequest(argv=("hostname", hostname))
-    ended = finish(node.runtime.exec(env.uuid, request), timeout=10.0)
+    ended = finish(node.runtime.exec(env.uuid, request), timeout=60.0)
     if ended.code != 0:
         raise SetError(f"{env.name} refused the host name '{hostname}'", details=ended.output)

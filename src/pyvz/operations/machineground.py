@@ -52,7 +52,7 @@ from pyvz.vm.tpm import Companion
 log = logging.getLogger(__name__)
 
 KILL_TIMEOUT = 30.0
-QUIT = 4.0  # seconds for QEMU to write its caches and end
+QUIT = 15.0  # seconds for QEMU to write its caches and end: bitmaps, too, are lost without
 
 
 class State(NamedTuple):

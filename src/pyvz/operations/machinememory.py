@@ -18,6 +18,7 @@ from pyvz.vm import balloon
 from pyvz.vm.balloon import Told
 
 MARGIN = 64 * MIB  # of what a guest has available is left to it, or a sixteenth of all if more
+_ANSWER = 30.0  # seconds for the answer to who asks for a limit
 _LEAST = 16 * MIB  # a smaller move is not worth the guest's work
 
 
@@ -67,12 +68,12 @@ class Machine:
         return wanted
 
 
-def said(node: Node, uuid: str) -> Told | None:
+def said(node: Node, uuid: str, patience: float = balloon.PATIENCE) -> Told | None:
     """Return what is known of the memory of a machine; None when it does not run on."""
     with suppress(VZError):
         monitor = node.machines.connected(uuid)  # a round waits for nobody
         if monitor is not None and monitor.state == "running":
-            return balloon.told(monitor)
+            return balloon.told(monitor, patience)
     return None
 
 
@@ -84,7 +85,7 @@ def needed(told: Told) -> int:
 
 def limit(node: Node, entry: Reservation) -> None:
     """Have the balloon keep a new limit; raises SetError when there is not so much memory."""
-    told = said(node, entry.name)
+    told = said(node, entry.name, _ANSWER)
     if told is None:
         raise SetError("The virtual machine does not answer")
     monitor = node.machines.monitor(entry.name)
@@ -95,4 +96,4 @@ def limit(node: Node, entry: Reservation) -> None:
             f"The virtual machine has {there // MIB} MiB of memory",
             hint="More is plugged in by: prlctl set ID --memsize SIZE",
         )
-    balloon.leave(monitor, entry.limit)
+    balloon.leave(monitor, entry.limit, _ANSWER)

@@ -175,7 +175,7 @@ def _views(node: Node, env: Environment) -> tuple[Path, Path]:
 def _unverify(node: Node, env: Environment) -> None:
     """Take away the mounts of a comparison; devices below clear themselves.  Idempotent."""
     for place in _views(node, env):
-        mount.umount(place, timeout=5.0)
+        mount.umount(place, timeout=30.0)
         with suppress(FileNotFoundError):
             place.rmdir()
 

@@ -37,9 +37,9 @@ from pyvz.storage import base, quotamount
 log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT: Final = 30.0
-DETACH_TIMEOUT: Final = 15.0
+DETACH_TIMEOUT: Final = 30.0
 SNAPSHOT_TIMEOUT: Final = 30.0  # seconds that writers may wait for a snapshot
-STALE_TIMEOUT: Final = 10.0  # seconds for a device of a mount that just went away
+STALE_TIMEOUT: Final = 30.0  # seconds for a device of a mount that just went away
 _DAMAGED: Final = frozenset({"EUCLEAN", "EIO", "EFSCORRUPTED", "EBADMSG", "EINVAL"})
 
 

@@ -31,7 +31,7 @@ from pyvz.storage import base, changes, ploopdisk, tree
 
 DEFAULT_SIZE: Final = 10 << 30
 _GRAIN: Final = 1 << 20  # sizes are whole MiB
-_DETACH_TIMEOUT: Final = 15.0
+_DETACH_TIMEOUT: Final = 30.0
 
 
 class Driver(base.Extras):

@@ -28,7 +28,7 @@ from pyvz.store.paths import Paths
 
 log = logging.getLogger(__name__)
 
-LOCK_TIMEOUT = 10.0
+LOCK_TIMEOUT = 60.0
 _MAX_NAME = 200
 
 

@@ -33,7 +33,7 @@ from pyvz.store.paths import Paths
 
 BUILTIN = "default"
 DRIVER_OF_LAYOUT = {"4": "simfs", "5": "ploop"}  # VELAYOUT as numbers, libvzctl
-LOCK_TIMEOUT = 10.0  # seconds that a writer waits for another one
+LOCK_TIMEOUT = 60.0  # seconds that a writer waits for another one
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 _WORD = re.compile(r"[a-z][a-z0-9_-]*")

@@ -24,7 +24,7 @@ from pyvz.store import nodeconf
 from pyvz.store.paths import Paths
 
 WEAK = "*"
-LOCK_TIMEOUT = 10.0  # seconds that a change waits for another one
+LOCK_TIMEOUT = 60.0  # seconds that a change waits for another one
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SUFFIX = ".conf"

@@ -245,7 +245,7 @@ class Registry:
     def _lock(self) -> Iterator[None]:
         """Hold the registry's lock; every change takes milliseconds, so 10 s is for ever."""
         self._paths.lib.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with flock(self._paths.lib / "registry.lock", timeout=10.0):
+        with flock(self._paths.lib / "registry.lock", timeout=60.0):
             yield
 
     def _containers(self) -> list[_Entry]:

@@ -20,7 +20,7 @@ from pyvz.linux.process import boot_id
 from pyvz.linux.run import run
 
 KEY = "VM_ACCELERATOR"  # of vz.conf: auto, kvm or tcg
-PATIENCE = 3.0  # seconds for the probe, of which most is Python's start
+PATIENCE = 15.0  # seconds for the probe: Python's start on a busy node
 LIMIT = 0.05  # seconds for the loop: real KVM needs less than one millisecond
 _FILE = "accelerator.json"
 

@@ -12,7 +12,7 @@ from pyvz.vm.monitor import Monitor
 
 _DEVICE = "/machine/peripheral/balloon0"
 _INTERVAL = 5  # seconds between two questions of QEMU to the guest
-_PATIENCE = 2.0  # seconds for an answer: nobody may hold up a round over all
+PATIENCE = 2.0  # seconds for an answer: nobody may hold up a round over all
 _MOST = 1 << 53
 
 
@@ -32,11 +32,11 @@ class Told(NamedTuple):
     updated: int = 0
 
 
-def told(monitor: Monitor) -> Told:
+def told(monitor: Monitor, patience: float = PATIENCE) -> Told:
     """Return what is known now; raises MonitorError, NotRunning, Timeout."""
-    actual = _number(monitor.execute("query-balloon", timeout=_PATIENCE), "actual")
+    actual = _number(monitor.execute("query-balloon", timeout=patience), "actual")
     where = {"path": _DEVICE, "property": "guest-stats"}
-    answer = monitor.execute("qom-get", where, timeout=_PATIENCE)
+    answer = monitor.execute("qom-get", where, timeout=patience)
     updated = _number(answer, "last-update")
     if not updated:
         ask_every(monitor, _INTERVAL)
@@ -56,12 +56,12 @@ def told(monitor: Monitor) -> Told:
 def ask_every(monitor: Monitor, seconds: int) -> None:
     """Have QEMU ask the guest every SECONDS seconds; 0: no more."""
     interval = {"path": _DEVICE, "property": "guest-stats-polling-interval"}
-    monitor.execute("qom-set", interval | {"value": seconds}, timeout=_PATIENCE)
+    monitor.execute("qom-set", interval | {"value": seconds}, timeout=PATIENCE)
 
 
-def leave(monitor: Monitor, size: int) -> None:
+def leave(monitor: Monitor, size: int, patience: float = PATIENCE) -> None:
     """Have the balloon leave SIZE bytes to the guest, which follows when it can."""
-    monitor.execute("balloon", {"value": size}, timeout=_PATIENCE)
+    monitor.execute("balloon", {"value": size}, timeout=patience)
 
 
 def _number(answer: Any, name: str) -> int:  # noqa: ANN401

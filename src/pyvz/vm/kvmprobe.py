@@ -13,7 +13,8 @@ from pyvz.linux.syscall_kvm import seconds_of_loop
 def main() -> int:
     """Print the seconds."""
     try:
-        sys.stdout.write(f"{seconds_of_loop():.6f}\n")
+        # On a busy node something else may have run in the meantime: the better of two counts.
+        sys.stdout.write(f"{min(seconds_of_loop(), seconds_of_loop()):.6f}\n")
     except OSError as error:
         sys.stderr.write(f"{error.strerror or error}\n")
         return 1

@@ -21,7 +21,7 @@ from pyvz.linux import run as programs
 from pyvz.vm.launch import MAX_DESCRIPTORS
 
 LATER = 0.3  # seconds
-BECOMING = 5.0  # seconds to become another program: 5 ms as a rule
+BECOMING = 60.0  # seconds to become another program: 5 ms as a rule
 
 
 class Launcher:

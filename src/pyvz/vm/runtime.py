@@ -59,7 +59,8 @@ from pyvz.vm.tpm import Companion
 START = 60.0  # seconds for QEMU to answer on its monitor; a loaded node may take some
 COMPANIONS = 2.0  # seconds for what runs beside QEMU to end with it
 ENDING = 1.0  # seconds for a QEMU that hung up before it began to end
-REACH = 5.0  # seconds to reach the monitor of a machine that runs
+REACH = 30.0  # seconds to reach the monitor of a machine that runs
+LOOK = 10.0  # the same for who looks at many: one that hangs must not hold up the others
 MAX_LOG = 1 << 20  # bytes of an old log that are kept at a start
 SOCKETS = ("monitor", "agent", "console")
 _NODES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9))  # null zero full random urandom
@@ -334,7 +335,7 @@ class Machines:
     def state(self, uuid: str) -> str:
         """Return QEMU's word for what the machine does, "" when it does not answer."""
         try:
-            return self.monitor(uuid).state
+            return self.monitor(uuid, timeout=LOOK).state
         except VZError:
             return ""
 
@@ -367,7 +368,7 @@ class Machines:
         """Connect to every machine that runs (a fresh vzd), to hear of its end."""
         for uuid in self.running():
             with suppress(VZError):
-                self.monitor(uuid)
+                self.monitor(uuid, timeout=LOOK)
 
     def _heard(self, uuid: str, event: Event) -> None:
         """Called in the monitors' thread: nothing here may wait."""
@@ -383,7 +384,7 @@ class Machines:
         process = self._process(uuid)
         if process is None or self._on_end is None:
             return
-        self.wait_end(uuid, 10.0)
+        self.wait_end(uuid, REACH)
         self._reap(uuid)
         reason = str((monitor.shutdown if monitor else {}).get("data", {}).get("reason", ""))
         try:
