@@ -4,26 +4,52 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Callable
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+from alone import cgroup_top, host_network, userfaultfd_switch
 from leaks import leak_guard, session_guard, short_root
 from needs import pytest_runtest_setup
 from pyvz.linux import run
 
 __all__ = [
+    "cgroup_top",
+    "host_network",
     "leak_guard",
     "pytest_collection_finish",
+    "pytest_configure",
     "pytest_runtest_setup",
     "pytest_sessionfinish",
     "pytest_sessionstart",
     "short_root",
     "unit_guard",
+    "userfaultfd_switch",
 ]
 
+# How long an example takes says nothing on a busy machine.
+settings.register_profile(
+    "pyvz",
+    deadline=None,
+    max_examples=40,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("pyvz")
 
 _LEFT = pytest.StashKey[Callable[[], list[str]]]()
+
+
+def pytest_configure() -> None:
+    """Put back what a shell has us ignore that starts us in the background: programs inherit it."""
+    for number, usual in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGQUIT, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

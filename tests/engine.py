@@ -25,7 +25,7 @@ BUSYBOX = Path("/bin/busybox")
 DIRECTORIES = ("bin", "sbin", "etc", "dev", "proc", "sys", "run", "tmp", "root", "mnt")
 IDS = IdRange(655360, 65536)
 SLEEPER = ("/bin/sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done")
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 class Ran:

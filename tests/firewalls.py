@@ -96,10 +96,10 @@ class Firewalld:
     def _end(process: subprocess.Popen[bytes]) -> None:
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(120)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(30)
+            process.wait(120)
 
 
 @contextmanager
@@ -138,7 +138,7 @@ def docker(world: NetWorld) -> Iterator[list[str]]:
         yield client
     finally:
         running.terminate()
-        running.wait(60)
+        running.wait(120)
 
 
 def start_vzd(world: NetWorld, env: dict[str, str]) -> None:

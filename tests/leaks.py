@@ -36,7 +36,7 @@ from pyvz.operations import pool
 from pyvz.store.paths import Paths
 
 GUARDED = ("kernel", "system", "nodes")
-PATIENCE = 10.0  # seconds that the kernel may take to let go (xfs on a dead disk tries for 5)
+PATIENCE = 60.0  # seconds that the kernel may take to let go (xfs on a dead disk tries for 5)
 OTHERS = 60.0  # seconds that other tests may take to let go of what they never asked for
 CGROUP = "/sys/fs/cgroup"
 _PR_SET_CHILD_SUBREAPER = 36
@@ -55,7 +55,7 @@ def short_root() -> Iterator[Path]:
     for node in nodes:
         end_lxcfs(node)
     _no_mounts_below(path)
-    shutil.rmtree(path)
+    _remove(path)
 
 
 def close_node(root: Path) -> None:
@@ -79,9 +79,23 @@ def end_lxcfs(root: Path) -> None:
 
 
 def _no_mounts_below(path: Path) -> None:
-    left = [target for target in _mounts() if f" {path}/" in target or target.endswith(f" {path}")]
-    if left:
-        pytest.fail(f"still mounted below {path}: {left}", pytrace=False)
+    deadline = time.monotonic() + PATIENCE
+    while left := [x for x in _mounts() if f" {path}/" in x or x.endswith(f" {path}")]:
+        if time.monotonic() > deadline:
+            pytest.fail(f"still mounted below {path}: {left}", pytrace=False)
+        time.sleep(0.05)
+
+
+def _remove(path: Path) -> None:
+    """Remove a tree into which who is about to end may still write a file."""
+    deadline = time.monotonic() + PATIENCE
+    while path.exists():
+        try:
+            shutil.rmtree(path)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def session_guard() -> Callable[[], list[str]]:
@@ -112,7 +126,7 @@ def leak_guard(
     yield
     problems = _settle(before)
     if problems:
-        _reap_children(before["process"])
+        _reap_children(before)
         pytest.fail("left behind:\n" + "\n".join(problems), pytrace=False)
 
 
@@ -137,13 +151,24 @@ def _settle(before: dict[str, set[str]]) -> list[str]:
         gc.collect()
         _reap_zombies()
         now = snapshot()
-        new = [(kind, name) for kind in now for name in sorted(now[kind] - before[kind])]
+        new = more(before, now)
         if not new or time.monotonic() >= deadline:
             break
         if not _attributable(new):
             return []
         time.sleep(0.05)
     return [f"  {kind}: {name}" for kind, name in _attributable(new)]
+
+
+def more(before: dict[str, set[str]], now: dict[str, set[str]]) -> list[tuple[str, str]]:
+    """Return (kind, name) of what there is more; a process stays the same when it calls exec."""
+    pids = {name.split(" ")[0] for name in before["process"]}
+    return [
+        (kind, name)
+        for kind in now
+        for name in sorted(now[kind] - before[kind])
+        if kind != "process" or name.split(" ")[0] not in pids
+    ]
 
 
 def _attributable(new: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -233,7 +258,7 @@ def _nft_tables() -> set[str]:
     if program is None:
         return set()
     result = subprocess.run(
-        [program, "list", "tables"], check=False, capture_output=True, text=True, timeout=10
+        [program, "list", "tables"], check=False, capture_output=True, text=True, timeout=120
     )
     return set(result.stdout.splitlines())
 
@@ -281,12 +306,16 @@ def _reap_zombies() -> None:
             os.waitpid(pid, os.WNOHANG)
 
 
-def _reap_children(before: set[str]) -> None:
+def _reap_children(before: dict[str, set[str]]) -> None:
     """End what a failed test left running, so that the next test starts clean."""
-    for name in _descendants() - before:
-        with contextlib.suppress(OSError):
-            os.kill(int(name.split(" ")[0]), signal.SIGKILL)
-    time.sleep(0.2)
+    deadline = time.monotonic() + PATIENCE
+    while left := [name for kind, name in more(before, snapshot()) if kind == "process"]:
+        for name in left:
+            with contextlib.suppress(OSError):
+                os.kill(int(name.split(" ")[0]), signal.SIGKILL)
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
     _reap_zombies()
 
 

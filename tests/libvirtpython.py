@@ -64,11 +64,11 @@ class LibvirtPython:
         assert "code" in reply, (code, reply)
         return reply["code"], reply["text"]
 
-    def until(self, code: str, *, seconds: float = 60.0) -> None:
-        """Wait until an expression is true."""
+    def until(self, code: str, *, seconds: float = 120.0) -> None:
+        """Wait until an expression is true; that it fails is not that."""
         deadline = time.monotonic() + seconds
-        while not self(code):
-            assert time.monotonic() < deadline, (code, self("heard"))
+        while not (reply := self.reply(code)).get("value"):
+            assert time.monotonic() < deadline, (code, reply, self("heard"))
             time.sleep(0.05)
 
     def hears(self, *event: object) -> None:
@@ -86,7 +86,7 @@ class LibvirtPython:
     def close(self) -> None:
         """End it."""
         self._process.kill()
-        self._process.wait(30)
+        self._process.wait(120)
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()

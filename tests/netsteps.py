@@ -14,6 +14,9 @@ from pyvz.linux.netlink import Netlink
 from pyvz.network import address, dhcp, links, uplink
 from pyvz.store import trafficslots
 
+# In which state a link is, as ip tells it: that comes by and by.
+OPERSTATES = frozenset({"UP", "DOWN", "LOWERLAYERDOWN", "UNKNOWN", "DORMANT"})
+
 
 def within(namespace: str, work: Callable[[], None]) -> int:
     """Do `work` in a child in the namespace."""

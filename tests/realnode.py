@@ -47,7 +47,7 @@ class World:
             input=data,
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=550,
             check=False,
         )
         assert done.returncode == code, (words, done.stdout, done.stderr)
@@ -92,7 +92,7 @@ def end(pid: int, number: int) -> None:
     pidfd = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(pidfd, number)
-        assert select.select([pidfd], [], [], 30)[0], f"{pid} does not end"
+        assert select.select([pidfd], [], [], 120)[0], f"{pid} does not end"
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
     finally:

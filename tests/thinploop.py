@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from places import umount
 from pyvz.image import descriptor, gpt
 from pyvz.image.descriptor import EXPANDED, NO_PARENT, TOP_GUID, Descriptor, Image, Shot
 from pyvz.image.header import BAT_ENTRY, HEADER_SIZE, Header
@@ -40,7 +41,7 @@ def states(directory: Path, contents: Sequence[bytes], size: int, *, table: bool
         (mnt / f"since{number}").write_bytes(os.urandom(MIB))
         # A copy of our mounts elsewhere (another run's container) may keep it mounted for a moment.
         _run("sync", "-f", mnt)
-        _run("umount", mnt)
+        umount(mnt)
         _run("losetup", "-d", loop)
         made.append(raw)
     mnt.rmdir()

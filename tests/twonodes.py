@@ -112,8 +112,9 @@ class Side:
         return uuid
 
     def counter(self, name: str) -> int:
-        """What the container has counted to."""
-        return int(self.inside(name, "cat /root/counter", code=None).split()[0] or 0)
+        """What the container has counted to, 0 when it has not begun."""
+        text = self.inside(name, "cat /root/counter", code=None).strip()
+        return int(text) if text.isdigit() else 0
 
     def rows(self, *names: str) -> list[dict[str, str]]:
         found: list[dict[str, str]] = json.loads(self.prlctl("list", "-a", "-j", *names))
@@ -190,7 +191,7 @@ class Side:
         finally:
             if self.sshd is not None:
                 self.sshd.terminate()
-                self.sshd.wait(30)
+                self.sshd.wait(120)
             name = f"{Paths(self.root).instance}.slice"
             for path, directories, _ in os.walk("/sys/fs/cgroup"):  # others come and go meanwhile
                 if name in directories:
@@ -242,7 +243,7 @@ class TwoNodes:
         self.ssh_config.write_text(
             f"IdentityFile {self.root}/key\nIdentitiesOnly yes\nUser root\n"
             f"UserKnownHostsFile {self.root}/known_hosts\nGlobalKnownHostsFile /dev/null\n"
-            "StrictHostKeyChecking yes\nServerAliveInterval 1\nServerAliveCountMax 3\n"
+            "StrictHostKeyChecking yes\n"
             f"Host a\n  HostName {self.a.address}\nHost b\n  HostName {self.b.address}\n"
         )
 

@@ -156,7 +156,7 @@ def test_full_disk(tree, tmp_path, short_root):
         assert not (short_root / "b.tar.zst").exists()
         assert not (short_root / ".b.tar.zst.part").exists()
     finally:
-        mount.umount(short_root, timeout=20)
+        mount.umount(short_root, timeout=60)
 
 
 def test_exclude_and_mounts_below(tree, tmp_path):
@@ -165,7 +165,7 @@ def test_exclude_and_mounts_below(tree, tmp_path):
         (tree / "bin/on-top").touch()
         archive.pack(tree, tmp_path / "m.tar.zst", NoProgress(), exclude=["./link"])
     finally:
-        mount.umount(tree / "bin", timeout=20)
+        mount.umount(tree / "bin", timeout=60)
     out = tmp_path / "out"
     out.mkdir()
     archive.unpack(tmp_path / "m.tar.zst", out, NoProgress())

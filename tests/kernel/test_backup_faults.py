@@ -13,6 +13,7 @@ from test_backup import DRIVERS, MIB, make, mounted, node, spread, tree_of
 
 import faults
 from homes import Called
+from places import umount
 from pyvz.backup.repository import Repository
 from pyvz.errors import (
     AlreadyMounted,
@@ -172,7 +173,7 @@ def test_full_storage(node: Node, short_root: Path) -> None:
             (root / "bulk").unlink()
         assert tree_of(node, env) == before
     finally:
-        subprocess.run(["umount", small], check=True)
+        umount(small)
 
 
 def test_two_at_once(node: Node) -> None:

@@ -28,7 +28,7 @@ def test_a_home_is_gone_at_once_and_removed_beside(tmp_path: Path) -> None:
     assert not home.exists()
     full(home)  # its name is free at once
     for thread in diggers():
-        thread.join(60)
+        thread.join(200)
     assert [each.name for each in (tmp_path / "private").iterdir()] == ["web.migrated"]
     assert list((tmp_path / "lib/graves").iterdir()) == []
 
@@ -43,6 +43,6 @@ def test_what_a_death_has_left_is_removed_later(tmp_path: Path) -> None:
     (graves / ".gone-2").symlink_to(tmp_path / "private/.gone-2")  # died before the rename
     burial.resume(node)
     for thread in diggers():
-        thread.join(60)
+        thread.join(200)
     assert not half.exists()
     assert list(graves.iterdir()) == []

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import wait_for
 from pyvz.errors import BadValue, Busy, NotEnoughResources, SetError, Unsupported
 from pyvz.linux import blockdevice, cgroupfs
 from pyvz.linux.cgroup import Cgroups, detect
@@ -64,7 +65,7 @@ def start_inside(groups: Cgroups, name: str, script: str, *, session: bool = Fal
 
 def finish(process: subprocess.Popen[bytes]) -> int:
     with process:
-        return process.wait(10)
+        return process.wait(120)
 
 
 def test_life(groups, name):
@@ -72,11 +73,12 @@ def test_life(groups, name):
     assert groups.pids(name) == []
     groups.remove(name)
     assert groups.names() == set()
-    assert not list(Path("/sys/fs/cgroup").glob(f"**/pyvz-t{os.getpid()}.slice"))
+    slice_ = f"pyvz-t{os.getpid()}.slice"
+    assert not any(slice_ in names for _, names, _ in os.walk("/sys/fs/cgroup"))
     groups.remove(name)  # idempotent
     assert groups.usage(name) == Usage()
     groups.kill(name)  # nothing there is fine
-    assert groups.wait_empty(name, 1)
+    assert groups.wait_empty(name, 60)
 
 
 def test_create_again_removes_what_is_dead(groups, name):
@@ -146,8 +148,10 @@ def test_memory_in_use_is_not_taken_away(groups, name):
 
 def test_pids_limit(groups, name):
     groups.apply(name, Limits(pids=3))
-    script = "for i in 1 2 3 4 5; do sleep 1 & done; wait"
+    script = "for i in 1 2 3 4 5; do sleep 1000 & done; wait"
     process = start_inside(groups, name, script)
+    wait_for(lambda: groups.usage(name).pids_failures)
+    groups.kill(name)
     finish(process)
     usage = groups.usage(name)
     assert usage.pids_limit == 3
@@ -159,10 +163,10 @@ def test_pids_limit(groups, name):
 def test_cpu_limit_holds(groups, name):
     groups.apply(name, Limits(cpu_percent=20, cpu_weight=500))
     process = start_inside(groups, name, "while :; do :; done")
-    before = groups.usage(name).cpu_ns
-    time.sleep(1.0)
+    begun, before = time.monotonic(), groups.usage(name).cpu_ns
+    wait_for(lambda: groups.usage(name).cpu_ns - before > 0.2e9)
     used = (groups.usage(name).cpu_ns - before) / 1e9
-    assert 0.05 < used < 0.45
+    assert used < 0.3 * (time.monotonic() - begun) + 0.05
     groups.apply(name, Limits(cpu_percent=0))
     groups.kill(name)
     finish(process)
@@ -190,16 +194,18 @@ def test_io_limit_holds(groups, name, tmp_path):
     file.write_bytes(os.urandom(4 * MIB))
     os.sync()
     assert groups.apply(name, Limits(io_bps=2 * MIB, devices=(NULL,)), disks) == ()
-    begun = time.monotonic()
     script = f"exec dd if={file} of=/dev/null bs=64k iflag=direct status=none"
-    assert finish(start_inside(groups, name, script)) == 0
-    held_back = time.monotonic() - begun
+
+    def seconds() -> float:
+        begun = time.monotonic()
+        assert finish(start_inside(groups, name, script)) == 0
+        return time.monotonic() - begun
+
+    held_back = seconds()
     assert held_back > 1.0
     assert groups.usage(name).io_read >= 4 * MIB
     groups.apply(name, Limits(io_bps=0), disks)
-    begun = time.monotonic()
-    assert finish(start_inside(groups, name, script)) == 0
-    assert time.monotonic() - begun < held_back
+    assert any(seconds() < held_back for _ in range(10))  # the machine may be busy for a moment
 
 
 @pytest.mark.requires("cgroup_v1")
@@ -253,11 +259,10 @@ def test_freeze_and_kill(groups, name):
     assert groups.usage(name).cpu_ns - used < 20_000_000
     groups.thaw(name)
     assert not groups.frozen(name)
-    time.sleep(0.1)
-    assert len(groups.pids(name)) >= 3
+    wait_for(lambda: len(groups.pids(name)) >= 3)
     groups.freeze(name)
     groups.kill(name)  # frozen processes, too
-    assert groups.wait_empty(name, 5)
+    assert groups.wait_empty(name, 60)
     finish(process)
     finish(session)
 
@@ -288,7 +293,7 @@ def test_session_beside_a_threaded_sibling(groups, name):
     process = start_inside(groups, name, "sleep 100", session=True)
     assert process.pid in groups.pids(name)
     groups.kill(name)
-    assert groups.wait_empty(name, 5)
+    assert groups.wait_empty(name, 60)
     finish(process)
 
 
@@ -347,11 +352,13 @@ def test_no_cgroup2_is_explained(tmp_path):
 
 
 def test_reading_is_cheap(groups, name):
-    groups.usage(name)
-    begun = time.thread_time()
-    for _ in range(100):
-        groups.usage(name)
-    assert (time.thread_time() - begun) / 100 < 0.002
+    def seconds() -> float:
+        begun = time.thread_time()
+        for _ in range(100):
+            groups.usage(name)
+        return (time.thread_time() - begun) / 100
+
+    assert min(seconds() for _ in range(5)) < 0.002
 
 
 def test_fork_bomb_is_killed_and_removed(groups, name):
@@ -359,10 +366,9 @@ def test_fork_bomb_is_killed_and_removed(groups, name):
     script = "b() { b | b & }; b; while :; do b; done"
     process = start_inside(groups, name, script)
     process.stdout.close()
-    time.sleep(0.5)
-    assert groups.usage(name).pids > 20
+    wait_for(lambda: groups.usage(name).pids > 20)
     groups.kill(name)
-    assert groups.wait_empty(name, 10)
+    assert groups.wait_empty(name, 60)
     finish(process)
     groups.remove(name)
 

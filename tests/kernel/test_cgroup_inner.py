@@ -10,7 +10,10 @@ import pytest
 
 from pyvz.linux import cgroup_inner
 
-pytestmark = pytest.mark.requires("root", "cgroup2")
+pytestmark = [
+    pytest.mark.requires("root", "cgroup2"),
+    pytest.mark.usefixtures("cgroup_top"),
+]
 
 BEFORE, COUNT, HERE = 0x70000000, 65536, 0x70550000
 SERVICE, SESSION = "system.slice/x.service", "user.slice/user@1000.service"

@@ -90,7 +90,7 @@ def test_it_goes_on_as_a_child_of_the_keeper_with_console_and_reboot(bench: Benc
     before = bench.count()
     bench.restore()
     bench.counts()
-    assert bench.count() > before
+    wait_for(lambda: bench.count() > before)
     name = bench.spec.uuid
     assert bench.engine.shell(name, "cat /proc/1/comm; tty").out.startswith("sh")
     os.close(bench.engine.runtime.console(name))
@@ -181,7 +181,7 @@ def test_a_dump_whose_reader_has_died_ends_and_lets_it_go_on(bench: Bench) -> No
             time.sleep(0.01)
         bench.made.settle(bench.spec.uuid, 60.0)
         with pytest.raises(CheckpointError) as caught:
-            dumping.result(10)
+            dumping.result(120)
     assert not isinstance(caught.value, CriuDied)  # it has mended what it had begun
     bench.counts()
 

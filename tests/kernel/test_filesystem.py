@@ -127,7 +127,7 @@ def test_frozen_stands_still_and_is_thawed(image: Path, kind: str) -> None:
             writer = threading.Thread(target=write)
             writer.start()
             assert not written.wait(0.2)
-        assert written.wait(5)
+        assert written.wait(60)
         writer.join()
         assert not filesystem.thaw(fd)
         with pytest.raises(RuntimeError), filesystem.frozen(fd):
@@ -170,7 +170,7 @@ def test_trim_gives_space_back(image: Path, kind: str) -> None:
         (path / "file").unlink()
         filesystem.sync(fd)
         filesystem.trim(fd)
-        deadline = time.monotonic() + 10  # the kernel goes on with it after the call
+        deadline = time.monotonic() + 60  # the kernel goes on with it after the call
         while image.stat().st_blocks * 512 >= full - 90 * MIB:
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import time
+import os
+import signal
 
 import pytest
 
 from engine import Engine, engine, wait_for
 from fakenode import Listener, engine_environment, engine_node
+from leaks import command_line
 from pyvz.linux import socketcount
 from pyvz.model.limits import Limits
 from pyvz.operations.limitwatch import LimitWatch
 
 __all__ = ["engine"]
 MIB = 1 << 20
-FORKS = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13; do sleep 0.5 >/dev/null 2>&1 & done; true"
+FORKS = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13; do sleep 1000 >/dev/null 2>&1 & done; true"
 EATER = "x=0123456789abcdef; while :; do x=$x$x; done"
 
 
@@ -43,6 +45,9 @@ def test_killed_processes_and_refused_forks_are_told(
     assert killed.data["limit"] == str(48 * MIB)
 
     count = len(events)
+    for pid in engine.cgroups.pids(spec.uuid):
+        if b"sleep\x001000" in command_line(pid):
+            os.kill(pid, signal.SIGKILL)
     wait_for(lambda: (engine.cgroups.usage(spec.uuid).pids or 0) < 4)
     engine.shell(spec.uuid, FORKS)
     watch.look()
@@ -65,5 +70,4 @@ def test_counters_of_a_container(engine: Engine) -> None:
     assert sockets is not None
     assert sockets.tcp == 0
     engine.runtime.kill(spec.uuid)
-    time.sleep(0.1)
-    assert socketcount.of(init.pid) is None
+    wait_for(lambda: socketcount.of(init.pid) is None)

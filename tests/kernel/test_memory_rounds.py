@@ -20,7 +20,7 @@ from pyvz.operations.memoryrounds import Rounds
 @pytest.fixture
 def pair() -> Iterator[tuple[wire.Wire, wire.Wire]]:
     with ExitStack() as stack:
-        made = [wire.Wire(end, end, silence=20.0) for end in (e.detach() for e in wire.pair())]
+        made = [wire.Wire(end, end, silence=120.0) for end in (e.detach() for e in wire.pair())]
         one, other = (stack.enter_context(each) for each in made)
         yield one, other
 

@@ -20,7 +20,7 @@ def place(short_root):
     (short_root / "target").mkdir()
     (short_root / "source/file").write_text("x")
     yield short_root
-    mount.umount(short_root, recursive=True, timeout=20)
+    mount.umount(short_root, recursive=True, timeout=60)
 
 
 def test_bind_and_umount(place):
@@ -80,7 +80,7 @@ def test_busy_names_the_holder(place):
         assert time.monotonic() - begun >= 0.2
         assert f"sleep (pid {process.pid}) uses {target}" in error.value.details
         process.kill()
-    mount.umount(target, timeout=20)
+    mount.umount(target, timeout=60)
 
 
 def test_busy_names_the_mounts_below(place):
@@ -118,7 +118,8 @@ def test_holding_mount(place):
 
 
 def test_mounts_of_another_process(place):
-    with subprocess.Popen(["unshare", "--mount", "sleep", "100"]) as process:
+    argv = ["unshare", "--mount", "--propagation", "slave", "sleep", "100"]
+    with subprocess.Popen(argv) as process:
         time.sleep(0.1)
         found = mount.mounts(place, pid=process.pid)
         process.kill()

@@ -196,7 +196,7 @@ class TestGolden:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(200)
         assert all(driver.present(home) for home in homes)
         assert len(list((place / ".golden").glob("*.ploop"))) == 1
         assert not list((place / ".golden").glob("*.new"))

@@ -24,7 +24,10 @@ from pyvz.migration import wire
 from pyvz.migration.pageline import PageLine
 from pyvz.operations.fetching import Fetching
 
-pytestmark = pytest.mark.requires("criu", "userns")
+pytestmark = [
+    pytest.mark.requires("criu", "userns"),
+    pytest.mark.usefixtures("userfaultfd_switch"),
+]
 
 SIZE = 8 << 20
 HOLD = hold(SIZE)
@@ -73,7 +76,7 @@ class Move:
         """Let no more pages pass when so many have; until the line is closed."""
         if total >= self.stops_at:
             self.stopped.set()
-            self.line.broken.wait(60)
+            self.line.broken.wait(200)
 
     def fetcher_lives(self) -> bool:
         note = json.loads((self.there / "fetcher.json").read_text())
@@ -86,7 +89,7 @@ class Move:
         (root / "want").write_bytes((root / "data").read_bytes())
         pipes.allow(4 << 20)
         self.dumping.start()
-        assert self.sent.wait(60)
+        assert self.sent.wait(120)
 
     def restore(self) -> None:
         self.line.start()
@@ -104,7 +107,7 @@ class Move:
             self.engine.runtime.clean(each)
         self.fetching.close()
         self.line.close()
-        self.dumping.join(30)
+        self.dumping.join(120)
 
 
 @pytest.fixture
@@ -119,7 +122,7 @@ def move(short_root: Path) -> Iterator[Move]:
 
 
 def _wire(fd: int) -> wire.Wire:
-    return wire.Wire(fd, fd, silence=20.0)
+    return wire.Wire(fd, fd, silence=120.0)
 
 
 def test_memory_follows_and_the_rest_stays_ours(move: Move) -> None:
@@ -129,7 +132,7 @@ def test_memory_follows_and_the_rest_stays_ours(move: Move) -> None:
     # The source is told nothing of the end: it is still there, frozen, until we end it.
     assert move.spec.uuid in move.engine.runtime.running()
     move.line.close()
-    move.dumping.join(30)
+    move.dumping.join(120)
     assert isinstance(move.result, CheckpointError)
     assert move.spec.uuid in move.engine.runtime.running()
     move.engine.runtime.kill(move.spec.uuid)
@@ -146,7 +149,7 @@ def test_what_breaks_before_the_end_leaves_the_source_whole(move: Move) -> None:
     move.start()
     move.line.start()
     move.line.close()
-    move.dumping.join(60)
+    move.dumping.join(120)
     assert isinstance(move.result, CheckpointError)
     move.engine.cgroups.thaw(move.spec.uuid)
     root = move.spec.root / "root"
@@ -159,7 +162,7 @@ def test_what_breaks_afterwards_ends_the_copy_first(move: Move) -> None:
     move.stops_at = SIZE // 2
     move.start()
     move.restore()
-    assert move.stopped.wait(60)
+    assert move.stopped.wait(120)
     assert move.other.uuid in move.engine.runtime.running()
     ended: list[bool] = []
 

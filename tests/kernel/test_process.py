@@ -30,7 +30,7 @@ def test_life_of_a_child() -> None:
         assert not handle.wait(0.01)
         assert handle.exit_status() is None
         assert handle.signal(signal.SIGTERM)
-        assert handle.wait(10)
+        assert handle.wait(60)
         assert process.state(pid) == "Z"
         assert not process.alive(pid, started)
         os.waitpid(pid, 0)

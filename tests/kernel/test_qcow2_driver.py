@@ -221,7 +221,7 @@ class TestDeath:
             failed = error.errno
         assert failed in {errno.EIO, errno.EROFS, errno.EUCLEAN}
         assert written >= 50
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not driver.failed(home) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert "died" in driver.failed(home)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import wait_for
 from pyvz.errors import Cancelled, CommandFailed, NoSpace, Timeout
 from pyvz.linux import run
 
@@ -83,6 +84,9 @@ def test_program_that_is_not_there():
         run.run(["/etc/passwd"])
 
 
+PATIENCES = (0.7, 7.0, 70.0)  # seconds; the program must have begun before it is ended
+
+
 def test_timeout_ends_the_whole_session(tmp_path):
     pids = tmp_path / "pids"
     script = f"""
@@ -92,29 +96,39 @@ def test_timeout_ends_the_whole_session(tmp_path):
         echo $$ >> {pids}
         while :; do sleep 0.1; done
     """
-    begun = time.monotonic()
-    with pytest.raises(Timeout):
-        run.run(["bash", "-c", script], timeout=0.7)
-    assert time.monotonic() - begun < 0.7 + run.GRACE + 30
+    for timeout in PATIENCES:
+        pids.write_text("")
+        with pytest.raises(Timeout):
+            run.run(["bash", "-c", script], timeout=timeout)
+        if len(pids.read_text().split()) == 3:
+            break
     assert len(pids.read_text().split()) == 3
-    time.sleep(0.1)
-    assert not [pid for pid in map(int, pids.read_text().split()) if alive(pid)]
+    wait_for(lambda: not [pid for pid in map(int, pids.read_text().split()) if alive(pid)])
 
 
 def test_polite_program_may_clean_up(tmp_path):
     mark = tmp_path / "clean"
     script = f"trap 'touch {mark}; exit 1' TERM; echo ready; while :; do sleep 0.05; done"
-    with pytest.raises(Timeout):
-        run.run(["sh", "-c", script], timeout=0.4)
+    for timeout in PATIENCES:
+        with pytest.raises(Timeout):
+            run.run(["sh", "-c", script], timeout=timeout)
+        if mark.exists():
+            break
     assert mark.exists()
 
 
-def test_lines_come_while_it_runs():
-    seen: list[tuple[str, float]] = []
-    script = r"echo one; sleep 1; printf 'two\rthree'; printf 'four\n' >&2"
-    run.run(["sh", "-c", script], on_line=lambda s: seen.append((s, time.monotonic())))
-    assert sorted(line for line, _ in seen) == ["four", "one", "three", "two"]
-    assert dict(seen)["one"] + 0.2 < dict(seen)["two"]
+def test_lines_come_while_it_runs(tmp_path):
+    mark, seen = tmp_path / "mark", []
+
+    def on_line(line: str) -> None:
+        seen.append(line)
+        if line == "one":
+            mark.touch()  # it waits for that
+
+    wait = f"until [ -e {mark} ]; do sleep 0.05; done"
+    script = rf"echo one; {wait}; printf 'two\rthree'; printf 'four\n' >&2"
+    run.run(["sh", "-c", script], on_line=on_line)
+    assert sorted(seen) == ["four", "one", "three", "two"]
 
 
 def test_cancelled_by_poll_and_by_line():
@@ -163,7 +177,7 @@ def test_spawn_talks():
         process.stdin.write(b"hello")
         process.stdin.close()
         assert process.stdout.read() == b"hello"
-        assert process.wait(2) == 0
+        assert process.wait(60) == 0
 
 
 def test_wait_has_a_deadline():

@@ -141,7 +141,7 @@ def test_killed_while_its_disks_are_frozen(node: Node) -> None:
             died = faults.killed_at(number, lambda: VERBS["create"](node), node.paths.root)
             provision.recover(node)
             for place in (root, root / "data"):  # a write to a frozen one would never return
-                code = os.system(f"timeout 10 sh -c 'echo x > {place}/probe && sync -f {place}'")
+                code = os.system(f"timeout 100 sh -c 'echo x > {place}/probe && sync -f {place}'")
                 assert code == 0, number
             if not died:
                 break

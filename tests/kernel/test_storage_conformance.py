@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import leaks
 import places
 from drivers import (
     SIZE,
@@ -382,5 +383,8 @@ def test_full_disk_leaves_nothing(driver: StorageDriver, tmp_path: Path, archive
 
 
 def _settle() -> None:
-    """Give programs of a killed process the moment they need to notice."""
-    time.sleep(0.3)
+    """Give programs of a killed process the moment they need to notice; a disk's daemon stays."""
+    deadline = time.monotonic() + 60
+    while any("qemu-storage-daemon" not in each for each in leaks._descendants()):
+        assert time.monotonic() < deadline, leaks._descendants()
+        time.sleep(0.01)

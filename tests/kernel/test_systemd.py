@@ -57,7 +57,8 @@ def debian(engine: Engine, archive: Path) -> ContainerSpec:
 
 def boot(engine: Engine, spec: ContainerSpec) -> None:
     engine.start(spec)
-    for _ in range(100):
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
         ran = engine.run(spec.uuid, "systemctl", "is-system-running", "--wait")
         if ran.out not in ("", "offline\n"):
             break
@@ -73,7 +74,7 @@ def test_boot_reboot_stop(engine: Engine, debian: ContainerSpec) -> None:
     machine = engine.run(debian.uuid, "cat", "/etc/machine-id").out.strip()
     assert machine == debian.uuid.replace("-", "")
     viewer = socket.socket(fileno=engine.runtime.console(debian.uuid))
-    viewer.settimeout(20)
+    viewer.settimeout(120)
     seen = b""
     while b"login:" not in seen:
         seen += viewer.recv(65536)
@@ -82,9 +83,7 @@ def test_boot_reboot_stop(engine: Engine, debian: ContainerSpec) -> None:
     wait_for(lambda: engine.exits)
     assert engine.exits.pop().reason is ExitReason.REBOOT
     boot(engine, debian)
-    begun = time.monotonic()
-    assert engine.runtime.stop(debian.uuid, guestinit.SYSTEMD, timeout=60)
-    assert time.monotonic() - begun < 30  # 0.4 s on an idle machine
+    assert engine.runtime.stop(debian.uuid, guestinit.SYSTEMD, timeout=60)  # 0.4 s when idle
     wait_for(lambda: engine.exits)
     assert engine.exits.pop().reason is ExitReason.HALT
 

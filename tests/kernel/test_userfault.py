@@ -22,9 +22,12 @@ with userfault.allowed(Path(sys.argv[1])):
     time.sleep(600)
 """
 
-pytestmark = pytest.mark.skipif(
-    not SWITCH.exists() or not os.access(SWITCH, os.W_OK), reason="no userfaultfd"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not SWITCH.exists() or not os.access(SWITCH, os.W_OK), reason="no userfaultfd"
+    ),
+    pytest.mark.usefixtures("userfaultfd_switch"),
+]
 
 
 def test_it_is_as_before_afterwards(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from netsteps import dying_at, within
+from netsteps import OPERSTATES, dying_at, within
 from pyvz.operations import virtualnet
 from pyvz.operations.node import Node
 from pyvz.store.networks import Networks
@@ -38,7 +38,7 @@ def namespace(short_root: Path) -> Iterator[str]:
 
 
 def _ip(*words: str) -> str:
-    done = subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=10)
+    done = subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=120)
     return done.stdout
 
 
@@ -46,12 +46,13 @@ def state(namespace: str) -> tuple[str, ...]:
     """Everything of the node's network that could be left behind."""
     where = ("nsenter", f"--net=/run/netns/{namespace}")
     rules = subprocess.run(
-        [*where, "nft", "list", "ruleset"], check=True, capture_output=True, text=True, timeout=10
+        [*where, "nft", "list", "ruleset"], check=True, capture_output=True, text=True, timeout=120
     )
     links = sorted(line.split()[0] for line in _ip("-n", namespace, "-br", "link").splitlines())
-    routes = _ip("-n", namespace, "route").replace(" proto static", "")
-    addresses = _ip("-n", namespace, "-4", "-br", "addr", "show", "up0")
-    return rules.stdout, *links, routes, addresses
+    routes = _ip("-n", namespace, "route").replace(" proto static", "").replace(" linkdown", "")
+    addresses = _ip("-n", namespace, "-4", "-br", "addr", "show", "up0").split()
+    # The states of links come by and by.
+    return rules.stdout, *links, routes, *(x for x in addresses if x not in OPERSTATES)
 
 
 @pytest.mark.parametrize("settings", [SHARED, CARD], ids=["shared", "card"])

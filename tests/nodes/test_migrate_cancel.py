@@ -7,11 +7,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
 
+from pyvz.cli.client import connect
+from pyvz.errors import VZError
 from twonodes import Side, TwoNodes, busybox_root, busybox_tar, two_nodes, wait_for
 
 __all__ = ["busybox_root", "busybox_tar", "two_nodes"]
@@ -28,12 +29,7 @@ RESTART = (
     "Connecting", "Checking", "Reserving", "Copying root.hdd: round 1", "Stopping",
     "Copying root.hdd: last",
 )  # fmt: skip
-_CANCEL = """
-from pyvz.cli.client import connect
-with connect(start=False) as server:
-    for task in server.call("Node.Tasks")["tasks"]:
-        server.call("Node.CancelTask", id=task["id"])
-"""
+TRIES = 5  # that a stage goes by before it was struck is no fault, on a busy machine
 
 
 def by_ctrl_c(_: Side, process: subprocess.Popen[str]) -> None:
@@ -46,7 +42,10 @@ def by_sigterm(_: Side, process: subprocess.Popen[str]) -> None:
 
 def by_task(side: Side, _: subprocess.Popen[str]) -> None:
     """As any other client may, that knows the number."""
-    subprocess.run([sys.executable, "-c", _CANCEL], env=side.env, check=True)
+    with connect(str(side.root), start=False) as server:
+        for task in server.call("Node.Tasks")["tasks"]:
+            with contextlib.suppress(VZError):  # it has just ended, or is past that
+                server.call("Node.CancelTask", id=task["id"])
 
 
 WAYS = (by_ctrl_c, by_sigterm, by_task)
@@ -65,6 +64,23 @@ def called_off(
     *words: str,
 ) -> None:
     """It stays where it is, runs, and nothing is left on either node."""
+    for _ in range(TRIES):
+        if _called_off(here, there, stage, way, *words):
+            return
+        for name in (NAME, *(word for word in words if not word.startswith("-"))):
+            if there.state(name):
+                there.vzmigrate("--online", here.name, name)
+    raise AssertionError(f"it always went on after {stage}")
+
+
+def _called_off(
+    here: Side,
+    there: Side,
+    stage: str,
+    way: Callable[[Side, subprocess.Popen[str]], None],
+    *words: str,
+) -> bool:
+    """Try it once; False: it had been decided already, and all has moved."""
     before = here.counter(NAME)
     acted = False
     with migrating(here, there, *words) as process:
@@ -76,11 +92,15 @@ def called_off(
                     acted = True
                     way(here, process)
     assert acted, f"it was never at {stage}"
+    if process.returncode == 0:
+        assert (here.state(NAME), there.state(NAME)) == ("", "running")
+        return False
     assert process.returncode == CALLED_OFF
     assert (here.state(NAME), there.state(NAME)) == ("running", "")
     assert here.counter(NAME) >= before
-    wait_for(lambda: here.counter(NAME) > before, 60)
-    wait_for(lambda: not here.leftovers() + there.leftovers(), 60)
+    wait_for(lambda: here.counter(NAME) > before)
+    wait_for(lambda: not here.leftovers() + there.leftovers())
+    return True
 
 
 def test_called_off(two_nodes: TwoNodes) -> None:
@@ -113,19 +133,25 @@ def test_two_at_once(two_nodes: TwoNodes) -> None:
     a.create_busy(NAME, "10.99.0.50")
     here, there = a, b
     config = f"-F {two_nodes.ssh_config}"
-    for pulled in (False, True):
+    seen: set[bool] = set()
+    for pulled in (*[False] * TRIES, *[True] * TRIES):
+        if pulled in seen:
+            continue
         before = here.counter(NAME)
         first = migrating(here, there, "--online")
-        wait_for(lambda here=here: here.journals(), 60)  # it has the lease from now on
+        wait_for(lambda here=here: here.journals())  # it has the lease from now on
         if pulled:
             from_there = (f"{here.name}/{NAME}", "localhost")
             second = there.popen("prlctl", "migrate", "--ssh", config, *from_there)
         else:
             second = migrating(here, there, "--online")
         said = [process.communicate(timeout=300)[0] for process in (second, first)]
-        assert (first.returncode, second.returncode) == (0, 255 if pulled else LOCKED), said
-        assert "is busy: migrate" in said[0]
+        assert first.returncode == 0, said
+        if "is busy: migrate" in said[0]:  # else it began when the first had ended
+            assert second.returncode == (255 if pulled else LOCKED), said
+            seen.add(pulled)
         assert (here.state(NAME), there.state(NAME)) == ("", "running")
         assert there.counter(NAME) >= before
-        wait_for(lambda here=here, there=there: not here.leftovers() + there.leftovers(), 60)
+        wait_for(lambda here=here, there=there: not here.leftovers() + there.leftovers())
         here, there = there, here
+    assert seen == {False, True}

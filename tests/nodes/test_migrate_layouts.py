@@ -188,11 +188,11 @@ def test_death_while_snapshots_arrive(two_nodes: TwoNodes, victim: str) -> None:
         wait_for(lambda: list((b.root / "vz/pool/default").glob("*/.arriving/*")))
         os.kill((a if victim == "giver" else b).vzd(), signal.SIGKILL)
         process.communicate(timeout=200)
-    wait_for(lambda: (a.state("ct"), b.state("ct")) == ("running", ""), 120)
+    wait_for(lambda: (a.state("ct"), b.state("ct")) == ("running", ""), 200)
     now = a.counter("ct")
     wait_for(lambda: a.counter("ct") > now)
     assert shots_of(a) == ids
-    wait_for(lambda: not list((b.root / "vz/pool/default").glob("[!.]*")), 60)
+    wait_for(lambda: not list((b.root / "vz/pool/default").glob("[!.]*")))
     a.vzmigrate("--online", "b", "ct")
     assert b.state("ct") == "running"
     assert shots_of(b) == ids

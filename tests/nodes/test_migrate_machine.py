@@ -95,7 +95,7 @@ class Machine:
     def whole(self) -> None:
         """Every block that was counted is on the disk."""
         self.inside("touch /run/stop")
-        wait_for(lambda: "done" in self.inside("cat /run/stopped 2>/dev/null; true"), 60)
+        wait_for(lambda: "done" in self.inside("cat /run/stopped 2>/dev/null; true"))
         self.at.cli("prlctl", "exec", self.name, f"cat >/run/read <<'END'\n{READ}\nEND")
         assert self.inside("sh /run/read") == f"right {SLOTS}\n"
 
@@ -214,6 +214,7 @@ def userfaults() -> Iterator[None]:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("userfaultfd_switch")
 def test_post_copy(two_nodes: TwoNodes, tiny_iso: Path, userfaults: None) -> None:
     """It goes on before its memory has followed, and all of it follows."""
     machine = Machine(two_nodes, tiny_iso)

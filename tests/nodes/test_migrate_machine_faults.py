@@ -72,7 +72,7 @@ def sweep(world: TwoNodes, iso: Path, plan: Sequence[tuple[str, str]]) -> None:
     here, there = world.a, world.b
     here.cli("prlctl", "exec", NAME, f"mkdir -p /root; cat >/root/count <<'END'\n{COUNT}\nEND")
     here.inside(NAME, "sh /root/count >/dev/null 2>&1 </dev/null &")
-    wait_for(lambda: here.counter(NAME) > 0, 60)
+    wait_for(lambda: here.counter(NAME) > 0)
     for name, stage in plan:
         try:
             here, there = strike(here, there, name, stage)
@@ -89,7 +89,7 @@ def strike(here: Side, there: Side, name: str, stage: str) -> tuple[Side, Side]:
     now, other = _settled(here, there)
     after = now.counter(NAME)
     assert after >= before, f"the counter went back from {before} to {after}"
-    wait_for(lambda: now.counter(NAME) > after, 60)
+    wait_for(lambda: now.counter(NAME) > after)
     for side in (here, there):
         wait_for(lambda side=side: not _left(side), 60)  # type: ignore[misc]
     assert not (other.root / "run/pyvz/vm").is_dir() or not os.listdir(other.root / "run/pyvz/vm")

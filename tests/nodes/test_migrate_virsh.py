@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -53,13 +55,14 @@ def test_live_there_and_back(nodes: TwoNodes) -> None:
     nodes.lan_networks()
     uuid = a.create_busy("web", "10.99.0.50")
     watcher = subprocess.Popen(
-        [*argv(b, "event", "--all", "--loop", "--timeout", "200")],
+        [*argv(b, "event", "--all", "--loop", "--timeout", "900")],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert watcher.stdout is not None
     try:
-        wait_for(lambda: os.path.exists(f"/proc/{watcher.pid}"))
-        virsh(b, "list")
+        b.create("poke", start=False)
+        while not select.select([watcher.stdout], [], [], 0.1)[0]:  # nobody is told when it listens
+            b.prlctl("set", "poke", "--description", f"{time.monotonic()}")
         before = a.counter("web")
         virsh(a, "migrate", "--live", "--persistent", "--undefinesource", "web", connection(b),
               "--migrateuri", f"vzmigr://{place(nodes, b)}")  # fmt: skip
@@ -76,7 +79,7 @@ def test_live_there_and_back(nodes: TwoNodes) -> None:
                 wanted.pop(0)
     finally:
         watcher.terminate()
-        watcher.wait(30)
+        watcher.wait(120)
         watcher.stdout.close()
     virsh(b, "migrate", "--live", "--p2p", "--dname", "site", "web",
           f"vz+ssh://root@{place(nodes, a).replace('/?', '/system?')}")  # fmt: skip
@@ -129,7 +132,7 @@ def test_job_is_seen_and_called_off(nodes: TwoNodes) -> None:
         )
         wait_for(lambda: "Outgoing migration" in virsh(a, "domjobinfo", "ct"))
         virsh(a, "domjobabort", "ct")
-        told, _ = moving.communicate(timeout=120)
+        told, _ = moving.communicate(timeout=280)
     finally:
         b.sshd.send_signal(signal.SIGCONT)
     assert moving.returncode == 1

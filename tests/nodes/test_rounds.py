@@ -102,14 +102,14 @@ def test_snapshot_with_memory_of_a_database(two_nodes: TwoNodes, release: int) -
     guest = Serving(side, release, ADDRESS)
     guest.create("ploop", *MEMORY)
     guest.inside("systemd-run --unit=bench su postgres -c 'cd /; pgbench -n -c 2 -T 86400 bench'")
-    wait_for(lambda: guest.whole() > 100, 60)
+    wait_for(lambda: guest.whole() > 100)
     before = guest.whole()
     side.prlctl("snapshot", guest.name)
     ident = side.cli("vzctl", "snapshot-list", guest.name, "-H", "-o", "uuid").split()[0]
     after = guest.whole()
     assert after >= before
     for _ in range(2):
-        wait_for(lambda: guest.whole() > after + 100, 60)
+        wait_for(lambda: guest.whole() > after + 100)
         guest.postgres("psql -qc 'create table later ()' bench")
         side.prlctl("stop", guest.name, "--kill")
         side.cli("vzctl", "snapshot-switch", guest.name, "--id", ident)
@@ -117,4 +117,4 @@ def test_snapshot_with_memory_of_a_database(two_nodes: TwoNodes, release: int) -
         assert guest.inside("systemctl is-active bench").strip() == "active"
         assert "later" not in guest.postgres("psql -c '\\d' bench")
         now = guest.whole()
-        wait_for(lambda now=now: guest.whole() > now, 60)
+        wait_for(lambda now=now: guest.whole() > now)

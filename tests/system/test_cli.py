@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from images import busybox_root, busybox_tar
+from networld import wait_for
 from realnode import World, world
 
 __all__ = ["busybox_root", "busybox_tar", "world"]
@@ -97,7 +98,7 @@ def test_a_terminal_inside(running: World) -> None:
 
     def expect(text: bytes) -> None:
         nonlocal seen
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while text not in seen:
             assert select.select([fd], [], [], max(0.0, end - time.monotonic()))[0], seen
             seen += os.read(fd, 4096)
@@ -123,14 +124,17 @@ def test_console(running: World) -> None:
         stdout=subprocess.PIPE,
     )
     assert process.stdout is not None
-    time.sleep(0.5)
-    running.run("prlctl", "exec", "ct1", "echo to the console > /dev/console")
     seen = b""
-    while b"to the console" not in seen:
-        assert select.select([process.stdout], [], [], 20)[0], seen
-        seen += os.read(process.stdout.fileno(), 4096)
+    deadline = time.monotonic() + 120
+    while b"to the console" not in seen:  # what is said before it listens may be gone
+        assert time.monotonic() < deadline, seen
+        running.run("prlctl", "exec", "ct1", "echo to the console > /dev/console")
+        while select.select([process.stdout], [], [], 0.5)[0]:
+            seen += os.read(process.stdout.fileno(), 4096)
+            if b"to the console" in seen:
+                break
     process.terminate()
-    process.wait(20)
+    process.wait(120)
     process.stdout.close()
 
 
@@ -170,12 +174,10 @@ def test_ctrl_c_in_the_middle_of_create_undoes_it(world: World) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    end = time.monotonic() + 20
-    while not any(pool.glob(".create-*")) and time.monotonic() < end:
-        time.sleep(0.005)
+    wait_for(lambda: any(pool.glob(".create-*")) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 130, told
     assert "Cancelling..." in told
     assert [path.name for path in pool.iterdir()] in ([], [".golden"])
     assert not any(path.is_dir() for path in pool.glob(".golden/*"))
@@ -187,12 +189,13 @@ def test_events(running: World) -> None:
         running.argv("prlctl", "monitor"), env=running.env, stdout=subprocess.PIPE, text=True
     )
     assert monitor.stdout is not None
-    time.sleep(0.5)
+    while not select.select([monitor.stdout], [], [], 0.1)[0]:  # nobody is told when it listens
+        running.run("prlctl", "set", "ct1", "--description", f"{time.monotonic()}")
     running.run("prlctl", "stop", "ct1", "--kill")
-    line = monitor.stdout.readline()
-    assert " ve-stop {" in line
+    while " ve-stop {" not in (line := monitor.stdout.readline()):
+        assert line
     monitor.send_signal(signal.SIGINT)
-    assert monitor.wait(20) == 0
+    assert monitor.wait(120) == 0
     monitor.stdout.close()
 
 

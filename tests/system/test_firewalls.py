@@ -89,7 +89,7 @@ def _reloaded(world: NetWorld, theirs: Firewalld) -> None:
     theirs.stop()
     assert "firewalld" not in world.rules()
     theirs.start()
-    wait_for(lambda: "virbr1" in "".join(theirs.rules()), 60)
+    wait_for(lambda: "virbr1" in "".join(theirs.rules()))
     _all_reached(world)
     theirs.cmd("--zone=public", "--add-service=http")
     # An administrator's word counts more than ours.

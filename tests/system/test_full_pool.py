@@ -60,15 +60,15 @@ def test_a_writer_is_paused_before_the_pool_is_full(world: World) -> None:
     world.run("prlctl", "start", "ct1")
     loop = "while :; do head -c 1000000 /dev/zero | tr '\\\\0' x >> /fill; sync; sleep 0.05; done"
     world.run("prlctl", "exec", "ct1", f'setsid sh -c "{loop}" </dev/null >/dev/null 2>&1 &')
-    wait(lambda: status(world) == "paused", 90)
+    wait(lambda: status(world) == "paused", 200)
     time.sleep(1)
     space = os.statvfs(small)
     left = space.f_bavail * space.f_frsize
     assert 0 < left < FLOOR
     (small / "ballast").unlink()
-    wait(lambda: status(world) == "running", 60)
+    wait(lambda: status(world) == "running", 200)
     size = int(world.run("prlctl", "exec", "ct1", "stat -c %s /fill"))
-    wait(lambda: int(world.run("prlctl", "exec", "ct1", "stat -c %s /fill")) > size, 60)
+    wait(lambda: int(world.run("prlctl", "exec", "ct1", "stat -c %s /fill")) > size, 200)
     assert world.run("prlctl", "exec", "ct1", "tr -d x < /fill | wc -c") == "0\n"
     world.run("prlctl", "stop", "ct1", "--kill")
     home = Path(world.run("prlctl", "list", "-a", "-H", "-o", "home", "ct1").strip())

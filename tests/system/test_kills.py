@@ -59,7 +59,7 @@ def _strike(world: World, victim: str, verb: tuple[str, ...], delay: float) -> N
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    client.wait(120)
+    client.wait(250)
     if victim != "client" and pid is not None:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)  # the leak fixture makes the test a sub-reaper
@@ -78,14 +78,14 @@ def _settled(world: World) -> str:
             env=world.env,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             check=False,
         )
         status = done.stdout.strip()
         if quiet and done.returncode == 0 and status in {"running", "stopped", "mounted"}:
             return status
         waited = time.monotonic() - begun
-        assert waited < 120, (done.stdout, done.stderr)
+        assert waited < 250, (done.stdout, done.stderr)
         # And of then is what is seen next.
         quiet = not (at_work(world.root) if waited < 30 else has_tasks(world.root))
         if not quiet:
@@ -104,13 +104,13 @@ def test_killed_in_the_middle(made: World, victim: str, rounds: int) -> None:
         _settled(made)
         listed = made.run("prlctl", "list", "-a", "-H", "-o", "name,description")
         assert listed.split() == ["ct1", "precious"]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while _settled(made) != "running":
         subprocess.run(
             made.argv("prlctl", "start", "ct1"),
             env=made.env,
             capture_output=True,
-            timeout=120,
+            timeout=250,
             check=False,
         )
         assert time.monotonic() < deadline

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,7 @@ class Virsh:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=280,
             check=False,
         )
         assert done.returncode == code, (words, done.stdout, done.stderr)
@@ -99,14 +101,15 @@ def test_read_only_changes_nothing(world: World, virsh: Virsh) -> None:
 
 def test_events_of_what_prlctl_does(world: World, virsh: Virsh) -> None:
     watcher = subprocess.Popen(
-        ["virsh", "-q", "-c", virsh.uri, "event", "--all", "--loop", "--timeout", "60"],
+        ["virsh", "-q", "-c", virsh.uri, "event", "--all", "--loop", "--timeout", "600"],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "LC_ALL": "C"},
     )
     assert watcher.stdout is not None
     try:
-        world.run("prlctl", "list")  # the watcher has had its time to register
+        while not select.select([watcher.stdout], [], [], 0.1)[0]:  # nobody is told when it listens
+            world.run("prlctl", "set", "ct1", "--description", f"{time.monotonic()}")
         wanted = ["Started", "Suspended", "Resumed", "Stopped"]
         for verb in (["start"], ["pause"], ["resume"], ["stop", "--kill"]):
             world.run("prlctl", verb[0], "ct1", *verb[1:])
@@ -117,7 +120,7 @@ def test_events_of_what_prlctl_does(world: World, virsh: Virsh) -> None:
                 wanted.pop(0)
     finally:
         watcher.terminate()
-        watcher.wait(30)
+        watcher.wait(120)
         watcher.stdout.close()
 
 
@@ -127,7 +130,7 @@ def test_events_of_what_prlctl_does(world: World, virsh: Virsh) -> None:
 )
 def test_rubbish_ends_the_connection_only(world: World, virsh: Virsh, rubbish: bytes) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(30)
+        sock.settimeout(120)
         sock.connect(os.fspath(Path(world.root) / "run/libvirt/virtvzd-sock"))
         sock.sendall(rubbish)
         sock.shutdown(socket.SHUT_WR)

@@ -19,6 +19,7 @@ from test_machine_mount import disk
 from images import busybox_root, busybox_tar
 from machineguest import Guest
 from networld import wait_for
+from places import umount
 from realnode import World, world
 from tinyguest import tiny_iso
 
@@ -229,9 +230,9 @@ def test_no_room_for_a_backup(machine: Machine, tmp_path: Path) -> None:
         virsh("backup-begin", "vm1", "--backupxml", os.fspath(plan))
         wait_for(lambda: re.search("None", virsh("domjobinfo", "vm1")), 120)
         assert "Failed" in virsh("domjobinfo", "vm1", "--completed")
-        assert not list(small.iterdir())
+        wait_for(lambda: not list(small.iterdir()))
     finally:
-        subprocess.run(["umount", small], check=True)
+        umount(small)
     machine.backup(tmp_path / "out.qcow2")
 
 
@@ -252,7 +253,7 @@ def test_a_backup_ends_early(machine: Machine, tmp_path: Path) -> None:
     assert f'<target file="{target}"' in told
     virsh("domjobabort", "vm1")
     wait_for(lambda: re.search("None", virsh("domjobinfo", "vm1")), 120)
-    assert not target.exists()
+    wait_for(lambda: not target.exists())
 
     for delay in (0.0, 0.1, 0.3):
         virsh("backup-begin", "vm1", "--backupxml", os.fspath(plan))
@@ -260,8 +261,8 @@ def test_a_backup_ends_early(machine: Machine, tmp_path: Path) -> None:
         world.kill_vzd()
         assert world.run("prlctl", "status", "vm1").split()[-1] == "running"
         world.run("prlctl", "set", "vm1", "--description", "repaired", "--timeout", "60")
-        assert not target.exists(), delay
-        assert not list((world.root / "var/lib/pyvz/journal").iterdir()), delay
+        wait_for(lambda: not target.exists())
+        wait_for(lambda: not list((world.root / "var/lib/pyvz/journal").iterdir()))
     machine.backup(target)
     world.run("prlctl", "stop", "vm1", "--kill")
     assert _same(target, machine.image)
@@ -301,7 +302,7 @@ def _ended(machine: Machine) -> None:
     _none(machine)
     assert "Completed" in machine.virsh("domjobinfo", "vm1", "--completed")
     assert "no backup" in machine.virsh("backup-dumpxml", "vm1", code=1).lower()
-    assert not list((machine.world.root / "run/pyvz/vm-backup").iterdir())
+    wait_for(lambda: not list((machine.world.root / "run/pyvz/vm-backup").iterdir()))
 
 
 @pytest.mark.requires("program:virt-xml-validate", "program:xmllint")
@@ -319,7 +320,7 @@ def test_a_client_pulls_what_changed(machine: Machine, tmp_path: Path) -> None:
     for words in (("managedsave", "vm1"), again):
         assert "back" in virsh(*words, code=1), words
     _ended(machine)
-    assert not socket.exists()
+    wait_for(lambda: not socket.exists())
     machine.world.run("prlctl", "stop", "vm1", "--kill")
     assert _same(copy, machine.image)
     machine.write("new")
@@ -328,7 +329,7 @@ def test_a_client_pulls_what_changed(machine: Machine, tmp_path: Path) -> None:
     told = _pull(machine, "<incremental>one</incremental>", f"<scratch file='{scratch}'/>")
     assert 'exportbitmap="backup-sda"' in told
     assert f'<scratch file="{scratch}" />' in told
-    assert not scratch.exists()
+    wait_for(lambda: not scratch.exists())
     found = re.search(r'name="127.0.0.1" port="(\d+)"', told)
     assert found, told
     server = f"server.type=inet,server.host=127.0.0.1,server.port={found[1]}"
@@ -338,7 +339,7 @@ def test_a_client_pulls_what_changed(machine: Machine, tmp_path: Path) -> None:
     virsh("destroy", "vm1")
     _none(machine)
     assert "Failed" in virsh("domjobinfo", "vm1", "--completed")
-    assert not list((machine.world.root / "run/pyvz/vm-backup").iterdir())
+    wait_for(lambda: not list((machine.world.root / "run/pyvz/vm-backup").iterdir()))
     assert _same(copy, machine.image)
 
 
@@ -370,5 +371,5 @@ def test_a_pulled_disk_stands_still(world: World, tiny_iso: Path, tmp_path: Path
             guest.prlctl("set", "vm1", "--description", "repaired", "--timeout", "60")
         else:
             virsh("domjobabort", "vm1")
-        wait_for(lambda: not socket.exists(), 60)
+        wait_for(lambda: not socket.exists())
     guest.prlctl("stop", "vm1", "--kill")

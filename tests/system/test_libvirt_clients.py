@@ -30,7 +30,7 @@ def call(procedure: int, serial: int, payload: bytes = b"") -> bytes:
 
 def connected(world: World) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(60)
+    sock.settimeout(120)
     sock.connect(os.fspath(world.root / "run/libvirt/virtvzd-sock"))
     return sock
 
@@ -67,7 +67,7 @@ def test_more_clients_than_there_is_room_for(world: World) -> None:
         assert answer(late) == (0, 0)
         first.sendall(call(LIBRARY, 2))
         assert answer(first) == (2, 0)
-    virsh, deadline = Virsh(world), time.monotonic() + 60
+    virsh, deadline = Virsh(world), time.monotonic() + 120
     while True:  # their places are free when their ends were seen
         try:
             virsh("version")

@@ -29,6 +29,7 @@ def web(world: World) -> World:
     return world
 
 
+@pytest.mark.usefixtures("host_network")
 def test_devices_texts_and_jobs(web: World, python: LibvirtPython) -> None:
     python(WAIT % [REMOVED, ADDED, JOB_ENDED, METADATA])
     web.run("prlctl", "set", "web", "--device-add", "net", "--network", "Host-Only")

@@ -198,7 +198,7 @@ def _type_at_the_console(virsh: Virsh) -> None:
         numbers = [int(line) for line in printed if line.isdigit()]
         assert numbers == list(range(1, 4001))
         os.write(ours, b"\x1d")  # ^]
-        assert console.wait(60) == 0
+        assert console.wait(120) == 0
     finally:
         console.kill()
         console.wait()
@@ -329,7 +329,7 @@ def _stable(text: str) -> str:
 
 
 def _await_agent(world: World) -> None:
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 280
     while "installed" not in re.findall(
         r"GuestTools: state=(\S+)", world.run("prlctl", "list", "-i", "vm1")
     ):

@@ -64,7 +64,7 @@ def virsh(world: World) -> Virsh:
 
 def read_until(descriptor: int, wanted: bytes) -> bytes:
     """Read what is printed until WANTED has come."""
-    seen, deadline = b"", time.monotonic() + 60
+    seen, deadline = b"", time.monotonic() + 120
     while wanted not in seen:
         left = deadline - time.monotonic()
         assert left > 0, seen
@@ -88,10 +88,10 @@ def test_typing_into_the_console(world: World, virsh: Virsh) -> None:
         os.write(ours, b"echo tty:$((6*7))\r")
         read_until(ours, b"tty:42")
         os.write(ours, b"\x1d")
-        assert client.wait(30) == 0
+        assert client.wait(120) == 0
     finally:
         client.kill()
-        client.wait(30)
+        client.wait(120)
         os.close(ours)
     assert "running" in virsh("domstate", "web")
 
@@ -111,7 +111,7 @@ def watcher(world: World) -> Iterator[int]:
         yield process.stdout.fileno()
     finally:
         process.kill()
-        process.wait(30)
+        process.wait(120)
         process.stdout.close()
 
 
@@ -141,7 +141,7 @@ def test_a_signal_for_a_process_inside(world: World, virsh: Virsh) -> None:
     begin = "setsid sleep 1000 >/dev/null 2>&1 & echo $!"
     pid = world.run("prlctl", "exec", "web", begin).strip()
     virsh("send-process-signal", "web", pid, "term")
-    wait_for(lambda: "no process" in virsh("send-process-signal", "web", pid, "nop", code=1), 30)
+    wait_for(lambda: "no process" in virsh("send-process-signal", "web", pid, "nop", code=1))
     assert "running" in virsh("domstate", "web")
 
 
@@ -165,6 +165,7 @@ def test_snapshots(world: World, virsh: Virsh) -> None:
     assert "no domain snapshot" in virsh("snapshot-delete", "web", second, code=1).lower()
 
 
+@pytest.mark.usefixtures("host_network")
 def test_interfaces(world: World, virsh: Virsh, tmp_path: Path) -> None:
     virsh("start", "web")
     virsh("attach-interface", "web", "network", "Host-Only", "--mac", MAC, "--live", "--config")

@@ -16,7 +16,10 @@ from images import busybox_root, busybox_tar
 from realnode import World, world
 
 __all__ = ["busybox_root", "busybox_tar", "world"]
-pytestmark = pytest.mark.requires("root", "program:virsh", "program:dnsmasq")
+pytestmark = [
+    pytest.mark.requires("root", "program:virsh", "program:dnsmasq"),
+    pytest.mark.usefixtures("host_network"),
+]
 
 XML = """
 <network>
@@ -67,7 +70,7 @@ def listening(virsh: Virsh) -> Iterator[subprocess.Popen[str]]:
         yield watcher
     finally:
         watcher.terminate()
-        watcher.wait(30)
+        watcher.wait(120)
         watcher.stdout.close()
 
 
@@ -118,7 +121,9 @@ def test_a_lease(world: World, virsh: Virsh, tmp_path: Path) -> None:
     world.run("prlctl", "set", "ct1", "--device-add", "net", "--network", "shop", "--dhcp", "yes")
     virsh("start", "ct1")
     assert "in use" in virsh("net-destroy", "shop", code=1)
-    world.run("prlctl", "exec", "ct1", "udhcpc", "-i", "eth0", "-n", "-q", "-s", "/bin/true")
+    world.run(
+        "prlctl", "exec", "ct1", "udhcpc", "-i", "eth0", "-n", "-q", "-t", "20", "-s", "/bin/true"
+    )
     found = re.search(r"(\S+:\S+) +ipv4 +(10\.213\.7\.1\d\d)/24", virsh("net-dhcp-leases", "shop"))
     assert found
     assert found[2] in virsh("net-dhcp-leases", "shop", "--mac", found[1])

@@ -13,7 +13,10 @@ from realnode import World, world
 
 __all__ = ["busybox_root", "busybox_tar", "world"]
 
-pytestmark = pytest.mark.requires("root", "program:virsh")
+pytestmark = [
+    pytest.mark.requires("root", "program:virsh"),
+    pytest.mark.usefixtures("host_network"),
+]
 
 CARD = re.compile(r"<interface.*?</interface>")
 TITLED = "<title>T</title><description>D</description>"
@@ -30,10 +33,10 @@ CHANGES = (
         "<global_quota>50000</global_quota></cputune><blkiotune><weight>300</weight></blkiotune>",
     ),
     (r"</blkiotune>", '</blkiotune><numatune><memory mode="strict" nodeset="0"/></numatune>'),
-    (r'address="10.99.0.5"', 'address="10.99.0.6"'),
-    (r'address="10.99.1.5"', 'address="10.99.1.6"'),
-    (r'<ip address="10.99.1.6"[^>]*>', ""),
-    (r'(<guest dev="eth0" ?/>)', r'\1<ip address="10.99.1.7" family="ipv4" prefix="24"/>'),
+    (r'address="10.99.5.5"', 'address="10.99.5.6"'),
+    (r'address="10.99.6.5"', 'address="10.99.6.6"'),
+    (r'<ip address="10.99.6.6"[^>]*>', ""),
+    (r'(<guest dev="eth0" ?/>)', r'\1<ip address="10.99.6.7" family="ipv4" prefix="24"/>'),
     (r'<interface type="network"><source network="host-routed".*?</interface>', ""),
     (r'(prefix="24" ?/>)', r'\1<link state="down"/>'),
 )
@@ -56,9 +59,9 @@ def devices(xml: str) -> list[str]:
 
 def test_each_change_round_trips(world: World, tmp_path: Path) -> None:
     world.run("prlsrvctl", "net", "add", "inner")
-    words = ("--ipadd", "10.99.0.5", "--device-add", "net", "--network", "inner")
+    words = ("--ipadd", "10.99.5.5", "--device-add", "net", "--network", "inner")
     world.run("prlctl", "create", "ct1", "--vmtype", "ct", "--ostemplate", "busybox-1")
-    world.run("prlctl", "set", "ct1", *words, "--ipadd", "10.99.1.5/24")
+    world.run("prlctl", "set", "ct1", *words, "--ipadd", "10.99.6.5/24")
     world.run("prlctl", "start", "ct1")
     virsh, file = Virsh(world), tmp_path / "domain.xml"
     uuid = virsh("domuuid", "ct1")

@@ -56,7 +56,7 @@ class Authority:
 
     @staticmethod
     def _run(*words: str | Path) -> None:
-        subprocess.run(["openssl", *words], check=True, capture_output=True, timeout=60)
+        subprocess.run(["openssl", *words], check=True, capture_output=True, timeout=200)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def virsh(uri: str, *words: str, code: int = 0) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
         check=False,
     )
     assert done.returncode == code, (words, done.stdout, done.stderr)
@@ -135,7 +135,7 @@ def sshd(world: World, tmp_path: Path, ports: tuple[int, int]) -> Iterator[str]:
     place.mkdir(mode=0o700)
     for name in ("host", "key"):
         argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", place / name]
-        subprocess.run(argv, check=True, timeout=60)
+        subprocess.run(argv, check=True, timeout=200)
     config = place / "config"
     config.write_text(
         f"ListenAddress 127.0.0.1:{ports[0]}\nHostKey {place}/host\nPidFile none\nUsePAM no\n"
@@ -150,14 +150,14 @@ def sshd(world: World, tmp_path: Path, ports: tuple[int, int]) -> Iterator[str]:
     argv = ["unshare", "-m", "--propagation", "slave", "sh", "-ec", script]
     with ExitStack() as undo:
         server = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
-        undo.callback(server.wait, 30)
+        undo.callback(server.wait, 120)
         undo.callback(server.terminate)
         _await_port(ports[0])
         yield f"root@127.0.0.1:{ports[0]}/system?keyfile={place}/key&no_verify=1&no_tty=1"
 
 
 def _await_port(port: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while True:
         try:
             socket.create_connection(("127.0.0.1", port)).close()

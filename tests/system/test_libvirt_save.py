@@ -13,6 +13,7 @@ from test_libvirt import Virsh
 
 from images import busybox_root, busybox_tar
 from networld import wait_for
+from places import umount
 from realnode import World, world
 
 __all__ = ["busybox_root", "busybox_tar", "world"]
@@ -29,7 +30,7 @@ def test_a_container_in_a_file(world: World, tmp_path: Path) -> None:
     assert "not running" in virsh("save", "ct1", os.fspath(file), code=1)
     virsh("start", "ct1")
     world.run("prlctl", "exec", "ct1", COUNT)
-    wait_for(lambda: _count(world) > 100, 60)
+    wait_for(lambda: _count(world) > 100)
     assert "is a container" in virsh("dump", "ct1", os.fspath(file), code=1)
     assert "no directory" in virsh("save", "ct1", os.fspath(tmp_path / "x" / "y"), code=1)
     assert "running" in virsh("domstate", "ct1")
@@ -45,7 +46,7 @@ def test_a_container_in_a_file(world: World, tmp_path: Path) -> None:
     virsh("restore", os.fspath(file))
     after = _count(world)
     assert after >= before
-    wait_for(lambda: _count(world) > after, 60)
+    wait_for(lambda: _count(world) > after)
     assert "is running" in virsh("restore", os.fspath(file), code=1)
     virsh("save", "ct1", os.fspath(file), "--paused")
     virsh("restore", os.fspath(file))
@@ -114,12 +115,12 @@ def test_a_machine_in_a_file(world: World, tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "small", small], check=True)
     try:
         assert re.search("space|write", virsh("save", "vm1", os.fspath(small / "x"), code=1))
-        assert not list(small.iterdir())
+        wait_for(lambda: not list(small.iterdir()))
         assert virsh("domstate", "vm1") == "running"
         assert virsh("dump", "vm1", os.fspath(small / "x"), "--memory-only", code=1)
-        assert not list(small.iterdir())
+        wait_for(lambda: not list(small.iterdir()))
     finally:
-        subprocess.run(["umount", small], check=True)
+        umount(small)
     virsh("destroy", "vm1")
 
 

@@ -14,15 +14,18 @@ from realnode import World, world
 
 __all__ = ["busybox_root", "busybox_tar", "world"]
 
-pytestmark = pytest.mark.requires(
-    "root", "program:virsh", "program:virt-xml-validate", "program:xmllint", "program:qemu-img"
-)
+pytestmark = [
+    pytest.mark.requires(
+        "root", "program:virsh", "program:virt-xml-validate", "program:xmllint", "program:qemu-img"
+    ),
+    pytest.mark.usefixtures("host_network"),
+]
 
 CONTAINER = (
-    "--ipadd", "10.99.0.5", "--memsize", "128M", "--cpus", "1", "--cpuunits", "2000",
+    "--ipadd", "10.99.3.5", "--memsize", "128M", "--cpus", "1", "--cpuunits", "2000",
     "--description", "words", "--cpulimit", "50", "--ioprio", "5", "--nodemask", "0",
     "--device-add", "net", "--network", "inner",
-    "--ipadd", "10.99.1.5/24",
+    "--ipadd", "10.99.4.5/24",
 )  # fmt: skip
 MACHINE = (
     ("--device-add", "net", "--network", "inner", "--adapter-type", "e1000"),

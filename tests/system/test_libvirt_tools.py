@@ -17,7 +17,10 @@ from libvirtpython import LibvirtPython, python
 from realnode import World, world
 
 __all__ = ["busybox_root", "busybox_tar", "python", "world"]
-pytestmark = pytest.mark.requires("root", "program:virsh")
+pytestmark = [
+    pytest.mark.requires("root", "program:virsh"),
+    pytest.mark.usefixtures("host_network"),
+]
 
 UUID = "6b7d6c0e-3f35-4f4e-9a1e-0c6d1f5e9b31"
 NO_DOMAIN, UNSUPPORTED, OPERATION_INVALID, NO_NETWORK, NO_POOL = 42, 67, 55, 43, 49

@@ -194,7 +194,7 @@ def _refused(world: World, name: str) -> bool:
     """Whether a client of the read-only socket is denied a stream."""
     volume = {"pool": "images", "name": "v", "key": "v"}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(30)
+        sock.settimeout(120)
         sock.connect(os.fspath(world.root / "run/libvirt/virtvzd-sock-ro"))
         _call(sock, "connect_open", {"name": "vz:///system", "flags": 1})
         arguments = {"vol": volume, "offset": 0, "length": 0, "flags": 0}

@@ -14,6 +14,7 @@ import pytest
 
 from images import busybox_root, busybox_tar
 from machineguest import Guest, guest
+from places import umount
 from realnode import World, world
 from tinyguest import tiny_iso
 
@@ -33,7 +34,7 @@ def small_place(world: World) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", place], check=True)
     yield place
     world.run("prlctl", "stop", "vm1", "--kill")  # whatever happened: it holds the image open
-    subprocess.run(["umount", place], check=True)
+    umount(place)
 
 
 def events(guest: Guest) -> str:

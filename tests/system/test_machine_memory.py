@@ -24,7 +24,7 @@ pytestmark = [
 
 
 def until(check: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 200
     while not check():
         assert time.monotonic() < deadline
         time.sleep(0.5)

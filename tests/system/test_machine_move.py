@@ -85,7 +85,7 @@ def test_vzd_dies_while_it_moves(world: World, elsewhere: Path) -> None:
         )
         time.sleep(delay)
         world.kill_vzd()
-        child.wait(60)
+        child.wait(200)
         state = world.run("prlctl", "status", "vm1").split()[-1]
         assert state in {"running", "suspended"}, delay
         world.run("prlctl", "set", "vm1", "--description", "repaired")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -194,16 +193,13 @@ def test_policies_are_exchanged_while_all_run(world: World) -> None:
 def test_a_killed_vzd_leaves_no_limit_behind(world: World) -> None:
     web = create(world, "web", "256M", "25")
     world.run("prlctl", "start", "web")
-    pid = int((world.root / "run/pyvz/vzd.lock").read_text())
-    os.kill(pid, signal.SIGKILL)
-    while Path(f"/proc/{pid}/stat").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text():
-        time.sleep(0.01)
+    world.kill_vzd()
     # As if it had been killed between the two writes with which a v1 group is made to give back.
     place = memory_of(world, web)
     file = next(place / name for name in LIMIT if (place / name).exists())
     file.write_text(str(100 * MIB))
     assert ve(world, web)["guarantee"] == 64 * MIB
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while limit(world, web) != 256 * MIB:
         assert time.monotonic() < deadline
         time.sleep(0.05)

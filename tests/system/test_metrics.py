@@ -20,10 +20,10 @@ def free_port() -> int:
 
 
 def scrape(port: int) -> str:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while True:
         try:
-            with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as reply:
+            with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=120) as reply:
                 return str(reply.read().decode())
         except OSError:
             assert time.monotonic() < end

@@ -116,7 +116,7 @@ def test_everything_survives_the_daemon_and_a_reboot(world: NetWorld) -> None:
     world.prlctl("set", "a", "--ipadd", "10.77.0.5")
     assert world.reached("10.77.0.5")
     world.inside("a", "reboot", code=None)
-    assert world.reached("10.77.0.5", patience=30)
+    assert world.reached("10.77.0.5")
     end(world.vzd(), signal.SIGKILL)
     for line in world.at(world.node, "ip", "-j", "link").splitlines():
         assert uuid in line

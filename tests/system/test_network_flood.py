@@ -37,7 +37,7 @@ def seen(argv: list[str]) -> Iterator[dict[str, int]]:
         assert watching.stdout is not None
         assert watching.stdout.readline() == "ready\n"
         yield found
-        found.update(json.loads(watching.communicate(timeout=60)[0]))
+        found.update(json.loads(watching.communicate(timeout=200)[0]))
 
 
 def test_a_container_that_floods(world: NetWorld) -> None:
@@ -57,7 +57,7 @@ def test_a_container_that_floods(world: NetWorld) -> None:
         # By the node, which asks for its hardware address anew, and by the flooder itself.
         world.at(world.node, "ip", "neigh", "flush", "dev", "br0")
         assert answered(lambda *x: world.at(world.node, "busybox", *x, code=None), "10.88.0.3")
-        assert flooding.wait(120) == 0
+        assert flooding.wait(280) == 0
         assert "02:66:" not in world.at(world.node, "bridge", "fdb", "show", "br", "br0")
     assert set(got) == {"broadcast"}
     assert 0 < got["broadcast"] < COUNT / 2
@@ -65,5 +65,5 @@ def test_a_container_that_floods(world: NetWorld) -> None:
     # Where other hardware addresses may be, the bridge learns them.
     world.prlctl("set", "flooder", "--device-set", "net0", "--macfilter", "off", "--ipfilter",
                  "off")  # fmt: skip
-    subprocess.run(within(world, flooder, "send", *words[:-1], "3"), check=True, timeout=60)
+    subprocess.run(within(world, flooder, "send", *words[:-1], "3"), check=True, timeout=200)
     wait_for(lambda: "02:66:" in world.at(world.node, "bridge", "fdb", "show", "br", "br0"))

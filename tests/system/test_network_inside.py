@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from networld import OUTSIDE4, NetWorld, busybox_root, busybox_tar
+from networld import OUTSIDE4, NetWorld, answered, busybox_root, busybox_tar
 from networld import networld as world
 
 __all__ = ["busybox_root", "busybox_tar", "world"]
@@ -69,7 +69,7 @@ def test_bridges_and_tunnels_inside(world: NetWorld) -> None:
     world.inside("a", f"cat >/up <<'Y'\n{BRIDGE}Y\n")
     assert "ready" in world.inside("a", "sh /up </dev/null >/log 2>&1 && echo ready || cat /log")
     inner = ("nsenter", "-t", "$(cat /inner)", "-n")
-    assert " 0% packet loss" in world.inside("a", *inner, "ping", "-c", "3", OUTSIDE4)
+    assert answered(lambda *words: world.inside("a", *inner, *words, code=None), OUTSIDE4)
     world.inside("a", "tunctl", "-t", "tun9")
     assert "tun9" in world.inside("a", "ip", "link")
     # The node has seen nothing of it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -13,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from images import busybox_root, busybox_tar
-from places import file_system
+from networld import wait_for
+from places import file_system, umount
 from ploops import take_down
-from realnode import World
+from realnode import World, at_work
 
 __all__ = ["busybox_root", "busybox_tar"]
 
@@ -73,8 +75,7 @@ def test_within_a_file_system_nobody_notices(world: World, layout: str) -> None:
     assert home(world).startswith(f"{world.root}/data/")
     assert sh(world, "cut -d' ' -f22 /proc/1/stat") == born
     before = int(sh(world, "wc -l < /log"))
-    time.sleep(0.5)
-    assert int(sh(world, "wc -l < /log")) > before
+    wait_for(lambda: int(sh(world, "wc -l < /log")) > before)
     world.run("prlctl", "stop", "ct1", "--kill")
     world.run("prlctl", "start", "ct1")
     assert int(sh(world, "wc -l < /log")) >= before
@@ -123,7 +124,7 @@ def test_to_another_file_system_with_all_processes(world: World) -> None:
     digest = sh(world, "md5sum < /big")
     loop = "i=0; while :; do i=$((i+1)); echo $i >> /log; sleep 0.1; done"
     sh(world, f"setsid sh -c '{loop}' </dev/null >/dev/null 2>&1 &")
-    time.sleep(1)
+    wait_for(lambda: len(sh(world, "cat /log 2>/dev/null; true").split()) > 5)
     pids = sh(world, "pidof sh")
     before = home(world)
     world.run("prlctl", "move", "ct1", "--dst", "/other")
@@ -131,9 +132,8 @@ def test_to_another_file_system_with_all_processes(world: World) -> None:
     assert not Path(before).exists()
     assert set(pids.split()) & set(sh(world, "pidof sh").split())
     lines = sh(world, "cat /log").split()
-    time.sleep(1)
+    wait_for(lambda: len(sh(world, "cat /log").split()) > len(lines))
     more = sh(world, "cat /log").split()
-    assert len(more) > len(lines)
     assert more == [str(number + 1) for number in range(len(more))], "nothing lost, nothing twice"
     assert sh(world, "md5sum < /big") == digest
     assert not (Path(home(world)) / "dump/Dump").exists()
@@ -164,7 +164,7 @@ def test_no_space_there_and_it_runs_on(world: World) -> None:
         assert "space" in out
         assert list((world.root / "small").iterdir()) == []
     finally:
-        subprocess.run(["umount", world.root / "small"], check=True)
+        umount(world.root / "small")
     assert sh(world, "cut -d' ' -f22 /proc/1/stat") == born
     assert home(world) == before
     assert not (Path(before) / ".moving").exists()
@@ -183,11 +183,12 @@ def test_vzd_dies_in_the_middle(world: World, moment: float, how: str) -> None:
     client = subprocess.Popen(argv, env=world.env, stdout=-1, stderr=-1)
     time.sleep(moment)
     os.kill(int((world.root / "run/pyvz/vzd.lock").read_text()), signal.SIGKILL)
-    client.communicate(timeout=60)
-    deadline = time.monotonic() + 90
+    client.communicate(timeout=200)
+    deadline = time.monotonic() + 200
     while content(world) != digest:  # an orderly stop that had begun goes on without vzd
         assert time.monotonic() < deadline
         time.sleep(0.3)
+    wait_for(lambda: not at_work(world.root))
     places = [path for place in ("other", "vz/private") for path in (world.root / place).iterdir()]
     assert [os.fspath(path) for path in places] == [home(world)]
     assert not (Path(home(world)) / ".moving").exists()
@@ -196,7 +197,8 @@ def test_vzd_dies_in_the_middle(world: World, moment: float, how: str) -> None:
 def content(world: World) -> str:
     """What is in the file; nothing while the container goes down: then it is started."""
     if world.run("prlctl", "status", "ct1").split()[-1] in {"stopped", "suspended"}:
-        world.run("prlctl", "start", "ct1")
+        with contextlib.suppress(AssertionError):  # it is still being repaired
+            world.run("prlctl", "start", "ct1")
     argv = world.argv("prlctl", "exec", "ct1", "md5sum < /big")
     done = subprocess.run(argv, env=world.env, capture_output=True, text=True, check=False)
     return done.stdout

@@ -11,7 +11,7 @@ from images import busybox_root, busybox_tar
 from realnode import World, world
 
 __all__ = ["busybox_root", "busybox_tar", "world"]
-PATIENCE = 60.0
+PATIENCE = 200.0
 DEAF = "#!/bin/sh\nwhile :; do sleep 1; done\n"  # the first of its namespace hears SIGKILL only
 
 

@@ -137,7 +137,7 @@ def test_copy_through_a_pipe_and_a_socket(world: World, tmp_path: Path) -> None:
         ):
             for end in ends:
                 os.close(end)
-            assert (sender.wait(60), taker.wait(60)) == (0, 0)
+            assert (sender.wait(200), taker.wait(200)) == (0, 0)
         world.run("ploop", "restore-descriptor", f"{place}", f"{place}/root.hds")
         copied = tmp_path / f"{through}.mnt"
         copied.mkdir()
@@ -152,7 +152,7 @@ def test_copy_through_a_pipe_and_a_socket(world: World, tmp_path: Path) -> None:
         rubbish.seek(0)
         with started(world, rubbish.fileno(), "copy", "-d", f"{tmp_path}/new", "-i",
                      f"{rubbish.fileno()}") as taker:  # fmt: skip
-            assert taker.wait(60) != 0
+            assert taker.wait(200) != 0
     assert not (tmp_path / "new").exists()
     assert "is not open" in world.run("ploop", "copy", "-s", f"{xml}", "-o", "77", code=38)
 

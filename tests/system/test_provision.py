@@ -189,18 +189,18 @@ class TestCreate:
         class Waiting(NoProgress):
             def stage(self, text: str) -> None:
                 entered.set()
-                assert go_on.wait(20)
+                assert go_on.wait(200)
 
         winner = threading.Thread(target=provision.create, args=(node, request(), Waiting()))
         winner.start()
         try:
-            assert entered.wait(20)
+            assert entered.wait(200)
             for fields in ({"uuid": None}, {"name": "ct2"}):
                 with pytest.raises(AlreadyExists):
                     provision.create(node, request(**fields))
         finally:
             go_on.set()
-            winner.join(20)
+            winner.join(200)
         assert [env.name for env in node.registry.environments()] == ["ct1"]
 
     @pytest.mark.parametrize("at", range(1, 8))
@@ -247,17 +247,17 @@ class TestDelete:
         def hold() -> None:
             with Lease.take(node.paths, env.uuid, "backup"):
                 taken.set()
-                done.wait(20)
+                done.wait(200)
 
         holder = threading.Thread(target=hold)
         holder.start()
-        assert taken.wait(20)
+        assert taken.wait(200)
         try:
             with pytest.raises(Locked, match="backup"):
                 provision.delete(node, "ct1")
         finally:
             done.set()
-            holder.join(20)
+            holder.join(200)
         assert env.home.exists()
 
     def test_a_mistyped_private_area_is_not_removed(self, node: Node) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from test_cli import World
 
 from images import busybox_root, busybox_tar
+from networld import wait_for
 from places import file_system
 from ploops import take_down
 from pyvz.linux import loopdevice
@@ -97,7 +97,7 @@ def test_a_disk_comes_and_goes_while_it_runs(world: World) -> None:
     assert " /srv/data " in sh(world, "cat /proc/mounts")
     assert sh(world, "stat -c %u /srv/data/file /srv/data") == "1000\n0\n"
     sh(world, "cd /srv/data && sleep 100 >/dev/null 2>&1 &")
-    time.sleep(0.3)
+    wait_for(lambda: "/srv/data" in sh(world, "ls -l /proc/[0-9]*/cwd; true"))
     busy = world.run("prlctl", "set", "ct1", "--device-del", "hdd1", code=255)
     assert "in use" in busy
     sh(world, "kill $(pidof sleep)")
@@ -113,7 +113,7 @@ def test_a_disk_comes_and_goes_while_it_runs(world: World) -> None:
     world.run("vzctl", "set", "ct1", "--device-del", "hdd1", "--save", code=3)  # in a snapshot
     world.run("prlctl", "set", "ct1", "--device-del", "hdd1")
     assert sh(world, "ls /moved") == ""
-    assert len(loopdevice.below(world.root / "vz/private")) == 1
+    wait_for(lambda: len(loopdevice.below(world.root / "vz/private")) == 1)
     world.run("prlctl", "set", "ct1", "--device-set", "hdd0", "--size", "700M")
     blocks = int(sh(world, "df -k / | tail -1").split()[1])
     assert blocks > 600 << 10

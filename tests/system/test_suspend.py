@@ -29,10 +29,12 @@ COUNTER = (
     "(trap '' HUP; n=0; while :; do n=$((n+1)); echo $n >/root/m; mv /root/m /root/n; sleep 0.1;"
     " done) </dev/null >/dev/null 2>&1 &"
 )
+LEAP = 100000  # it counts faster as soon as there is /root/later, so that one sees which it was
+LEAPING = COUNTER.replace("n=$((n+1));", f"n=$((n+1)); [ ! -e /root/later ] || n=$((n+{LEAP}));")
 ECHO = f"(trap '' HUP; exec nc -ll -p {PORT} -e cat) </dev/null >/dev/null 2>&1 &"
 CLIENT = f"""
 import socket, sys
-sock = socket.create_connection(("{ADDRESS}", {PORT}), timeout=60)
+sock = socket.create_connection(("{ADDRESS}", {PORT}), timeout=200)
 for line in sys.stdin:
     sock.sendall(line.encode())
     print(sock.recv(100).decode(), end="", flush=True)
@@ -66,7 +68,7 @@ class Peer:
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(60)
         self._process.stdout.close()
 
 
@@ -167,20 +169,20 @@ def test_a_dump_file_of_ones_own_and_the_parts_of_chkpnt(busy: NetWorld, tmp_pat
 
 def test_a_snapshot_has_its_memory(world: NetWorld) -> None:
     world.create("a", "--ipadd", ADDRESS, layout="ploop")
-    world.inside("a", COUNTER)
+    world.inside("a", LEAPING)
     wait_for(lambda: counted(world) > 2)
     said = world.prlctl("snapshot", "a")
     guid = said.partition("{")[2].partition("}")[0]
     then = counted(world)
     assert "State: poweron" in world.prlctl("snapshot-list", "a", "-i", guid)
     world.inside("a", "touch", "/root/later")
-    wait_for(lambda: counted(world) > then + 20)
+    wait_for(lambda: counted(world) > then + LEAP)
     world.prlctl("stop", "a")
     world.prlctl("snapshot-switch", "a", "--id", guid)
     assert status(world) == "running"
     assert "later" not in world.inside("a", "ls", "/root")
     now = counted(world)
-    assert now < then + 20
+    assert now < then + LEAP
     wait_for(lambda: counted(world) > now)
     world.prlctl("stop", "a")
     world.vzctl("snapshot-switch", "a", "--id", guid, "--skip-resume")

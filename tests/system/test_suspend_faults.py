@@ -31,7 +31,7 @@ pytestmark = pytest.mark.requires("criu")
 __all__ = ["busy", "busybox_root", "busybox_tar", "world"]
 
 VICTIMS = ("vzd", "keeper", "criu", "client")
-SLOW = 60.0
+SLOW = 150.0
 
 
 def strike(world: NetWorld, verb: str, victim: str, delay: float) -> None:
@@ -113,7 +113,7 @@ def whole(world: NetWorld, peer: Peer, before: int) -> bool:
     if status(world) != "running":
         return False
     with contextlib.suppress(AssertionError):
-        wait_for(lambda: counted(world) > before + 1, 10.0)
+        wait_for(lambda: counted(world) > before + 1, 60.0)
         return peer.answers()
     return False
 

@@ -15,7 +15,10 @@ from realnode import World, world
 from tinyguest import tiny_iso
 
 __all__ = ["busybox_root", "busybox_tar", "tiny_iso", "world"]
-pytestmark = pytest.mark.requires("root", "program:virsh", "program:virt-install")
+pytestmark = [
+    pytest.mark.requires("root", "program:virsh", "program:virt-install"),
+    pytest.mark.usefixtures("host_network"),
+]
 
 
 class VirtInstall:
@@ -31,7 +34,7 @@ class VirtInstall:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=280,
             check=False,
         )
         assert done.returncode == code, (words, done.stdout, done.stderr)

@@ -117,8 +117,8 @@ def await_that(true: Callable[[], object], what: str) -> None:
 
 def test_windows_and_consoles(world: World, desktop: Desktop) -> None:
     await_that(lambda: desktop.says("changed to state=Active"), "no connection")
-    assert desktop.says("domain=web status=Running")
-    assert desktop.says("domain=vm1 status=Shutoff")
+    await_that(lambda: desktop.says("domain=web status=Running"), "no container")
+    await_that(lambda: desktop.says("domain=vm1 status=Shutoff"), "no machine")
     world.run("prlctl", "start", "vm1")
     desktop.show("--show-domain-console", "vm1")
     await_that(lambda: desktop.says("Viewer connected"), "the remote display is not shown")

@@ -57,10 +57,10 @@ def address(world: NetWorld, name: str) -> str:
 def fetch(world: NetWorld, url: str, *, where: str = "", name: str = "") -> str:
     if name:
         script = (
-            f"printf 'GET /index.html HTTP/1.0\\r\\n\\r\\n' | nc -w 10 {NODE4} 8080 | tail -n 1"
+            f"printf 'GET /index.html HTTP/1.0\\r\\n\\r\\n' | nc -w 30 {NODE4} 8080 | tail -n 1"
         )
         return world.inside(name, script, code=None)
-    return world.at(where, "curl", "-s", "-m", "10", "--noproxy", "*", url, code=None)
+    return world.at(where, "curl", "-s", "-m", "30", "--noproxy", "*", url, code=None)
 
 
 def dnsmasq(world: NetWorld) -> int:
@@ -117,7 +117,7 @@ def _outlives_vzd(world: NetWorld) -> None:
     assert dnsmasq(world) == server
     assert world.pings("b", OUTSIDE4)
     end(server, signal.SIGKILL)
-    wait_for(lambda: dnsmasq_lives(world, server), 15)
+    wait_for(lambda: dnsmasq_lives(world, server))
 
 
 def dnsmasq_lives(world: NetWorld, but: int) -> bool:
@@ -137,7 +137,7 @@ asked.bind(("::", 546))
 options = struct.pack(">HHHHL2x", 1, 10, 3, 1, 0x02000001)  # who asks
 options += struct.pack(">HHLLL", 3, 12, 1, 0, 0) + struct.pack(">HHH", 8, 2, 0)
 there = ("ff02::1:2", 547, 0, socket.if_nametoindex("eth0"))
-for _ in range(20):
+for _ in range(60):
     asked.sendto(b"\\1pvz" + options, there)
     try:
         told = asked.recv(1500)
@@ -184,6 +184,7 @@ def test_dhcp_without_a_server(world: NetWorld) -> None:
     log = world.root / "var/log/pyvz"
     wait_for(lambda: "has no IPv4 address by DHCP" in (log / "vzd.log").read_text())
     assert "net set quiet --dhcp-server on" in (log / "vzd.log").read_text()
+    wait_for(lambda: "ve-no-lease" in (log / "events.log").read_text().rpartition("\n")[0])
     events = [json.loads(line) for line in (log / "events.log").read_text().splitlines()]
     [told] = [each for each in events if each["name"] == "ve-no-lease"]
     assert told["uuid"] == uuid.strip("{}")

@@ -6,13 +6,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from hypothesis import settings
 
 from pyvz.linux import run, syscall
 from pyvz.store.paths import Paths
-
-settings.register_profile("pyvz", deadline=None, max_examples=40, derandomize=True)
-settings.load_profile("pyvz")
 
 
 class TouchedTheKernel(BaseException):

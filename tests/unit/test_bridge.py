@@ -27,7 +27,7 @@ def ends() -> Iterator[Ends]:
         socks, bridges = [], []
         for wire in wires:
             program, ours = socket.socketpair()
-            program.settimeout(20)
+            program.settimeout(120)
             stack.callback(program.close)
             socks.append(program)
             bridges.append(stack.enter_context(Bridge(wire.channel(1), ours)))

@@ -192,7 +192,7 @@ def test_nothing_is_lost_at_the_end(guest: Guest) -> None:
         stdout=subprocess.PIPE,
     )
     time.sleep(0.5)
-    output, _ = reader.communicate(timeout=30)
+    output, _ = reader.communicate(timeout=120)
     assert len(output) == 60004
     assert reader.returncode == 0
 
@@ -201,7 +201,7 @@ def test_a_process_in_the_background_does_not_hold_us(guest: Guest) -> None:
     begun = time.monotonic()
     done = run("prlctl", "exec", "web", "sleep 300 & echo started")
     assert done.stdout == b"started\n"
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 200
 
 
 def test_a_program_that_closes_its_stdin(guest: Guest) -> None:
@@ -219,7 +219,7 @@ def test_our_reader_goes_away(guest: Guest) -> None:
     assert writer.stdout is not None
     assert writer.stdout.read(4) == b"y\ny\n"
     writer.stdout.close()
-    assert writer.wait(20) == 128 + signal.SIGPIPE
+    assert writer.wait(120) == 128 + signal.SIGPIPE
     assert writer.stderr is not None
     assert writer.stderr.read() == b""
     writer.stderr.close()
@@ -236,7 +236,7 @@ def test_signals_reach_the_program(guest: Guest, number: signal.Signals) -> None
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(number)
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=120)
     assert (output, process.returncode) == (b"caught\n", 5)
 
 
@@ -245,7 +245,7 @@ def test_closed_standard_files(guest: Guest) -> None:
     done = subprocess.run(
         ["sh", "-c", program + " <&- 2>&-"],
         capture_output=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, b"fine\n")
@@ -280,7 +280,7 @@ class Terminal:
 
     def expect(self, text: bytes) -> None:
         """Read until TEXT comes, after what was expected before it."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while text not in self.seen[self.at :]:
             ready, _, _ = select.select([self.fd], [], [], max(0.0, end - time.monotonic()))
             assert ready, f"{text!r} did not come: {self.seen!r}"
@@ -312,11 +312,10 @@ def test_enter_at_a_terminal(guest: Guest) -> None:
     terminal = Terminal(*command("vzctl", "enter", "web"))
     terminal.expect(f"entered into CT {UUID}\r\n".encode())
     termios.tcsetwinsize(terminal.fd, (44, 123))
-    time.sleep(0.3)
-    terminal.type(b"stty size\n")
-    terminal.expect(b"44 123")
-    terminal.type(b"sleep 60\n")
-    time.sleep(0.3)
+    terminal.type(b"until stty size | grep '44 123'; do sleep 0.1; done\n")
+    terminal.expect(b"44 123\r\n")
+    terminal.type(b"echo be''gun; sleep 60\n")
+    terminal.expect(b"begun")
     terminal.type(b"\x03")  # a key for the program inside, no signal for us
     time.sleep(0.3)
     terminal.type(b"exit 6\n")
@@ -329,7 +328,7 @@ def test_the_terminal_is_restored_after_a_signal(guest: Guest, number: signal.Si
     terminal = Terminal(*command("prlctl", "enter", "web"))
     before = termios.tcgetattr(terminal.fd)
     terminal.expect(b"entered into")
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while termios.tcgetattr(terminal.fd) == before and time.monotonic() < end:
         time.sleep(0.02)
     assert not termios.tcgetattr(terminal.fd)[3] & termios.ECHO
@@ -357,7 +356,7 @@ def test_console(guest: Guest) -> None:
     terminal.type(b"\r")
     assert guest.console.recv(100) == b"\r"
     terminal.type(b"\x1b")
-    guest.console.settimeout(5)
+    guest.console.settimeout(60)
     assert guest.console.recv(100) == b"\x1b"  # held for a second, then it was meant
     terminal.type(b"\r\x1b.")
     assert terminal.end() == 0

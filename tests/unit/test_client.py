@@ -192,12 +192,12 @@ def test_server_notices_that_the_client_went_away(served: _Thread) -> None:
     assert connection.receive().parameters == {"progress": "begun"}
     assert not _Test.gone.wait(0.1)
     connection.close()
-    assert _Test.gone.wait(2)
+    assert _Test.gone.wait(60)
 
 
 def test_half_closed_client_gets_its_answer(served: _Thread) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(5)
+        sock.settimeout(60)
         sock.connect(os.fspath(served.path))
         call = {"method": "io.pyvz.Test.Stream", "parameters": {"count": 3}, "more": True}
         sock.sendall(json.dumps(call).encode() + b"\0")
@@ -228,7 +228,7 @@ def test_half_closed_client_gets_its_answer(served: _Thread) -> None:
 )
 def test_garbage_harms_nobody_else(served: _Thread, garbage: bytes) -> None:
     with client.connect() as good, socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(5)
+        sock.settimeout(60)
         sock.connect(os.fspath(served.path))
         try:
             sock.sendall(garbage)
@@ -242,7 +242,7 @@ def test_garbage_harms_nobody_else(served: _Thread, garbage: bytes) -> None:
 
 def test_message_without_end_is_cut_off_at_4_mib(served: _Thread) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(10)
+        sock.settimeout(60)
         sock.connect(os.fspath(served.path))
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             sock.sendall(b"x" * (8 << 20))

@@ -78,7 +78,7 @@ def test_subscribers_get_each_event_once_from_many_threads(tmp_path: Path) -> No
         bus.unsubscribe(subscription)
         return found
 
-    found = asyncio.run(asyncio.wait_for(scenario(), 10))
+    found = asyncio.run(asyncio.wait_for(scenario(), 60))
     assert len(found) == len(set(found)) == 201
     assert found[0] == "uuid-0"
 

@@ -63,7 +63,7 @@ def test_threads_never_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert len({x.first for x in found}) == len(found) == 40
 
 

@@ -87,7 +87,7 @@ def in_thread(call) -> list[object]:
 
     thread = threading.Thread(target=work)
     thread.start()
-    thread.join(60)
+    thread.join(200)
     return results
 
 
@@ -97,7 +97,7 @@ def test_another_thread_is_told_who_and_waits_when_asked(paths: Paths) -> None:
     assert isinstance(error, Locked)
     assert f"stopping by process {os.getpid()} for" in error.message
     threading.Timer(0.2, lease.release).start()
-    (taken,) = in_thread(lambda: Lease.take(paths, UUID, "starting", timeout=10))
+    (taken,) = in_thread(lambda: Lease.take(paths, UUID, "starting", timeout=60))
     assert isinstance(taken, Lease)
     taken.release()
 
@@ -116,7 +116,7 @@ def test_another_process_is_named(paths: Paths, other) -> None:
 def test_a_lease_ends_orderly_in_another_process(paths: Paths, other) -> None:
     _process, pipe = other
     pipe.send("done")
-    with Lease.take(paths, UUID, "starting", timeout=10):
+    with Lease.take(paths, UUID, "starting", timeout=60):
         pass
 
 
@@ -136,7 +136,7 @@ def test_many_threads_one_at_a_time(paths: Paths) -> None:
     def work() -> None:
         for _ in range(20):
             try:
-                with Lease.take(paths, UUID, "working", timeout=20):
+                with Lease.take(paths, UUID, "working", timeout=120):
                     inside[0] += 1
                     worst[0] = max(worst[0], inside[0])
                     time.sleep(0)
@@ -148,7 +148,7 @@ def test_many_threads_one_at_a_time(paths: Paths) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(200)
     assert failures == []
     assert worst == [1]
 

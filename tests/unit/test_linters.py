@@ -57,7 +57,7 @@ def check(*argv: str | os.PathLike[str]) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=900,
     )
     assert done.returncode == 0, "\n" + done.stdout[-8000:] + done.stderr[-4000:]
 

@@ -86,7 +86,7 @@ def test_a_timeline_tells_of_each_stage() -> None:
 def test_a_sideline_gives_its_result_or_error_and_can_be_called_off() -> None:
     good: Sideline[int] = Sideline("good", lambda _: 7, NoProgress())
     good.start()
-    assert good.result(lambda: None, 10.0) == 7
+    assert good.result(lambda: None, 60.0) == 7
 
     def fail(_: Sideline[int]) -> int:
         raise ProtocolError("no")
@@ -94,7 +94,7 @@ def test_a_sideline_gives_its_result_or_error_and_can_be_called_off() -> None:
     bad = Sideline("bad", fail, NoProgress())
     bad.start()
     with pytest.raises(ProtocolError):
-        bad.result(lambda: None, 10.0)
+        bad.result(lambda: None, 60.0)
 
     def forever(line: Sideline[int]) -> int:
         while True:
@@ -107,4 +107,4 @@ def test_a_sideline_gives_its_result_or_error_and_can_be_called_off() -> None:
     endless.start()
     endless.call_off()
     with pytest.raises(Cancelled):
-        endless.result(lambda: None, 10.0)
+        endless.result(lambda: None, 60.0)

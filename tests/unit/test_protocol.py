@@ -22,7 +22,7 @@ VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4), max_lea
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    two.settimeout(5)
+    two.settimeout(60)
     with one, two:
         yield one, two
 

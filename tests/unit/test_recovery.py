@@ -49,7 +49,7 @@ class World:
         self.callbacks[0](Exit(uuid, pid, ExitReason.REBOOT, 1))
 
     def wait(self) -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while not self.exited and time.monotonic() < deadline:
             time.sleep(0.01)
 

@@ -16,7 +16,7 @@ from pyvz.vm.agent import Agent
 Reply = Callable[[dict[str, object]], bytes]
 
 
-def talk(reply: Reply, *, patience: float = 2.0) -> Agent:
+def talk(reply: Reply, *, patience: float = 60.0) -> Agent:
     """A conversation with a guest that answers as REPLY says; it synchronises as it must."""
     ours, theirs = socket.socketpair()
 
@@ -56,7 +56,7 @@ def test_a_guest_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = socket.socketpair()
     theirs.close()
     with pytest.raises(NoAgent):
-        Agent(lambda: ours, patience=1.0)
+        Agent(lambda: ours, patience=60.0)
 
 
 def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,9 +32,17 @@ from pyvz.migration.wire import Channel
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.status import Status
-from pyvz.operations import dump, ground, home, innernet, livedump, memory, network
+from pyvz.operations import (
+    dump,
+    ground,
+    home,
+    innernet,
+    livedump,
+    memory,
+    memoryrounds,
+    network,
+)
 from pyvz.operations.fetching import Fetching, end_fetcher
-from pyvz.operations.memoryrounds import Rounds
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal
 from pyvz.store.state import RunState
@@ -75,7 +83,7 @@ class Arrival:
         env: Environment,
         config: Config,
         journal: Journal,
-        rounds: Rounds | None = None,
+        rounds: memoryrounds.Rounds | None = None,
     ) -> None:
         self._node, self._env, self._config, self._journal = node, env, config, journal
         self._rounds = rounds
