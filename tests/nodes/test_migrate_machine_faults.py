@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from test_migrate_faults import Fault, _journals, _leftovers, _migrate, _settled
+from test_migrate_faults import Fault, _migrate, _settled
 from test_migrate_machine import Machine
 
 from tinyguest import tiny_iso
@@ -102,4 +102,4 @@ def strike(here: Side, there: Side, name: str, stage: str) -> tuple[Side, Side]:
 def _left(side: Side) -> list[str]:
     homes = side.root / "vz/vmprivate"
     found = [path.name for path in homes.glob(".*")] if homes.is_dir() else []
-    return found + _leftovers(side) + _journals(side)
+    return found + side.leftovers()

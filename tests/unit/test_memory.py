@@ -158,7 +158,7 @@ def test_the_book_outlives_its_reader(tmp_path) -> None:
 
 
 def test_policies_are_found_by_name() -> None:
-    assert base.names() == ["density", "noop", "performance", "pressure"]
+    assert base.names() == ("density", "noop", "performance", "pressure")
     for name in base.names():
         assert base.load(name).name == name
     assert base.load("NoOpPolicy").name == "noop"

@@ -8,6 +8,7 @@ those are the owner's, and a policy that fails or is exchanged leaves them as th
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 import re
@@ -90,7 +91,8 @@ def load(name: str) -> Policy:
     return cast("Policy", module.Policy())
 
 
-def names() -> list[str]:
+@functools.cache  # every start asks
+def names() -> tuple[str, ...]:
     """Return the names of all policies."""
     found = pkgutil.iter_modules(pyvz.memory.policy.__path__)
-    return sorted(each.name for each in found if each.name not in _NOT_POLICIES)
+    return tuple(sorted(each.name for each in found if each.name not in _NOT_POLICIES))
