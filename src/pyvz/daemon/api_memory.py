@@ -104,7 +104,7 @@ class Memory(Api, VarlinkInterface, name="io.pyvz.Memory"):
         return {
             "runtime": self.services.memory.policy.name,
             "file": conf.policy,
-            "all": policies.names(),
+            "all": list(policies.names()),
         }
 
     @acting(Empty)

@@ -14,6 +14,7 @@ from pyvz.gateway.domain import Domain
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.xdr import STRING, UINT, ULLONG, Typed
 from pyvz.model.grammar_machine import Drive
+from pyvz.operations import machinedrives
 from pyvz.operations.node import Node
 from pyvz.units import KIB
 from pyvz.vm import image
@@ -110,7 +111,7 @@ def _sizes(drive: Drive, path: Path | None) -> dict[str, int]:
     if path is None:
         return {"allocation": 0, "capacity": 0, "physical": 0}
     try:
-        status = path.stat()
+        status = machinedrives.file_of(drive, path).stat()
     except OSError as error:
         raise Failure(failure.SYSTEM, f"{path}: {error.strerror}") from error
     capacity = drive.size * KIB or image.look(path).size

@@ -45,6 +45,11 @@ def size_of(env: Environment, drive: Drive) -> int:
     return bundle.find(path).size if drive.format == BUNDLE else image.look(path).size
 
 
+def file_of(drive: Drive, path: Path) -> Path:
+    """Return the file or device in which the content of the disk at PATH is."""
+    return bundle.image_of(path) if drive.format == BUNDLE else path
+
+
 def check_file(drive: Drive, verb: str) -> None:
     """Raise Unsupported for a ploop disk, with which VERB ("be moved") cannot be done."""
     if drive.format == BUNDLE:

@@ -57,6 +57,11 @@ def find(path: Path) -> Place:
     return Place(image, header.data, header.size)
 
 
+def image_of(path: Path) -> Path:
+    """Return the image that takes the writes, without a look into it; raises StorageError."""
+    return Disk(path).top()
+
+
 @contextmanager
 def held(path: Path) -> Iterator[Place]:
     """Yield where the disk is, which no device shows, and let nobody change that for the block.
