@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from networld import run
+from pyvz.vm import image
 from tinyguest import tiny_iso
 from twonodes import Side, TwoNodes, busybox_root, busybox_tar, two_nodes, wait_for
 
@@ -147,12 +148,21 @@ def test_live_twenty_times(two_nodes: TwoNodes, tiny_iso: Path) -> None:
     machine.whole()
 
 
+def keep_key(side: Side) -> None:
+    """Have the node know the key "k"."""
+    path = side.root / "etc/vz/keys/k"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.write_text("a passphrase that is long enough")
+    path.chmod(0o600)
+
+
 @pytest.mark.long
 @pytest.mark.requires("program:swtpm")
 def test_two_disks_and_a_tpm(two_nodes: TwoNodes, tiny_iso: Path) -> None:
-    """Every disk follows, and what the TPM knows since the boot and for ever."""
+    """Every disk follows, one of them encrypted, and what the TPM knows since the boot and ever."""
     machine = Machine(two_nodes, tiny_iso)
-    add = ("--device-add", "hdd", "--size", "32M", "--iface", "virtio")
+    keep_key(two_nodes.a)
+    add = ("--device-add", "hdd", "--size", "32M", "--iface", "virtio", "--encryption-keyid", "k")
     two_nodes.a.prlctl("set", "vm1", *add)
     two_nodes.a.prlctl("set", "vm1", "--tpm", "on")
     machine.boot()
@@ -161,12 +171,17 @@ def test_two_disks_and_a_tpm(two_nodes: TwoNodes, tiny_iso: Path) -> None:
     disk = machine.inside("md5sum </dev/vda")
     registers = machine.inside("cat /sys/class/tpm/tpm0/pcr-sha256/*")
     assert len(set(registers.split())) > 2  # the firmware has measured what it started
+    words = ("migrate", "--ssh", f"-F {two_nodes.ssh_config}", "vm1", "b")
+    assert "no key 'k'" in two_nodes.a.cli("prlctl", *words, code=255)
+    assert two_nodes.b.state("vm1") == ""
+    keep_key(two_nodes.b)
     for _ in range(2):
         machine.move()
+        home = next((machine.at.root / "vz/vmprivate").iterdir())
+        assert image.look(home / "harddisk1.hdd").luks
         machine.inside("echo 3 >/proc/sys/vm/drop_caches")
         assert machine.inside("md5sum </dev/vda") == disk
         assert machine.inside("cat /sys/class/tpm/tpm0/pcr-sha256/*") == registers
-        home = next((machine.at.root / "vz/vmprivate").iterdir())
         assert (home / "tpm/tpm2-00.permall").stat().st_size > 0
     machine.whole()
 
