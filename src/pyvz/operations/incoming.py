@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 from pyvz.errors import MigrationError, ProtocolError
-from pyvz.linux import file, mount, syscall
+from pyvz.linux import mount, syscall
 from pyvz.migration import blocks, stream, tree
 from pyvz.migration.offer import HOME, IMAGE, STREAM, DiskOffer
 from pyvz.migration.wire import Channel
@@ -28,7 +28,6 @@ from pyvz.operations.node import Node
 from pyvz.storage import base as storage
 from pyvz.storage import shots as shotimages
 
-KEPT: Final = ".arriving"  # in the home: images of snapshots that are not complete yet
 DATA_TIMEOUT: Final = 7 * 86400.0  # between rounds; a dead connection is seen at once
 JOIN_TIMEOUT: Final = 3600.0  # for the last round to be written
 
@@ -113,33 +112,27 @@ class Incoming:
             raise ProtocolError("An image has no size")
 
         shots = self.disk.shots
-        kept = [self._home / KEPT / f"{self.disk.name}.{shot.guid}" for shot in shots.images]
+        what = (self._channel, size)
 
         def fill(fd: int, offset: int) -> None:
-            for number in blocks.receive(self._channel, fd, offset, size, DATA_TIMEOUT):
-                if number < len(kept):
-                    self._keep(fd, kept[number])
+            for _ in _rounds(what, fd, offset):
+                self._flusher.flush(fd, os.fdatasync)
+
+        def fill_shots(fd: int, offset: int, keep: Callable[[], None]) -> None:
+            for number in _rounds(what, fd, offset):
+                if number < len(shots.images):
+                    keep()
                 else:
                     self._flusher.flush(fd, os.fdatasync)
 
         driver = storage.load(self.disk.driver)
-        driver.restore_image(self._home, size, fill, disk=self.disk.name)
-        if kept:
-            self._shots(driver, kept)
-        self._whole.set()
-
-    def _keep(self, fd: int, path: Path) -> None:
-        """Keep the image as it is now: it is that of a snapshot."""
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        file.copy_sparse(f"/proc/{os.getpid()}/fd/{fd}", path)
-
-    def _shots(self, driver: storage.StorageDriver, kept: list[Path]) -> None:
-        images = shotimages.of(driver, self._home)
-        if images is None:
+        if not shots.images:
+            driver.restore_image(self._home, size, fill, disk=self.disk.name)
+        elif images := shotimages.of(driver, self._home):
+            images.restore_shots(self._home, (size, shots), fill_shots, disk=self.disk.name)
+        else:
             raise ProtocolError("Snapshots came for a disk that cannot have them so")
-        images.keep_shots(self._home, self.disk.shots, kept, disk=self.disk.name)
-        with suppress(OSError):  # those of another disk are still in it
-            kept[0].parent.rmdir()
+        self._whole.set()
 
     def _streams(self) -> None:
         driver = storage.load(self.disk.driver)
@@ -180,6 +173,11 @@ class Incoming:
         stack.callback(mount.umount, root)
         stack.callback(driver.umount, self._home, root)
         return root
+
+
+def _rounds(what: tuple[Channel, int], fd: int, offset: int) -> Iterator[int]:
+    channel, size = what
+    return blocks.receive(channel, fd, offset, size, DATA_TIMEOUT)
 
 
 class _Flusher:

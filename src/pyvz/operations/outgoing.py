@@ -56,7 +56,7 @@ class Outgoing:
             return Files(disk, self._tree(node, env), lambda: _shown(node, env))
         if storage.find(env.home).capabilities(env.home).image:
             return Copies(env, disk, channel, stack)
-        return Shots(env, disk.name, channel, stack)
+        return Shots(env, disk, channel, stack)
 
     def _tree(self, node: Node, env: Environment) -> tree.Sender:
         state = departure.seen_at(node, env) / self.disk.name
@@ -169,7 +169,9 @@ def _image_offer(env: Environment, driver: storage.StorageDriver, name: str) -> 
         place = storage.many_disks(driver, env.home).place(env.home, disk=name)
     known = shotimages.of(driver, env.home)
     shots = shotimages.Shots() if known is None else known.shots(env.home, disk=name)
-    used = file.tree_size(place) // (len(shots.images) + 1)  # they share most of what they have
+    used = file.tree_size(place)
+    if driver.capabilities(env.home).image:
+        used //= len(shots.images) + 1  # whole images, which share most of what they have
     return DiskOffer(name, IMAGE, driver.name, None, used, shots)
 
 

@@ -143,14 +143,19 @@ class Copies(Images):
 
 
 class Shots(Images):
-    """A disk with snapshots inside; `ownshot` removes ours after a death."""
+    """A disk with snapshots inside, which go first; `ownshot` removes ours after a death."""
 
-    def __init__(self, env: Environment, disk: str, channel: Channel, stack: ExitStack) -> None:
-        super().__init__(env, disk, channel, stack)
+    def __init__(
+        self, env: Environment, disk: DiskOffer, channel: Channel, stack: ExitStack
+    ) -> None:
+        super().__init__(env, disk.name, channel, stack)
+        self._ahead = [shot.guid for shot in disk.shots.images]
+        self._last = ""  # the snapshot that was sent last
         self._number = 0
         self._taken = False  # the next snapshot is there already
-        ownshot.forget_one(self._driver, env.home, disk, SHOTS)  # of one that was killed
-        stack.callback(ownshot.forget_one, self._driver, env.home, disk, SHOTS)
+        name = disk.name
+        ownshot.forget_one(self._driver, env.home, name, SHOTS)  # of one that was killed
+        stack.callback(ownshot.forget_one, self._driver, env.home, name, SHOTS)
 
     def size(self) -> int:
         """Return that of the disk."""
@@ -167,29 +172,39 @@ class Shots(Images):
     def send(self, *, still: bool, progress: Progress) -> int:
         """Send what was written since the snapshot before, which goes then."""
         del still
-        where, name = self._env.home, self._disk
-        now, before = SHOTS[self._number % 2], SHOTS[(self._number + 1) % 2]
+        amount = 0
+        while self._ahead:
+            self._before = self._sent(self._ahead[0], progress)
+            amount += self._sender.last
+            del self._ahead[0]
         if not self._taken:
             self.still()
         self._taken = False
-        with home.storage_errors(f"The disk {name} could not be read"):
-            with (
-                self._driver.read_snapshot(where, now, disk=name) as place,
-                blocks.opened(*place) as image,
-            ):
-                self._check(image)
-                ranges = self._ranges(image, before, now)
-                self._sender.send_ranges(image, ranges, progress, fresh=self._before is None)
-                self._before = image
-            ownshot.forget_one(self._driver, where, name, (before,))
+        self._before = self._sent(SHOTS[self._number % 2], progress)
+        before = SHOTS[(self._number + 1) % 2]
+        with home.storage_errors(f"The disk {self._disk} could not be read"):
+            ownshot.forget_one(self._driver, self._env.home, self._disk, (before,))
         self._number += 1
-        return self._sender.last
+        return amount + self._sender.last
 
-    def _ranges(self, image: blocks.Image, before: str, now: str) -> list[Range]:
-        if self._before is None:
-            return blocks.everything(image)
-        told = self._driver.changed(self._env.home, before, now, disk=self._disk)
-        return [Range(*each) for each in told]
+    def _sent(self, guid: str, progress: Progress) -> blocks.Image:
+        """Send what the disk was at a snapshot, by what differs from the one sent before."""
+        where, name, last = self._env.home, self._disk, self._last
+        with (
+            home.storage_errors(f"The disk {name} could not be read"),
+            self._driver.read_snapshot(where, guid, disk=name) as place,
+            blocks.opened(*place) as image,
+        ):
+            if guid in SHOTS:
+                self._check(image)
+            if last:
+                told = self._driver.changed(where, last, guid, disk=name)
+                ranges = [Range(*each) for each in told]
+            else:
+                ranges = blocks.everything(image)
+            self._sender.send_ranges(image, ranges, progress, fresh=not last)
+        self._last = guid
+        return image
 
 
 class Streams:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Final
 
-from pyvz.errors import PrivateMissing
+from pyvz.errors import PrivateMissing, StorageError
 from pyvz.image import identity
 from pyvz.image.disk import BASE_FILE, NO_PARENT
 from pyvz.linux import file
 from pyvz.storage import base, diskname, ploopcopy
 from pyvz.storage.base import ROOT_DISK
 from pyvz.storage.ploopdisk import Disk
-from pyvz.storage.shots import ShotImage, Shots
+from pyvz.storage.shots import FillShots, ShotImage, Shots
+
+KEPT: Final = ".arriving"  # in the home: images of snapshots that are not complete yet
 
 
 class Images(base.Extras):
@@ -65,11 +69,37 @@ class Images(base.Extras):
         )
         return Shots(tuple(images), below(d.top))
 
-    def keep_shots(
-        self, home: Path, shots: Shots, files: Sequence[Path], *, disk: str = ROOT_DISK
+    def restore_shots(
+        self,
+        home: Path,
+        content: tuple[int, Shots],
+        fill: FillShots,
+        *,
+        disk: str = ROOT_DISK,
     ) -> None:
+        """Keep a copy of the image at each, which shares its blocks, and name them at the end."""
+        size, shots = content
+        folder = home / KEPT
+        kept: list[Path] = []
+
+        def fill_all(fd: int, offset: int) -> None:
+            def keep() -> None:
+                folder.mkdir(mode=0o700, exist_ok=True)
+                path = folder / f"{disk}.{shots.images[len(kept)].guid}"
+                file.copy_sparse(f"/proc/{os.getpid()}/fd/{fd}", path)
+                kept.append(path)
+
+            fill(fd, offset, keep)
+            if len(kept) != len(shots.images):
+                raise StorageError("Not all snapshots of the disk have come")
+
+        self.restore_image(home, size, fill_all, disk=disk)
+        self._name_shots(self._disk(home, disk), shots, kept)
+        with contextlib.suppress(OSError):  # those of another disk are still in it
+            folder.rmdir()
+
+    def _name_shots(self, found: Disk, shots: Shots, files: Sequence[Path]) -> None:
         """Give each its size and its name beside the top; the descriptor commits all of them."""
-        found = self._disk(home, disk)
         with found.locked():
             new = found.descriptor()
             for shot, path in zip(shots.images, files, strict=True):

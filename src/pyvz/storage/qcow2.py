@@ -50,8 +50,10 @@ from pyvz.storage import (
 from pyvz.storage.base import ROOT_DISK
 from pyvz.storage.daemon import why_not
 from pyvz.storage.qcow2disk import FOLDER, Disk, clear, discard, empty, spaceless
+from pyvz.storage.shots import FillShots, ShotImage, Shots
 
 DEFAULT_SIZE: Final = 10 << 30
+OWN: Final = "{70797a76-0000-"  # how the names of snapshots begin of which nobody is told
 
 
 class Driver(base.Extras):
@@ -80,6 +82,8 @@ class Driver(base.Extras):
             disks=True,
             served=True,
             restore=True,
+            # Those of a thin disk below are in its own images.
+            shot_images=_disk(place).stack is None,
         )
 
     def prepare(self, place: Path, options: Mapping[str, str]) -> None:
@@ -339,6 +343,19 @@ class Driver(base.Extras):
         _check_possible()
         with self._built(home, disk) as new, spaceless(home), new.locked():
             qcow2size.fill(new, size, fill)
+
+    def shots(self, home: Path, *, disk: str = ROOT_DISK) -> Shots:
+        """Return those in the image, which tells of no tree; our own for a while stay here."""
+        kept = [s for s in self._existing(home, disk).snapshots() if not s.name.startswith(OWN)]
+        return Shots(tuple(ShotImage(each.name, "", each.state.size) for each in kept))
+
+    def restore_shots(
+        self, home: Path, content: tuple[int, Shots], fill: FillShots, *, disk: str = ROOT_DISK
+    ) -> None:
+        """Have a new image filled as `restore_image`, with snapshots taken meanwhile."""
+        _check_possible()
+        with self._built(home, disk) as new, spaceless(home), new.locked():
+            qcow2size.fill_shots(new, *content, fill)
 
     def limit_inodes(self, home: Path, count: int | None, *, disk: str = ROOT_DISK) -> None:
         """Limit those of an xfs; an ext4 has what it was made with."""

@@ -11,14 +11,16 @@ import os
 from pathlib import Path
 from typing import Final
 
-from pyvz.errors import InvalidState, Unsupported
+from pyvz.errors import InvalidState, StorageError, Unsupported
 from pyvz.image import gpt, qcow2
 from pyvz.image.file import opened
 from pyvz.linux import archive, filesystem, loopdevice
 from pyvz.model.task import Progress
 from pyvz.storage import attach, newfilesystem, ploopdisk
 from pyvz.storage.base import Fill, NewFileSystem
+from pyvz.storage.daemon import NODE
 from pyvz.storage.qcow2disk import OPTIONS, Disk
+from pyvz.storage.shots import FillShots, Shots
 
 GRAIN: Final = 1 << 20  # sizes are whole MiB
 
@@ -56,6 +58,29 @@ def fill(disk: Disk, size: int, work: Fill) -> None:
     with disk.served(readonly=False) as raw, opened(raw, write=True) as fd:
         work(fd, 0)
         os.fsync(fd)
+    disk.begin_unclean()
+
+
+def fill_shots(disk: Disk, size: int, shots: Shots, work: FillShots) -> None:
+    """As `fill`, with a snapshot inside at each point, as large as the disk was then."""
+    left = list(shots.images)
+    now = left[0].size
+    disk.tool("create", "-q", "-f", "qcow2", "-o", OPTIONS, disk.image, str(now))
+    with disk.served(readonly=False) as raw, opened(raw, write=True) as fd:
+
+        def keep() -> None:
+            nonlocal now
+            os.fsync(fd)
+            what = {"device": NODE, "name": left.pop(0).guid}
+            disk.daemon.execute("blockdev-snapshot-internal-sync", what)
+            if (wanted := left[0].size if left else size) > now:
+                disk.daemon.resize(wanted)
+                now = wanted
+
+        work(fd, 0, keep)
+        os.fsync(fd)
+    if left:
+        raise StorageError("Not all snapshots of the disk have come")
     disk.begin_unclean()
 
 

@@ -1,12 +1,12 @@
-"""Snapshots of a disk that are images like the disk itself: what there are, and how they arrive.
+"""Snapshots of a disk that can be read like the disk itself: what there are, and how they arrive.
 
-A disk of which each snapshot is a whole image can be brought elsewhere snapshot by snapshot, each
-by what differs from the one before, as long as whoever receives it keeps a copy between two.
+Such a disk can be brought elsewhere snapshot by snapshot, each by what differs from the one before,
+as long as whoever receives it keeps what it was between two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
@@ -28,19 +28,29 @@ class Shots(NamedTuple):
     current: str = ""
 
 
+# Writes a disk with its snapshots: as `base.Fill`; calls what it is given when the next snapshot is
+# what has been written by then.
+FillShots = Callable[[int, int, Callable[[], None]], None]
+
+
 class ShotImages(Protocol):
     """A driver with the flag shot_images; `read_snapshot` reads one."""
 
     def shots(self, home: Path, *, disk: str = ROOT_DISK) -> Shots:
         """Return the snapshots of a disk."""
 
-    def keep_shots(
-        self, home: Path, shots: Shots, files: Sequence[Path], *, disk: str = ROOT_DISK
+    def restore_shots(
+        self,
+        home: Path,
+        content: tuple[int, Shots],
+        fill: FillShots,
+        *,
+        disk: str = ROOT_DISK,
     ) -> None:
-        """Give the created disk snapshots that it has not: absent -> there, all or none.
+        """Make a disk with snapshots and content of the caller's: absent -> created, all or none.
 
-        files: one for each, a copy of the file that `restore_image` had filled up to there; they
-        are taken away.  Raises StorageError (a tree that cannot be).
+        content: how large it is in the end, and its snapshots as they are told.  What `fill` raises
+        undoes everything.  Raises StorageError (a tree that cannot be, a snapshot that is missing).
         """
 
 
