@@ -145,7 +145,7 @@ def test_a_signal_for_a_process_inside(world: World, virsh: Virsh) -> None:
     assert "running" in virsh("domstate", "web")
 
 
-def test_snapshots(world: World, virsh: Virsh) -> None:
+def test_snapshots(world: World, virsh: Virsh, monkeypatch: pytest.MonkeyPatch) -> None:
     virsh("start", "web")
     world.run("prlctl", "exec", "web", "echo one >/root/file")
     virsh("snapshot-create-as", "web", "first", "before it all", "--disk-only")
@@ -158,6 +158,9 @@ def test_snapshots(world: World, virsh: Virsh) -> None:
     assert virsh("snapshot-parent", "web", second) == first
     assert virsh("snapshot-list", "web", "--tree").split() == [first, "|", "+-", second]
     assert "before it all" in virsh("snapshot-dumpxml", "web", first)
+    monkeypatch.setenv("EDITOR", "sed -i s/before/after/")
+    virsh("snapshot-edit", "web", first)
+    assert "after it all" in world.run("prlctl", "snapshot-list", "web", "-i", first)
     virsh("snapshot-revert", "web", first, "--running")
     assert world.run("prlctl", "exec", "web", "cat /root/file").strip() == "one"
     virsh("snapshot-delete", "web", second)

@@ -27,8 +27,9 @@ Test = Callable[[SavedStates, SavedState], bool]
 CHILDREN, CHILDREN_ONLY = 1, 4  # flags of the removal
 ROOTS, DESCENDANTS = 1, 1  # flags of the list, and of that of children
 REVERT_RUNNING, REVERT_PAUSED = 1, 2
+CREATE_REDEFINE: Final = 1
 CREATE_DISK_ONLY, CREATE_QUIESCE, CREATE_ATOMIC, CREATE_VALIDATE = 16, 64, 128, 512
-_NEVER: Final = {1: "redefine", 2: "current", 4: "no-metadata", 8: "halt", 32: "reuse-external",
+_NEVER: Final = {2: "current", 4: "no-metadata", 8: "halt", 32: "reuse-external",
                  256: "live"}  # fmt: skip
 _DATE: Final = "%Y-%m-%d %H:%M:%S"
 
@@ -37,6 +38,8 @@ def domain_snapshot_create_xml(
     call: Call, progress: Progress, *, dom: Key, xml_desc: str, flags: int
 ) -> Values:
     """Take a snapshot; of the description, name and description count."""
+    if flags & CREATE_REDEFINE:
+        return _described_anew(call, domain.find(call.office.node, dom).env, xml_desc)
     for flag, word in _NEVER.items():
         if flags & flag:
             raise Failure(failure.UNSUPPORTED, f"A snapshot with --{word} is not supported")
@@ -51,6 +54,27 @@ def domain_snapshot_create_xml(
     with machineguest.frozen(node, found.env) if frozen else nullcontext():
         taken = snapshot.create(node, found.env.uuid, wanted, progress=progress)
     return {"snap": _key(call, found.env, taken.guid)}
+
+
+def _described_anew(call: Call, env: Environment, xml: str) -> Values:
+    """Give a snapshot that is there other texts (snapshot-edit); nothing else of it can change."""
+    top = parsed(xml, "description of the snapshot")
+    states = savedstates.load(env.home)
+    try:
+        item = states.get(top.findtext("name") or "")
+    except (SnapshotNotFound, BadValue) as error:
+        raise Failure(
+            failure.OPERATION_UNSUPPORTED, "Only a snapshot that is there is described anew"
+        ) from error
+    for part, there in (("state", _state(item)), ("parent/name", item.parent.strip("{}"))):
+        if (top.findtext(part) or "") != there:
+            raise Failure(
+                failure.OPERATION_UNSUPPORTED,
+                f"<{part}> of a snapshot cannot be changed, only its description",
+            )
+    name, _, description = (top.findtext("description") or "").partition("\n")
+    snapshot.describe(call.office.node, env.uuid, item.guid, (name, description))
+    return {"snap": _key(call, env, item.guid)}
 
 
 def wanted_of(xml: str) -> Wanted:
@@ -90,7 +114,7 @@ def domain_snapshot_get_xml_desc(call: Call, *, snap: Key, flags: int) -> Values
     text = "\n".join(part for part in (item.name, item.description) if part)
     if text:
         SubElement(top, "description").text = text
-    SubElement(top, "state").text = "shutoff" if item.state in ("", POWEROFF) else "running"
+    SubElement(top, "state").text = _state(item)
     if item.parent:
         SubElement(SubElement(top, "parent"), "name").text = item.parent.strip("{}")
     SubElement(top, "creationTime").text = str(_seconds(item.date))
@@ -263,6 +287,10 @@ def _has_children(states: SavedStates, item: SavedState) -> bool:
 
 def _key(call: Call, env: Environment, guid: str) -> Key:
     return {"name": guid.strip("{}"), "dom": domain.lookup(call.office.node, env.uuid).key}
+
+
+def _state(item: SavedState) -> str:
+    return "shutoff" if item.state in ("", POWEROFF) else "running"
 
 
 def _name(item: SavedState) -> str:

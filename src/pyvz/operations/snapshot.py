@@ -101,6 +101,13 @@ def _can_keep_memory(node: Node, env: Environment) -> bool:
     return True
 
 
+def describe(node: Node, ref: str, guid: str, texts: tuple[str, str]) -> None:
+    """Give a snapshot another name and description; raises SnapshotNotFound, BadValue."""
+    env = node.registry.resolve(ref)
+    with node.lease(env, "snapshot"):
+        savedstates.save(env.home, savedstates.load(env.home).described(guid, *texts))
+
+
 def rows(node: Node, ref: str) -> list[Row]:
     """Return the snapshots, parents before children; takes no lease."""
     env = node.registry.resolve(ref)

@@ -119,6 +119,15 @@ class SavedStates(NamedTuple):
         items = tuple(item for item in self.items if item.guid not in gone)
         return SavedStates(items, top.parent if self.current in gone else self.current)
 
+    def described(self, guid: str, name: str, description: str) -> SavedStates:
+        """Give a snapshot other texts; raises SnapshotNotFound, BadValue."""
+        check_text(name, "name", _MAX_NAME)
+        check_text(description, "description", _MAX_DESCRIPTION)
+        old = self.get(guid)
+        new = old._replace(name=name, description=description)
+        items = tuple(new if item == old else item for item in self.items)
+        return self._replace(items=items)
+
     def switched(self, guid: str) -> SavedStates:
         """Make a snapshot the current one."""
         return self._replace(current=self.get(guid).guid)
