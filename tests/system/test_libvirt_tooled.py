@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,20 @@ def test_disks_come_and_go_by_the_description(world: World, virsh: Virsh, tmp_pa
     tool(virsh, "virt-xml", "vm1", "--remove-device", "--disk", "2")
     assert len(disks(world, "vm1")) == 1
     assert more.exists()
+
+
+def test_no_copy_in_the_home_of_another(world: World, virsh: Virsh) -> None:
+    """It would go with the machine whose home it is."""
+    world.run("prlctl", "create", "own", "--vmtype", "vm", "-d", "debian")
+    home = world.run("prlctl", "list", "-H", "-o", "home", "own").strip()
+    xml = virsh("dumpxml", "vm1")
+    file = world.root / "new.xml"
+    file.write_text(re.sub("file='.*?'|file=\".*?\"", f"file='{home}/copy.hdd'", xml, count=1))
+    assert "is the home of an environment" in virsh("define", os.fspath(file), code=1)
+    virsh("pool-create-as", "own", "dir", "--target", home)
+    words = ("vol-create-as", "own", "copy.hdd", "1M")
+    assert "is the home of an environment" in virsh(*words, code=1)
+    virsh("pool-destroy", "own")
 
 
 @pytest.mark.requires("program:qemu-system-x86_64")

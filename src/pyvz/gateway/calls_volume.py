@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from xml.etree.ElementTree import Element, SubElement
 
-from pyvz.gateway import domain, failure, machinexml, poolview, volumeflow
+from pyvz.gateway import domain, failure, machinedisks, machinexml, poolview, volumeflow
 from pyvz.gateway.calls_storage import refreshed
 from pyvz.gateway.connection import Call, Values
 from pyvz.gateway.domain import Domain
@@ -120,6 +120,7 @@ def storage_vol_create_xml(
     wanted = wanted_of(xml)
     if not wanted.capacity:
         raise Failure(failure.XML, "The volume has no capacity")
+    machinedisks.check_place(state.path)
     path = state.path / wanted.name
     with ExitStack() as undo:
         image.create(path, wanted.capacity, wanted.format)
@@ -138,6 +139,7 @@ def storage_vol_create_xml_from(
     _ = flags
     node = call.office.node
     state, source, wanted = _place(node, pool), _idle(node, clonevol), wanted_of(xml)
+    machinedisks.check_place(state.path)
     path = state.path / wanted.name
     if path.exists():
         raise Failure(failure.FAILED, f"storage volume '{wanted.name}' exists already")

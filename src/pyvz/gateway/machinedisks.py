@@ -16,6 +16,7 @@ from pyvz.gateway import failure, machinexml
 from pyvz.gateway.domain import Domain
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.machinedefine import Disk
+from pyvz.model.environment import Kind
 from pyvz.model.grammar_machine import Drive
 from pyvz.operations import machinedrives
 from pyvz.storage import bundle
@@ -52,7 +53,7 @@ def differences(present: Domain, wanted: Sequence[Disk]) -> list[Options]:
     """Return what makes the drives of a machine those that are wanted; raises Failure."""
     found = matched(present, wanted)
     for disk in found.added:
-        check(disk)
+        check(disk, present.env.home)
     removals: list[Options] = [[("device-del", each.name)] for each in reversed(found.removed)]
     changes = [_changed(present, drive, disk) for drive, disk in found.kept]
     return [*removals, *filter(None, changes), *map(addition, found.added)]
@@ -81,12 +82,16 @@ def disc(present: Domain, slot: Drive, tray: Disk) -> Options:
     return [("device-set", slot.name), ("device" if tray.block else "image", tray.source)]
 
 
-def check(disk: Disk) -> None:
+def check(disk: Disk, home: Path | None = None) -> None:
     """Raise what speaks against an image; where no format is said, it is what its header says.
 
     That asks for no trust: a header that names another file is refused, whatever it is read as.
+    HOME: of the machine; the home of another one is no place for an image to come.
     """
-    if not disk.source or _comes_later(disk):
+    if not disk.source:
+        return
+    if _comes_later(disk):
+        check_place(Path(disk.source).parent, home)
         return
     path = Path(disk.source)
     if disk.format == machinedrives.BUNDLE or (not disk.format and bundle.is_one(path)):
@@ -95,6 +100,16 @@ def check(disk: Disk) -> None:
     found = image.look(path)
     guessed = "qcow2" if found.format == "qcow2" else "raw"
     image.check(found, path, "raw" if disk.cdrom else disk.format or guessed)
+
+
+def check_place(directory: Path, home: Path | None = None) -> None:
+    """Raise Failure (84) for the home of another environment, with which an image would go."""
+    if directory != home and any((directory / kind.conf_name).exists() for kind in Kind):
+        raise Failure(
+            failure.OPERATION_UNSUPPORTED,
+            f"{directory} is the home of an environment: what is made in it goes when that is"
+            " deleted. Choose another place (virt-clone --file), or copy with prlctl clone.",
+        )
 
 
 def _comes_later(disk: Disk) -> bool:
