@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,8 +60,38 @@ def test_import(world: World, tmp_path: Path) -> None:
     assert "Unable to simultaneously" in refused
     assert "no image" in create("x", tmp_path / "none", code=255)
     assert "archive" in create("x", _text(tmp_path / "x.ova"), code=255)
+    bundle(create, world, tmp_path)
     assert "--import" in world.run("prlctl", "register", os.fspath(path), code=255)
-    assert len(list((world.root / "vz/vmprivate").iterdir())) == 2
+    assert len(list((world.root / "vz/vmprivate").iterdir())) == 4
+
+
+def bundle(create: Callable[..., str], world: World, tmp_path: Path) -> None:
+    """Ploop disks: in the form that runs here, and thin, as they come from elsewhere."""
+    for form in ("preallocated", "expanded"):
+        path = tmp_path / f"{form}.hdd"
+        path.mkdir()
+        words = ("init", "-s", "8M", "-t", "none", os.fspath(path / "root.hds"))
+        world.run("ploop", *words)
+        image = path / "root.hds"
+        with image.open("r+b") as stream:
+            stream.seek(-8 << 20, os.SEEK_END)
+            stream.write(b"first sector")
+        if form == "expanded":
+            raw = tmp_path / "raw"
+            raw.write_bytes(image.read_bytes()[-8 << 20 :])
+            argv = ["qemu-img", "convert", "-f", "raw", "-O", "parallels", raw, image]
+            subprocess.run(argv, check=True)
+        create(form, path)
+        copy = next((world.root / "vz/vmprivate").glob(f"{uuid_of(world, form)}/harddisk.hdd"))
+        told = subprocess.run(
+            ["qemu-io", "-r", "-c", "read -P 102 0 1", copy], check=True, capture_output=True
+        )
+        assert b"verification failed" not in told.stdout
+        assert "8Mb" in world.run("prlctl", "list", "-i", form)
+
+
+def uuid_of(world: World, name: str) -> str:
+    return world.run("prlctl", "list", "-H", "-o", "uuid", name).strip().strip("{}")
 
 
 def _text(path: Path) -> Path:

@@ -1,4 +1,5 @@
-"""Virtual machines from elsewhere: a disk image (qcow2, raw, vmdk, vdi, vhd, vhdx), OVA or OVF.
+"""Virtual machines from elsewhere: a disk image (qcow2, raw, vmdk, vdi, vhd, vhdx), OVA or OVF, or
+the ploop disk of a Virtuozzo (a directory with a DiskDescriptor.xml).
 
 Everything is looked at before anything is made; then the images are copied into a new home, so the
 source stays as it is.  Network cards are not taken over: where they lead is not known here.
@@ -9,10 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from pyvz.errors import StorageError
+from pyvz.errors import StorageError, Unsupported
+from pyvz.image import identity
+from pyvz.image.disk import NAME, RAW
 from pyvz.model.grammar import Pair
 from pyvz.model.grammar_machine import Drive
 from pyvz.model.task import Progress
+from pyvz.storage import bundle
+from pyvz.storage.ploopdisk import Disk
 from pyvz.units import KIB, MIB, PAGE_SIZE
 from pyvz.vm import foreign, ova, ovf
 from pyvz.vm.foreign import Foreign
@@ -34,7 +39,23 @@ def examine(path: Path, progress: Progress) -> Imported:
         return _appliance(ova.members(path), path, progress)
     if kind == ".ovf":
         return _appliance(ova.beside(path), path, progress)
-    return Imported(Appliance(), ((foreign.recognise(path), "scsi"),))
+    found = _bundle(Disk(path)) if bundle.is_one(path) else foreign.recognise(path)
+    return Imported(Appliance(), ((found, "scsi"),))
+
+
+def _bundle(disk: Disk) -> Foreign:
+    """Return what is in a ploop disk now, whose snapshots are left where they are."""
+    disk.check_idle()
+    top, about = disk.top(), disk.descriptor()
+    if about.mode != RAW and identity.is_identity(top):
+        place = bundle.find(disk.path)
+        return Foreign(top, "raw", place.size, place.offset, place.size)
+    if len(about.images) > 1:
+        raise Unsupported(
+            f"{disk.path} has its content in {len(about.images)} images",
+            hint=f"Make it whole first: ploop convert -f preallocated {disk.path / NAME}",
+        )
+    return foreign.recognise(top)
 
 
 def _appliance(files: dict[str, ova.Member], path: Path, progress: Progress) -> Imported:
