@@ -135,6 +135,13 @@ def test_a_machine_obeys_the_power_button(world: World, virsh: Virsh, tmp_path: 
     assert "image/png" in virsh("screenshot", "vm1", os.fspath(picture))
     assert picture.read_bytes().startswith(b"\x89PNG")
     _look_inside(virsh)
+    key = tmp_path / "key"
+    key.write_text("ssh-ed25519 AAAA somebody\n")
+    virsh("set-user-sshkeys", "vm1", "root", "--file", os.fspath(key))
+    assert "AAAA somebody" in virsh("get-user-sshkeys", "vm1", "root")
+    virsh("set-user-sshkeys", "vm1", "root", "--file", os.fspath(key), "--remove")
+    assert "AAAA" not in virsh("get-user-sshkeys", "vm1", "root")
+    virsh("snapshot-create-as", "vm1", "still", "--disk-only", "--quiesce")
     _type_at_the_console(virsh)
     virsh("shutdown", "vm1", "--mode", "acpi")
     assert "shut off" in virsh("domstate", "vm1")
