@@ -60,8 +60,8 @@ def test_short_sweep(two_nodes: TwoNodes, tiny_iso: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_long_sweep(two_nodes: TwoNodes, tiny_iso: Path) -> None:
-    plan = [(fault, stage) for stage in STAGES for fault in FAULTS]
-    plan += [(fault, DECIDED) for fault in FAULTS if fault != "kill_target_qemu"]
+    plan = [(fault, DECIDED) for fault in FAULTS if fault != "kill_target_qemu"]
+    plan += [(fault, stage) for stage in STAGES for fault in FAULTS]
     sweep(two_nodes, tiny_iso, plan)
 
 

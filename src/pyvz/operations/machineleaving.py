@@ -6,9 +6,11 @@ Used by who moves it (machinegiving.py), and by who repairs after a death (depar
 from __future__ import annotations
 
 from pyvz.model.environment import Environment
+from pyvz.model.status import Status
 from pyvz.operations import machineground
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal
+from pyvz.store.state import RunState
 from pyvz.vm import livememory, mirror
 
 
@@ -32,5 +34,9 @@ def release(node: Node, env: Environment) -> None:
 def end(node: Node, env: Environment) -> None:
     """Take away what one that has gone has left on this node; idempotent."""
     if env.uuid in node.machines.running():
+        # It runs on the other node by now, and is not to be seen running here while QEMU ends.
+        state = RunState.load(node.paths, env.uuid)
+        if state is not None:
+            state._replace(status=Status.STOPPING).save(node.paths, env.uuid)
         machineground.quit_machine(node, env)
     machineground.clear(node, env)
