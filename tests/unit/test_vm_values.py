@@ -153,7 +153,7 @@ def test_what_is_plugged_in_is_what_would_have_been_there() -> None:
     [
         "image=x", "name=disk0", "name=hdd0;name=hdd0", "name=hdd0,iface=floppy",
         "name=hdd0,format=vmdk,image=x", "name=hdd0,size=x", "name=hdd0,colour=red", "name",
-        "name=hdd0,serial=" + "x" * 21,
+        "name=hdd0,serial=" + "x" * 37,
     ],
 )  # fmt: skip
 def test_drives_that_are_none(text: str) -> None:
