@@ -16,10 +16,7 @@ from images import busybox_root, busybox_tar
 from realnode import World, world
 
 __all__ = ["busybox_root", "busybox_tar", "world"]
-pytestmark = [
-    pytest.mark.requires("root", "program:virsh", "program:dnsmasq"),
-    pytest.mark.usefixtures("host_network"),
-]
+pytestmark = pytest.mark.requires("root", "program:virsh", "program:dnsmasq")
 
 XML = """
 <network>
@@ -82,6 +79,7 @@ def heard(watcher: subprocess.Popen[str], name: str, *events: int) -> None:
             assert line, f"no event {event} of {name}"
 
 
+@pytest.mark.usefixtures("host_network")
 def test_a_network(world: World, virsh: Virsh, tmp_path: Path) -> None:
     file = tmp_path / "net.xml"
     file.write_text(XML)
@@ -113,6 +111,7 @@ def test_a_network(world: World, virsh: Virsh, tmp_path: Path) -> None:
         heard(watcher, "net shop", STOPPED, UNDEFINED)
 
 
+@pytest.mark.usefixtures("host_network")
 def test_a_lease(world: World, virsh: Virsh, tmp_path: Path) -> None:
     file = tmp_path / "net.xml"
     file.write_text(XML)

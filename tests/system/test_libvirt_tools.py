@@ -17,10 +17,7 @@ from libvirtpython import LibvirtPython, python
 from realnode import World, world
 
 __all__ = ["busybox_root", "busybox_tar", "python", "world"]
-pytestmark = [
-    pytest.mark.requires("root", "program:virsh"),
-    pytest.mark.usefixtures("host_network"),
-]
+pytestmark = pytest.mark.requires("root", "program:virsh")
 
 UUID = "6b7d6c0e-3f35-4f4e-9a1e-0c6d1f5e9b31"
 NO_DOMAIN, UNSUPPORTED, OPERATION_INVALID, NO_NETWORK, NO_POOL = 42, 67, 55, 43, 49
@@ -112,6 +109,7 @@ def nova_starts(python: LibvirtPython) -> None:
 
 
 @pytest.mark.requires("program:qemu-system-x86_64", "program:qemu-img")
+@pytest.mark.usefixtures("host_network")
 def test_nova_and_a_machine(world: World, python: LibvirtPython, tmp_path: Path) -> None:
     world.run("prlsrvctl", "net", "add", "inner", "--type", "host-only")
     nova_starts(python)
@@ -186,6 +184,7 @@ def test_nova_and_a_container(world: World, python: LibvirtPython, tmp_path: Pat
     assert python("connection.listAllDomains(0)") == []
 
 
+@pytest.mark.usefixtures("host_network")
 def test_terraform_and_a_container(world: World, python: LibvirtPython) -> None:
     """Made, read, changed (undefined and defined again: it keeps its files), and taken away."""
     socket = world.root / "run/libvirt/virtvzd-sock"

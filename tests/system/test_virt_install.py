@@ -15,10 +15,7 @@ from realnode import World, world
 from tinyguest import tiny_iso
 
 __all__ = ["busybox_root", "busybox_tar", "tiny_iso", "world"]
-pytestmark = [
-    pytest.mark.requires("root", "program:virsh", "program:virt-install"),
-    pytest.mark.usefixtures("host_network"),
-]
+pytestmark = pytest.mark.requires("root", "program:virsh", "program:virt-install")
 
 
 class VirtInstall:
