@@ -98,7 +98,7 @@ class Guest(FakeServer):
         yield from self._ended(process)
 
     def _ended(self, process: subprocess.Popen[bytes]) -> Iterator[Parameters]:
-        code = process.wait(60)
+        code = process.wait(200)
         yield {"result": {"exit_status": 128 - code if code < 0 else code}}
 
     def _signal(self, call: Parameters) -> Parameters:
@@ -314,7 +314,7 @@ def test_enter_at_a_terminal(guest: Guest) -> None:
     termios.tcsetwinsize(terminal.fd, (44, 123))
     terminal.type(b"until stty size | grep '44 123'; do sleep 0.1; done\n")
     terminal.expect(b"44 123\r\n")
-    terminal.type(b"echo be''gun; sleep 60\n")
+    terminal.type(b"sh -c 'echo be\"\"gun; exec sleep 600'\n")  # by itself: it has the terminal
     terminal.expect(b"begun")
     terminal.type(b"\x03")  # a key for the program inside, no signal for us
     time.sleep(0.3)
