@@ -67,5 +67,5 @@ def missing(kind: str) -> str:
                 for loop in loopdevice.find(image):
                     backing = loopdevice.backing_of(loop.minor)
                     if backing is not None:
-                        loopdevice.wait_gone(loop.minor, backing, 10.0)
+                        loopdevice.wait_gone(loop.minor, backing)
     return ""
