@@ -65,9 +65,7 @@ def test_what_a_taker_raises_is_raised(kind: str, tmp_path: Path) -> None:
 
     reader: Fifos | Growing
     reader = (
-        Fifos(tmp_path, 1, put, fresh)
-        if kind == "fifos"
-        else Growing(tmp_path, put, piece=1 << 20)
+        Fifos(tmp_path, 1, put, fresh) if kind == "fifos" else Growing(tmp_path, put, piece=1 << 20)
     )
     reader.start()
     # A FIFO whose reader is gone: EPIPE tells CRIU.
