@@ -24,10 +24,6 @@ class Taken:
         found += data
 
 
-def fresh() -> memoryview:
-    return memoryview(bytearray(1 << 20))
-
-
 def write(images: Path, number: int, data: bytes) -> None:
     """Write a file as CRIU does: opened once, from front to back."""
     with (images / f"pages-{number}.img").open("wb", buffering=0) as file:
@@ -40,7 +36,7 @@ def test_all_that_is_written_is_handed_on(kind: str, tmp_path: Path) -> None:
     taken = Taken()
     reader: Fifos | Growing
     if kind == "fifos":
-        reader = Fifos(tmp_path, 4, taken.put, fresh)
+        reader = Fifos(tmp_path, 4, taken.put, piece=1 << 20)
     else:
         reader = Growing(tmp_path, taken.put, piece=1 << 20)
     reader.start()
@@ -65,7 +61,9 @@ def test_what_a_taker_raises_is_raised(kind: str, tmp_path: Path) -> None:
 
     reader: Fifos | Growing
     reader = (
-        Fifos(tmp_path, 1, put, fresh) if kind == "fifos" else Growing(tmp_path, put, piece=1 << 20)
+        Fifos(tmp_path, 1, put, piece=1 << 20)
+        if kind == "fifos"
+        else Growing(tmp_path, put, piece=1 << 20)
     )
     reader.start()
     # A FIFO whose reader is gone: EPIPE tells CRIU.

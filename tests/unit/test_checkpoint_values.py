@@ -281,17 +281,6 @@ def test_a_dump_file_holds_everything(packed: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "Dump.new").exists()
 
 
-def test_a_dump_file_comes_back_in_parts(packed: Path, tmp_path: Path) -> None:
-    """State first, then memory; both from the one index, and each verified."""
-    again = tmp_path / "again"
-    again.mkdir()
-    dumpfile.unpack(packed, again, NoProgress(), wanted=lambda name: not dumpfile.is_memory(name))
-    assert [path.name for path in again.iterdir()] == ["empty.img"]
-    dumpfile.unpack(packed, again, NoProgress(), wanted=dumpfile.is_memory)
-    whole = (tmp_path / "images/pages-1.img").read_bytes()
-    assert (again / "pages-1.img").read_bytes() == whole
-
-
 def test_every_flipped_byte_is_noticed(packed: Path) -> None:
     for path in packed.iterdir():
         whole = path.read_bytes()

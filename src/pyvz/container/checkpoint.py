@@ -70,13 +70,11 @@ class DumpHooks(NamedTuple):
 class RestoreHooks(NamedTuple):
     """What is done in the course of a restore; what one raises makes it fail.
 
-    namespaces: furnish the network namespace, but do not plug it in.  forking: processes are made
-    next, and read their memory: until now no file of it was opened.  adopted: all is there and
+    namespaces: furnish the network namespace, but do not plug it in.  adopted: all is there and
     nothing runs yet.  network_unlock: sockets are whole: plug in.
     """
 
     namespaces: Callable[[NetworkAccess], None] = lambda _access: None
-    forking: Callable[[], None] = lambda: None
     adopted: Callable[[Init], None] = lambda _init: None
     network_unlock: Callable[[], None] = lambda: None
 
@@ -474,7 +472,6 @@ class _Restored:
                 self._hooks.namespaces(access)
         elif event == "post-setup-namespaces":
             self._engine.pass_on(self._spec, self._frame)
-            self._hooks.forking()
         elif event == "post-restore":
             self._engine.give_back(self._spec, self._frame)
             self.init = self._engine.adopt(self._spec, self._frame, self._pid, self._master)

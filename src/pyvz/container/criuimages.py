@@ -40,8 +40,7 @@ class _Image(NamedTuple):
         """Give it other messages, if they are others."""
         if messages != self.messages:
             body = (_LENGTH.pack(len(each)) + each for each in messages)
-            # Not durable: a crash of the machine makes all of them worthless.
-            write_atomic(self.path, self.head + b"".join(body), 0o644, durable=False)
+            write_atomic(self.path, self.head + b"".join(body), 0o644)
 
 
 class Stats(NamedTuple):

@@ -17,7 +17,6 @@ import os
 import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,13 +24,12 @@ import zstandard
 
 from pyvz.errors import BadValue, RestoreError
 from pyvz.linux import file
-from pyvz.linux.directfile import BLOCK, Buffers, Source
 from pyvz.model.task import Progress
 
 INDEX = "index.json"
 FORMAT = 1
 PIECE = 8 << 20
-_THREADS = 8  # as many pieces at a time keep a disk busy
+_MOST_THREADS = 8
 _TICK = 0.1  # seconds between two words about the progress
 _INDEX_LIMIT = 64 << 20
 _SIZE_LIMIT = 1 << 50
@@ -66,43 +64,28 @@ class Index(NamedTuple):
         return sum(piece.stored for piece in self.pieces)
 
 
-def is_memory(name: str) -> bool:
-    """Whether a file has nothing but pages of memory: CRIU opens it when processes are made."""
-    return name.startswith("pages-")
-
-
-def unpack(
-    source: Path,
-    images: Path,
-    progress: Progress,
-    *,
-    wanted: Callable[[str], bool] = lambda _name: True,
-) -> Index:
-    """Write the files back (those of `wanted`) into the directory `images`; every piece is
-    verified.
+def unpack(source: Path, images: Path, progress: Progress) -> Index:
+    """Write the files back into the directory `images`; every piece is verified.
 
     Raises RestoreError that names what is damaged; what was written by then stays.
     """
     index = load(source)
-    sinks: dict[int, int] = {}
+    sinks = []
     try:
-        for number, (name, size) in enumerate(index.files):
-            if not wanted(name):
-                continue
+        for name, size in index.files:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             # CRIU opens them as the container's root, too: who may not see them is kept out by the
             # directory above.
-            sinks[number] = os.open(images / name, flags, 0o644)
-            os.fchmod(sinks[number], 0o644)
-            os.ftruncate(sinks[number], size)
+            sinks.append(os.open(images / name, flags, 0o644))
+            os.fchmod(sinks[-1], 0o644)
+            os.ftruncate(sinks[-1], size)
 
-        def put(piece: Piece, data: bytes | memoryview) -> None:
+        def put(piece: Piece, data: bytes) -> None:
             write_all(sinks[piece.file], data, piece.offset)
 
-        chosen = tuple(piece for piece in index.pieces if piece.file in sinks)
-        _read(source, index._replace(pieces=chosen), put, progress)
+        _read(source, index, put, progress)
     finally:
-        for fd in sinks.values():
+        for fd in sinks:
             os.close(fd)
     return index
 
@@ -129,49 +112,42 @@ def load(source: Path) -> Index:
 
 
 def _read(
-    source: Path,
-    index: Index,
-    put: Callable[[Piece, bytes | memoryview], None],
-    progress: Progress,
+    source: Path, index: Index, put: Callable[[Piece, bytes], None], progress: Progress
 ) -> None:
-    meter = _Meter(progress, sum(piece.length for piece in index.pieces))
+    meter = _Meter(progress, index.size)
     waiting: queue.SimpleQueue[Piece] = queue.SimpleQueue()
     for piece in sorted(index.pieces, key=lambda piece: (piece.at, piece.part)):
         waiting.put(piece)
-    buffers = Buffers(max((piece.stored for piece in index.pieces), default=0) + 2 * BLOCK)
-    with ExitStack() as stack:
-        parts = {
-            part: stack.enter_context(_part(source, part))
-            for part in {piece.part for piece in index.pieces}
-        }
+    parts: dict[int, int] = {}
+    try:
+        for part in {piece.part for piece in index.pieces}:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            try:
+                parts[part] = os.open(source / f"part-{part}", flags)
+            except OSError as error:
+                raise RestoreError(f"{source}/part-{part} is missing: {error.strerror}") from error
 
         def work() -> None:
-            buffer = buffers.take()
             while not meter.stopped:
                 try:
                     piece = waiting.get_nowait()
                 except queue.Empty:
                     return
-                stored = parts[piece.part].read(piece.at, piece.stored, buffer)
-                put(piece, _data_of(source, piece, stored, index))
+                put(piece, _data_of(source, piece, parts[piece.part], index))
                 meter.add(piece.length)
 
-        with ThreadPoolExecutor(_THREADS, "undump") as pool:
-            jobs = [pool.submit(work) for _ in range(_threads(index))]
+        with ThreadPoolExecutor(_threads(index.size), "undump") as pool:
+            jobs = [pool.submit(work) for _ in range(_threads(index.size))]
             meter.follow(jobs)
             for job in jobs:
                 job.result()
+    finally:
+        for fd in parts.values():
+            os.close(fd)
 
 
-def _part(source: Path, number: int) -> Source:
-    path = source / f"part-{number}"
-    try:
-        return Source(path)
-    except OSError as error:
-        raise RestoreError(f"{path} is missing: {error.strerror}") from error
-
-
-def _data_of(source: Path, piece: Piece, stored: memoryview, index: Index) -> bytes | memoryview:
+def _data_of(source: Path, piece: Piece, fd: int, index: Index) -> bytes:
+    stored = os.pread(fd, piece.stored, piece.at)
     name = index.files[piece.file][0]
     if hashlib.sha256(stored).hexdigest() != piece.checksum:
         raise RestoreError(
@@ -221,8 +197,8 @@ class _Meter:
             self.stopped = True
 
 
-def _threads(index: Index) -> int:
-    return max(1, min(_THREADS, len(index.pieces)))
+def _threads(size: int) -> int:
+    return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)), -(-size // PIECE)))
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:

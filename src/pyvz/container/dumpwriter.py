@@ -2,10 +2,8 @@
 
 FIFOs stand in the places of its files (fifos.py): their bytes never touch the disk unpacked.
 
-    CRIU --fifos--> reader --pieces--> packers, each with a file: zstd, SHA-256, part-<n>
+    CRIU --fifos--> reader --pieces--> packers, one per processor: zstd, SHA-256, part-<n>
     the other files, once they are complete ---^
-
-The parts go past the page cache (linux/directfile.py); there are as many as keep a disk busy.
 
 A failure closes the FIFOs: CRIU gets EPIPE, the dump fails, and the container goes on.
 """
@@ -16,6 +14,7 @@ import hashlib
 import os
 import queue
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -24,18 +23,16 @@ from typing import NamedTuple, Self
 import zstandard
 
 from pyvz.container import dumpfile
-from pyvz.container.dumpfile import INDEX, Index, Piece
+from pyvz.container.dumpfile import INDEX, PIECE, Index, Piece
 from pyvz.container.fifos import Fifos
 from pyvz.errors import CheckpointError
-from pyvz.linux import file
-from pyvz.linux.directfile import Buffers, Sink
+from pyvz.linux import file, syscall
 from pyvz.model.task import Progress
 
 _LEVEL = 1  # a disk is to be the bottleneck, not the processor
-_PACKERS = 8
-_PIECE = 2 << 20  # bytes; less than dumpfile.PIECE, so that little memory keeps all packers busy
+_MOST_THREADS = 8
 _TICK = 0.1  # seconds between two words about the progress
-_BACKLOG = 16  # pieces that may wait: bounds the memory
+_BACKLOG = 4  # pieces per packer that may wait: bounds the memory
 _SLICES, _SLICE = 16, 8 << 10  # bytes of a piece by which it is judged whether it shrinks
 _SHRINKS = 0.97
 _SKIPPED = (".log", ".sock", ".socket")
@@ -56,7 +53,7 @@ class _Job(NamedTuple):
     name: str
     offset: int
     length: int
-    data: memoryview | None  # of Buffers
+    data: bytes | memoryview | None
     source: int
 
 
@@ -68,13 +65,13 @@ class Packing:
         self._target = target
         self._temporary = target.with_name(target.name + ".new")
         self._sync = sync
-        self._buffers = Buffers(_PIECE)
-        self._jobs: queue.Queue[_Job | None] = queue.Queue(_BACKLOG)
+        count = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+        self._jobs: queue.Queue[_Job | None] = queue.Queue(_BACKLOG * count)
         self._threads = [
             threading.Thread(target=self._pack, args=(number,), name=f"dump-{number}", daemon=True)
-            for number in range(_PACKERS)
+            for number in range(count)
         ]
-        self._reader = Fifos(images, fifos, self._put_memory, self._buffers.take)
+        self._reader = Fifos(images, fifos, self._put_memory, piece=PIECE)
         self._guard = threading.Lock()  # protects the following three
         self._sizes: dict[str, int] = {}
         self._pieces: list[tuple[str, Piece]] = []
@@ -126,8 +123,8 @@ class Packing:
     def _put_file(self, name: str, fd: int, progress: Progress) -> None:
         size = os.fstat(fd).st_size
         self._sizes[name] = size
-        for offset in range(0, size, _PIECE):
-            self._put(_Job(name, offset, min(_PIECE, size - offset), None, fd))
+        for offset in range(0, size, PIECE):
+            self._put(_Job(name, offset, min(PIECE, size - offset), None, fd))
             progress.advance(self._done, None)
 
     def _put_memory(self, name: str, offset: int, data: memoryview) -> None:
@@ -144,67 +141,56 @@ class Packing:
 
     def _stop(self, progress: Progress | None = None) -> None:
         """Let the packers end when they have done everything; raises what one has failed with."""
-        told = False
-        while any(thread.is_alive() for thread in self._threads):
-            if not told:
+        for thread in self._threads:
+            while thread.is_alive():
                 with suppress(queue.Full):
-                    self._jobs.put(None, timeout=_TICK)  # it goes from one to the next
-                    told = True
-            for thread in self._threads:
+                    self._jobs.put(None, timeout=_TICK)
                 thread.join(_TICK)
-            if progress is not None:
-                progress.advance(self._done, None)
+                if progress is not None:
+                    progress.advance(self._done, None)
         if progress is not None and self._failure is not None:
             raise self._failure
 
     def _pack(self, number: int) -> None:
         try:
-            if (job := self._next()) is None:
-                return
-            compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
-            with Sink(self._temporary / f"part-{number}", direct=self._sync) as sink:
-                while job is not None:
-                    piece = _written(job, number, sink, compressor)
+            with (self._temporary / f"part-{number}").open("wb", buffering=0) as sink:
+                os.fchmod(sink.fileno(), 0o600)
+                for name, piece in self._packed(number, sink.fileno()):
                     with self._guard:
-                        self._pieces.append((job.name, piece))
-                        self._done += job.length
-                    if isinstance(job.data, memoryview):
-                        self._buffers.give(memoryview(job.data.obj))
-                    job = self._next()
+                        self._pieces.append((name, piece))
+                        self._done += piece.length
                 if self._sync:
-                    sink.sync()
-                else:
-                    sink.flush()
+                    os.fdatasync(sink.fileno())
         except BaseException as error:  # noqa: BLE001  # raised again by who waits for us
             self._failure = self._failure or error
 
-    def _next(self) -> _Job | None:
-        """Return what is to be packed next; None: nothing more."""
-        job = self._jobs.get()
-        if job is None:
-            self._jobs.put(None)
-        return job if self._failure is None else None
+    def _packed(self, number: int, sink: int) -> Iterator[tuple[str, Piece]]:
+        compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
+        at = 0
+        while (job := self._jobs.get()) is not None and self._failure is None:
+            data = job.data
+            if data is None:
+                data = _read_all(job.source, job.length, job.offset)
+            stored = _shrunk(compressor, data)
+            checksum = hashlib.sha256(stored).hexdigest()
+            dumpfile.write_all(sink, stored, at)
+            if self._sync:  # or the disk would idle until all is there
+                syscall.start_writeback(sink, at, len(stored))
+            yield job.name, Piece(0, job.offset, job.length, number, at, len(stored), checksum)
+            at += len(stored)
 
     def _commit(self) -> Index:
         names = sorted(self._sizes)
         numbers = {name: number for number, name in enumerate(names)}
         pieces = tuple(sorted(piece._replace(file=numbers[name]) for name, piece in self._pieces))
         index = Index(tuple((name, self._sizes[name]) for name in names), pieces)
-        text = dumpfile.to_json(index)
-        file.write_atomic(self._temporary / INDEX, text, 0o600, durable=self._sync)
+        file.write_atomic(self._temporary / INDEX, dumpfile.to_json(index), 0o600)
+        if self._sync:
+            file.fsync_directory(self._temporary)
         self._temporary.rename(self._target)
         if self._sync:
             file.fsync_directory(self._target.parent)
         return index
-
-
-def _written(job: _Job, number: int, sink: Sink, compressor: zstandard.ZstdCompressor) -> Piece:
-    memory = job.data
-    data = _read_all(job.source, job.length, job.offset) if memory is None else memory
-    stored = _shrunk(compressor, data)
-    checksum = hashlib.sha256(stored).hexdigest()
-    at = sink.append(stored, paged=stored is memory)
-    return Piece(0, job.offset, job.length, number, at, len(stored), checksum)
 
 
 def _shrunk(compressor: zstandard.ZstdCompressor, data: bytes | memoryview) -> bytes | memoryview:

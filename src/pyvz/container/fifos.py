@@ -40,21 +40,16 @@ def let_go(images: Path) -> None:
 class Fifos:
     """Reads the FIFOs of one dump in a thread of its own.
 
-    put: gets (name, offset, data), each file's in order; data are a part of what `fresh` has
-    returned, memory for one piece, and belong to the callee.
+    put: gets (name, offset, data), pieces of at most `piece` bytes, each file's in order.
     """
 
     def __init__(
-        self,
-        images: Path,
-        count: int,
-        put: Callable[[str, int, memoryview], None],
-        fresh: Callable[[], memoryview],
+        self, images: Path, count: int, put: Callable[[str, int, memoryview], None], *, piece: int
     ) -> None:
         self._images = images
         self._names = [f"pages-{number}.img" for number in range(1, count + 1)]
         self._put = put
-        self._fresh = fresh
+        self._piece = piece
         self._fds: dict[int, str] = {}
         self._used: set[str] = set()
         self._held: dict[str, tuple[memoryview, int]] = {}  # a piece, and how much of it is there
@@ -132,18 +127,16 @@ class Fifos:
             self._used.add(name)
             with suppress(OSError):  # more than fs.pipe-max-size
                 fcntl.fcntl(fd, _F_SETPIPE_SZ, _CHUNK)
-        piece, there = self._held.get(name) or (self._fresh(), 0)
+        piece, there = self._held.get(name) or (memoryview(bytearray(self._piece)), 0)
         try:
             got = os.readv(fd, [piece[there:]])
         except BlockingIOError:
             return False
         if not got:
             poller.unregister(fd)  # written and closed
-            if there:
-                self._flush(name)
             return False
         self._held[name] = (piece, there + got)
-        if there + got == len(piece):
+        if there + got == self._piece:
             self._flush(name)
         return True
 

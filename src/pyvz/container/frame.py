@@ -55,9 +55,9 @@ class Frame(NamedTuple):
     made: float
 
     def save(self, images: Path) -> None:
-        """Write it beside the images, which a crash of the machine makes worthless."""
+        """Write it beside the images."""
         data = {"format": FORMAT, **self._asdict()}
-        write_atomic(images / NAME, json.dumps(data), 0o600, durable=False)
+        write_atomic(images / NAME, json.dumps(data), 0o600)
 
     @classmethod
     def load(cls, images: Path) -> Frame:

@@ -36,7 +36,6 @@ from pyvz.model.status import Status
 from pyvz.model.task import NoProgress, Progress
 from pyvz.operations import diskmount, ground, home, innernet, memory, network, oncemore
 from pyvz.operations.node import Node
-from pyvz.operations.sideline import Sideline
 from pyvz.store.journal import Journal, Record
 from pyvz.store.state import RunState
 
@@ -48,8 +47,6 @@ VERBS = frozenset({SUSPEND, RESUME})  # whose journal records `repair` understan
 _COMMIT = "commit"
 _SETTLE = 120.0  # seconds for a CRIU that has lost its vzd to end what it does
 _KILL_TIMEOUT = 30.0
-_PREPARED = 120.0  # for what is done before anything stands still
-_READING = 86400.0  # for memory to come from the disk; a disk that fails does so before
 
 
 class DumpOptions(NamedTuple):
@@ -132,15 +129,12 @@ def _save(
 ) -> None:
     spec = specification(node, env, node.registry.config(env))
     engine = node.checkpoint
-    inside = Sideline("network-inside", lambda _: innernet.save(node, env), progress)
     with (
-        inside,
         _images(env) as images,
         dumpwriter.Packing(images, target, fifos=_fifos(node, env)) as packing,
         engine.worker(env.uuid, images) as worker,
     ):
-        frame = engine.frame(spec)
-        frame = frame._replace(network=inside.result(progress.check, _PREPARED))
+        frame = engine.frame(spec)._replace(network=innernet.save(node, env))
         request = DumpRequest(frame, leave_running=leave_running)
 
         def frozen() -> bool:
@@ -288,18 +282,14 @@ def resume(node: Node, env: Environment, options: ResumeOptions, progress: Progr
         undo.callback(journal.done)
         progress.stage("Reading memory")
         images = undo.enter_context(_images(env))
-        with _reading(env):
-            dumpfile.unpack(options.source, images, progress, wanted=_is_state)
-        pages = undo.enter_context(_pages(env, options.source, images, progress))
+        with home.storage_errors(f"The memory of {env.name} could not be read"):
+            dumpfile.unpack(options.source, images, progress)
         frame = _fitting(env, Frame.load(images))
         ground.mount_root(node, env, undo)
+        spec = specification(node, env, config)
         undo.callback(network.clean, node, env.uuid)
         progress.stage("Resuming")
-
-        def arrived() -> None:
-            pages.result(lambda: progress.advance(*pages.told), _READING)
-
-        _restore(node, env, frame, images, journal, arrived)
+        _restore(node, env, spec, frame, images, journal)
         undo.pop_all()
     _finish(node, env, options.source, keep=options.keep)
     journal.done()
@@ -307,42 +297,16 @@ def resume(node: Node, env: Environment, options: ResumeOptions, progress: Progr
         node.runtime.pause(env.uuid)
 
 
-def _is_state(name: str) -> bool:
-    return not dumpfile.is_memory(name)
-
-
-def _pages(env: Environment, source: Path, images: Path, progress: Progress) -> Sideline[None]:
-    """What is most of a dump, on its way back while all is prepared that does not need it.
-
-    The files get their names when they are whole: CRIU finds them so, or not.
-    """
-
-    def work(beside: Progress) -> None:
-        with _reading(env):
-            parts = images / "memory"
-            parts.mkdir()
-            dumpfile.unpack(source, parts, beside, wanted=dumpfile.is_memory)
-            for path in list(parts.iterdir()):
-                path.rename(images / path.name)
-
-    return Sideline("undump", work, progress)
-
-
-def _reading(env: Environment) -> AbstractContextManager[None]:
-    return home.storage_errors(f"The memory of {env.name} could not be read")
-
-
 def _restore(
     node: Node,
     env: Environment,
+    spec: ContainerSpec,
     frame: Frame,
     images: Path,
     journal: Journal,
-    arrived: Callable[[], None],
 ) -> None:
-    engine, config = node.checkpoint, node.registry.config(env)
-    spec = specification(node, env, config)
-    furnish = network.prepare(node, env, config, plugged=False)
+    engine = node.checkpoint
+    furnish = network.prepare(node, env, node.registry.config(env), plugged=False)
     kind = guestinit.by_name(_kind_of(node, env))
 
     def adopted(init: Init) -> None:
@@ -357,7 +321,6 @@ def _restore(
 
     hooks = RestoreHooks(
         namespaces=namespaces,
-        forking=arrived,
         adopted=adopted,
         network_unlock=lambda: network.plug(node, env.uuid),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Generic, Self, TypeVar
+from typing import Generic, TypeVar
 
 from pyvz.errors import Cancelled, Timeout
 from pyvz.model.task import Progress
@@ -18,26 +18,16 @@ T = TypeVar("T")
 
 class Sideline(Generic[T]):
     """One piece of work; it gets us as its Progress, whose `check` raises when it is called off,
-    or what it is beside.  As a context manager it begins, and is called off at the end.
-
-    told: how far it is, in its own words (done, total).
+    or what it is beside.
     """
 
     def __init__(self, name: str, work: Callable[[Sideline[T]], T], progress: Progress) -> None:
         self._work = work
         self._progress = progress
         self._called_off = threading.Event()
-        self.told: tuple[int, int | None] = (0, None)
         self._result: list[T] = []
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.call_off()
 
     def start(self) -> None:
         """Begin."""
@@ -81,9 +71,8 @@ class Sideline(Generic[T]):
         self.check()
 
     def advance(self, done: int, total: int | None = None, *, unit: str = "B") -> None:
-        """Keep it for who asks."""
-        del unit
-        self.told = (done, total)
+        """Say nothing."""
+        del done, total, unit
         self.check()
 
     def check(self) -> None:

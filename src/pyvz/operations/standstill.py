@@ -82,7 +82,7 @@ class Standstill:
             self._reader = Growing(images, self._sender.piece, piece=files.SIZE)
         else:
             count = fifos.count_for(len(self._node.cgroups.pids(self._env.uuid)))
-            self._reader = Fifos(images, count, self._sender.piece, _fresh)
+            self._reader = Fifos(images, count, self._sender.piece, piece=files.SIZE)
         self._stack.callback(self._reader.close)
         self._reader.start()
         for each in self._disks:
@@ -124,7 +124,3 @@ class Standstill:
 
     def _last_round(self, progress: Progress) -> int:
         return sum(each.send(still=True, progress=progress) for each in self._disks)
-
-
-def _fresh() -> memoryview:
-    return memoryview(bytearray(files.SIZE))
