@@ -105,11 +105,7 @@ async def _begin(call: Call, look: Callable[[], _Wanted]) -> None:
 
 def _machine(call: Call, dom: Key) -> Domain:
     found = domain.find_running(call.office.node, dom)
-    if not domain.is_machine(found):
-        raise Failure(
-            failure.OPERATION_UNSUPPORTED,
-            f"{found.env.name} is a container: its disks have no block jobs",
-        )
+    domain.check_machine(found, "its disks have no block jobs")
     return found
 
 

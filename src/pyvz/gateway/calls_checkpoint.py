@@ -158,11 +158,7 @@ def _plan(
     if flags & ~REUSE:
         raise Failure(failure.UNSUPPORTED, f"A backup with the flags 0x{flags:x}")
     node, found = call.office.node, domain.find(call.office.node, dom)
-    if not domain.is_machine(found):
-        raise Failure(
-            failure.OPERATION_UNSUPPORTED,
-            f"{found.env.name} is a container: prlctl backup stores it, running or not",
-        )
+    domain.check_machine(found, "prlctl backup stores it, running or not")
     wanted = backupxml.read(backup_xml, found, reuse=bool(flags & REUSE))
     if checkpoint_xml is None:
         return found, wanted, None

@@ -90,7 +90,7 @@ def domain_get_time(node: Node, found: Domain, **_: object) -> Values:
 @inside
 def domain_set_time(node: Node, found: Domain, *, seconds: int, nseconds: int, flags: int) -> None:
     """Set the clock inside, or (1) have the guest read the machine's own."""
-    _check_machine(found, "has the node's clock")
+    domain.check_machine(found, "it has the node's clock")
     given = None if flags & SYNC else {"time": seconds * 10**9 + nseconds}
     guestview.asked(node, found, "guest-set-time", given)
 
@@ -100,7 +100,7 @@ def domain_fstrim(
     node: Node, found: Domain, *, mountPoint: str | None, minimum: int, **_: object
 ) -> None:
     """Have the guest give back blocks that it does not use."""
-    _check_machine(found, "is made smaller with prlctl compact")
+    domain.check_machine(found, "it is made smaller with prlctl compact")
     if mountPoint is not None:
         raise Failure(failure.INVALID_ARGUMENT, "The agent trims all file systems, or none")
     guestview.asked(node, found, "guest-fstrim", {"minimum": minimum} if minimum else None)
@@ -109,7 +109,7 @@ def domain_fstrim(
 @inside
 def domain_fsfreeze(node: Node, found: Domain, *, mountpoints: list[str], **_: object) -> Values:
     """Keep file systems still until they are thawed; returns how many there are."""
-    _check_machine(found, "is frozen by its snapshots and backups")
+    domain.check_machine(found, "it is frozen by its snapshots and backups")
     if mountpoints:
         command, given = "guest-fsfreeze-freeze-list", {"mountpoints": mountpoints}
         return {"filesystems": _number(guestview.asked(node, found, command, given))}
@@ -119,14 +119,14 @@ def domain_fsfreeze(node: Node, found: Domain, *, mountpoints: list[str], **_: o
 @inside
 def domain_fsthaw(node: Node, found: Domain, **_: object) -> Values:
     """Let them go on; the agent knows no single one."""
-    _check_machine(found, "has no frozen file systems")
+    domain.check_machine(found, "it has no frozen file systems")
     return {"filesystems": _number(guestview.asked(node, found, "guest-fsfreeze-thaw"))}
 
 
 @inside
 def domain_authorized_ssh_keys_get(node: Node, found: Domain, *, user: str, **_: object) -> Values:
     """The keys of ssh that let somebody in as a user of the guest."""
-    _check_machine(found, "has its keys in its files: prlctl exec")
+    domain.check_machine(found, "it has its keys in its files: prlctl exec")
     answer = guestview.asked(node, found, "guest-ssh-get-authorized-keys", {"username": user})
     keys = answer.get("keys") if isinstance(answer, dict) else None
     return {"keys": [guestview.text(each) for each in keys or ()][:MOST_KEYS]}
@@ -137,7 +137,7 @@ def domain_authorized_ssh_keys_set(
     node: Node, found: Domain, *, user: str, keys: list[str], flags: int
 ) -> None:
     """Set them all, add some (1), or take some away (2)."""
-    _check_machine(found, "has its keys in its files: prlctl exec")
+    domain.check_machine(found, "it has its keys in its files: prlctl exec")
     words: dict[str, Any] = {"username": user, "keys": keys}
     if flags & KEYS_REMOVE:
         guestview.asked(node, found, "guest-ssh-remove-authorized-keys", words)
@@ -149,7 +149,7 @@ def domain_authorized_ssh_keys_set(
 @inside
 def domain_get_guest_vcpus(node: Node, found: Domain, **_: object) -> Values:
     """Which processors the guest has, uses, and could leave alone."""
-    _check_machine(found, "has the processors that vcpucount tells")
+    domain.check_machine(found, "it has the processors that vcpucount tells")
     cpus = guestview.rows(guestview.asked(node, found, "guest-get-vcpus"))
     lists = {
         "vcpus": cpus,
@@ -169,7 +169,7 @@ def domain_set_guest_vcpus(
     node: Node, found: Domain, *, cpumap: str, state: int, **_: object
 ) -> None:
     """Have the guest use processors, or leave them alone."""
-    _check_machine(found, "has the processors that setvcpus gives it")
+    domain.check_machine(found, "it has the processors that setvcpus gives it")
     wanted = [{"logical-id": each, "online": bool(state)} for each in _listed(cpumap)]
     done = guestview.asked(node, found, "guest-set-vcpus", {"vcpus": wanted})
     if _number(done) < len(wanted):
@@ -181,7 +181,7 @@ def qemu_domain_agent_command(
     node: Node, found: Domain, *, cmd: str, timeout: int, **_: object
 ) -> Values:
     """Run a command of the agent's as it is written (JSON); timeout: seconds, -2 long, -1 usual."""
-    _check_machine(found, "has no guest agent")
+    domain.check_machine(found, "it has no guest agent")
     try:
         asked = json.loads(cmd)
         command, arguments = str(asked["execute"]), asked.get("arguments")
@@ -194,13 +194,6 @@ def qemu_domain_agent_command(
             return {"result": None}
         answer = talk.call(command, arguments, timeout=min(wait, _LONGEST_WAIT))
     return {"result": json.dumps({"return": answer})}
-
-
-def _check_machine(found: Domain, instead: str) -> None:
-    if not domain.is_machine(found):
-        raise Failure(
-            failure.OPERATION_UNSUPPORTED, f"{found.env.name} is a container: it {instead}"
-        )
 
 
 def _number(value: object) -> int:

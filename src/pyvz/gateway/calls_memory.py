@@ -59,9 +59,5 @@ def dirty_rate(node: Node, found: Domain) -> list[Typed]:
 
 def _machine(call: Call, dom: Key, otherwise: str) -> Domain:
     found = domain.find_running(call.office.node, dom)
-    if not domain.is_machine(found):
-        raise Failure(
-            failure.OPERATION_UNSUPPORTED,
-            f"{found.env.name} is a container: its memory {otherwise}",
-        )
+    domain.check_machine(found, f"its memory {otherwise}")
     return found

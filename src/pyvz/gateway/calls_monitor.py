@@ -27,10 +27,7 @@ def qemu_domain_monitor_command(
 ) -> Values:
     """Ask QEMU something, and return its answer as it is."""
     found = domain.find_running(call.office.node, dom)
-    if not domain.is_machine(found):
-        raise Failure(
-            failure.OPERATION_UNSUPPORTED, f"{found.env.name} is a container: it has no QEMU"
-        )
+    domain.check_machine(found, "it has no QEMU")
     command, arguments, mark = _typed(cmd) if flags & HMP else _qmp(cmd)
     answer = call.office.node.machines.monitor(found.env.uuid).execute(command, arguments)
     return {"result": str(answer) if flags & HMP else json.dumps({"return": answer, **mark})}

@@ -132,6 +132,13 @@ def is_machine(found: Domain) -> bool:
     return found.env.kind == Kind.VM
 
 
+def check_machine(found: Domain, instead: str) -> None:
+    """Raise Failure (84), which says what holds INSTEAD, for a container."""
+    if not is_machine(found):
+        text = f"{found.env.name} is a container: {instead}"
+        raise Failure(failure.OPERATION_UNSUPPORTED, text)
+
+
 def os_type(env: Environment) -> str:
     """Return "exe" for a container, "hvm" for a virtual machine."""
     return "hvm" if env.kind == Kind.VM else "exe"

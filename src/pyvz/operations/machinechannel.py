@@ -10,6 +10,7 @@ import time
 from typing import Final
 
 from pyvz.errors import Busy, NotFound, NotRunning
+from pyvz.linux.patience import looks
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import AGENT_CHANNEL
 from pyvz.operations import machineground
@@ -18,8 +19,7 @@ from pyvz.vm import channels
 from pyvz.vm.monitor import Monitor
 from pyvz.vm.runtime import channel_name
 
-_LOOKS: Final = 20  # until a channel counts as in use
-_PAUSE: Final = 0.1
+_PATIENCE: Final = 2.0  # seconds until a channel counts as in use
 
 
 def names(node: Node, env: Environment) -> tuple[str, ...]:
@@ -44,8 +44,8 @@ def connect(node: Node, env: Environment, name: str) -> int:
 
 def _gets_free(monitor: Monitor, name: str) -> bool:
     """Whether nobody is connected; who left a moment ago is there for QEMU until it looks again."""
-    for _ in range(_LOOKS):
+    for wait in looks(_PATIENCE):
         if channels.is_free(monitor, name):
             return True
-        time.sleep(_PAUSE)
+        time.sleep(wait)
     return False
