@@ -1,5 +1,5 @@
 """Processes that are about to become a QEMU (launch.py): one is ready, so that no start waits for
-the interpreter.
+the interpreter, nor for QEMU to be loaded and linked (ahead.py).
 
 A launcher knows nothing and may nothing until it is told; it ends with vzd.
 """
@@ -17,34 +17,47 @@ from pathlib import Path
 from typing import Any
 
 from pyvz.errors import StartError
+from pyvz.linux import loaded
 from pyvz.linux import run as programs
 from pyvz.vm.launch import MAX_DESCRIPTORS
 
-LATER = 0.3  # seconds
 BECOMING = 60.0  # seconds to become another program: 5 ms as a rule
 
 
 class Launcher:
-    """One such process."""
+    """One such process.  program: is loaded ahead, where that can be done.
 
-    def __init__(self) -> None:
+    pid: of the process that becomes another; `settle` may change it.
+    """
+
+    def __init__(self, program: str = "") -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         package = os.fspath(Path(__file__).parents[2])
+        ahead = [program] if program else []
         with theirs:
             number = theirs.fileno()
             self.process = programs.start(
-                [sys.executable, "-S", "-m", "pyvz.vm.launch", str(number)],
+                [sys.executable, "-S", "-m", "pyvz.vm.launch", str(number), *ahead],
                 env={"PYTHONPATH": package},
                 pass_fds=(number,),
             )
         self._sock = ours
+        self.pid = self.process.pid
+        self.ahead = False
+
+    def settle(self, argv: Sequence[str]) -> None:
+        """Decide which process is to become ARGV: one that has it loaded, or the launcher's own."""
+        with suppress(BlockingIOError, ConnectionError):
+            text = self._sock.recv(32, socket.MSG_DONTWAIT)
+            if text and loaded.fits(argv) and loaded.fresh(int(text)):
+                self.pid, self.ahead = int(text), True
 
     def execute(self, request: dict[str, Any], descriptors: Sequence[int], log: int) -> None:
         """Have it become what REQUEST says, with these descriptors and LOG; raises StartError.
 
         `await_exec` is to follow.
         """
-        words = request | {"keep": [1, 2, *descriptors]}
+        words = request | {"keep": [1, 2, *descriptors], "ahead": self.ahead}
         memory = os.memfd_create("machine", os.MFD_CLOEXEC)
         try:
             os.write(memory, json.dumps(words).encode())
@@ -63,7 +76,8 @@ class Launcher:
         """Wait until it has become the other program, or has failed, which its log tells then."""
         with self._sock as sock, suppress(TimeoutError):
             sock.settimeout(timeout)
-            sock.recv(1)  # of nothing, at its end
+            while sock.recv(32):  # nothing at its end; before it, what `settle` did not wait for
+                pass
 
     @property
     def alive(self) -> bool:
@@ -77,9 +91,10 @@ class Launcher:
 
 
 class Launchers:
-    """Keeps one launcher ready.  Thread-safe."""
+    """Keeps one launcher of PROGRAM ready.  Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str) -> None:
+        self._program = program
         self._guard = threading.Lock()
         self._ready: Launcher | None = None
         self._closed = False
@@ -88,16 +103,10 @@ class Launchers:
         """Have one ready, unless there is."""
         with self._guard:
             if not self._closed and (self._ready is None or not self._ready.alive):
-                self._ready = Launcher()
-
-    def prepare_later(self) -> None:
-        """Have one ready a moment from now, so as not to be in the way of a start under way."""
-        timer = threading.Timer(LATER, self.prepare)
-        timer.daemon = True
-        timer.start()
+                self._ready = Launcher(self._program)
 
     def take(self) -> Launcher:
-        """Return a launcher, the caller's from now on."""
+        """Return a launcher for the program, the caller's from now on."""
         with self._guard:
             found, self._ready = self._ready, None
         return found if found is not None and found.alive else Launcher()

@@ -50,12 +50,20 @@ class Loop:
 
     def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Run WORK in the loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._running())
+
+    def later(self, delay: float, callback: Callable[[], object]) -> None:
+        """Call CALLBACK, which does not wait, in the loop after DELAY seconds."""
+        loop = self._running()
+        loop.call_soon_threadsafe(loop.call_later, delay, callback)
+
+    def _running(self) -> asyncio.AbstractEventLoop:
         with self._guard:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 name = "monitors"
                 threading.Thread(target=self._loop.run_forever, name=name, daemon=True).start()
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+            return self._loop
 
     def close(self) -> None:
         """Stop it; connections are closed with it."""

@@ -22,19 +22,16 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyvz.errors import (
     AlreadyRunning,
-    Busy,
-    NotEnoughResources,
     NotRunning,
-    StartError,
     StopError,
     Timeout,
     Unsupported,
@@ -49,19 +46,18 @@ from pyvz.linux.process import Pidfd, alive, boot_id, start_time
 from pyvz.model.limits import DeviceRule, Limits
 from pyvz.model.usage import Usage
 from pyvz.store.paths import Paths
-from pyvz.vm import commandline
-from pyvz.vm.image import WRONG_KEY
+from pyvz.vm import commandline, machinelog
 from pyvz.vm.launcher import Launcher, Launchers
 from pyvz.vm.monitor import Event, Loop, Monitor
 from pyvz.vm.spec import MachineSpec, Sockets
 from pyvz.vm.tpm import Companion
 
 START = 60.0  # seconds for QEMU to answer on its monitor; a loaded node may take some
+LATER = 0.3  # seconds after a start that what may wait for its end does
 COMPANIONS = 2.0  # seconds for what runs beside QEMU to end with it
 ENDING = 1.0  # seconds for a QEMU that hung up before it began to end
 REACH = 30.0  # seconds to reach the monitor of a machine that runs
 LOOK = 10.0  # the same for who looks at many: one that hangs must not hold up the others
-MAX_LOG = 1 << 20  # bytes of an old log that are kept at a start
 SOCKETS = ("monitor", "agent", "console")
 _NODES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9))  # null zero full random urandom
 _KVM = Path("/dev/kvm")
@@ -110,10 +106,11 @@ class Machines:
         self._monitors: dict[str, Monitor] = {}
         self._connecting: dict[str, Future[Monitor]] = {}
         self._children: dict[str, list[programs.Process]] = {}
+        self._outside: dict[str, list[Launcher]] = {}  # of the tree: those of a start just now
         self._on_end: Callable[[End], None] | None = None
         self._on_event: Callable[[str, Event], None] | None = None
         self._pool = ThreadPoolExecutor(4, "machine")
-        self._launchers = Launchers()
+        self._launchers = Launchers(commandline.PROGRAM)
 
     # -- life
 
@@ -137,59 +134,66 @@ class Machines:
             limits = launch.limits._replace(devices=rules)
             for missing in self._cgroups.apply(uuid, limits, launch.disks):
                 logger.warning("%s: %s", uuid, missing)
-            process, launchers = self._spawn(launch)
+            process = self._spawn(launch)
             undo.callback(self.kill, uuid)
             meanwhile()
-            self._enter_tree(uuid, launchers)
             self._await_monitor(launch, process)
             undo.pop_all()
-        self._launchers.prepare_later()
+        self._loop.later(LATER, lambda: self._submit(self._afterwards, uuid))
         return process
 
-    def _spawn(self, launch: Launch) -> tuple[Process, list[Launcher]]:
+    def _afterwards(self, uuid: str) -> None:
+        """Do what would have been in the way of a start."""
+        self._enter_tree(uuid)
+        self._launchers.prepare()
+
+    def _spawn(self, launch: Launch) -> Process:
         uuid = launch.spec.uuid
         directory = self.directory(uuid)
         with ExitStack() as opened:
             sockets = _listening(directory, launch.spec, opened)
-            with self._guard:  # before anybody else knows of it, as QEMU takes one client only
-                state = "inmigrate" if launch.spec.incoming else "prelaunch"
-                self._connect(uuid, START, state)
             words = commandline.argv(launch.spec, sockets)
             request = _request(self._cgroups.entry(uuid), words, launch)
-            log = opened.enter_context(_log(launch.log))
-            launcher = self._taken(uuid)
-            child = launcher.process
-            process = Process(child.pid, start_time(child.pid))
-            # Before it becomes QEMU, so that no death of ours leaves one that nobody knows.
-            data = {"boot": boot_id(), "pid": process.pid, "start": process.start_time}
-            text = json.dumps(data)
-            write_atomic(directory / "process.json", text, 0o600, durable=False)
-            launchers = [launcher]
+            log = opened.enter_context(machinelog.appended(launch.log))
+            launchers = [self._taken(uuid, self._launchers.take())]
             for each in launch.companions:
                 beside = request | {"argv": list(each.argv), "groups": []}
-                launchers.append(self._taken(uuid))
+                launchers.append(self._taken(uuid, Launcher()))
                 launchers[-1].execute(beside, each.descriptors, log)
-            launcher.execute(request, (*sockets.every, *launch.descriptors), log)
-        return process, launchers
+            launchers[0].settle(words)
+            pid = launchers[0].pid
+            process = Process(pid, start_time(pid))
+            state = "inmigrate" if launch.spec.incoming else "prelaunch"
+            with self._guard:  # so that nobody connects before us: QEMU takes one client only
+                # Before it becomes QEMU, so that no death of ours leaves one that nobody knows.
+                data = {"boot": boot_id(), "pid": process.pid, "start": process.start_time}
+                text = json.dumps(data)
+                write_atomic(directory / "process.json", text, 0o600, durable=False)
+                launchers[0].execute(request, (*sockets.every, *launch.descriptors), log)
+                self._connect(uuid, START, state)
+                self._outside[uuid] = launchers
+        return process
 
-    def _enter_tree(self, uuid: str, launchers: list[Launcher]) -> None:
+    def _enter_tree(self, uuid: str) -> None:
         """Let its processes into the cgroup2 tree where that limits nothing (cgroup v1).
 
-        They do not enter it themselves, for it takes the lock of cgroup_entry.py: the wait for it
-        passes while QEMU gets ready.  Nor before they have left Python, as it would hold them up.
+        They do not enter it themselves, for it takes the lock of cgroup_entry.py, and holds up all
+        processes of the node that make threads, as a QEMU that starts does.
         """
+        with self._guard:
+            launchers = self._outside.pop(uuid, [])
         for launcher in launchers:
             launcher.await_exec()
-        entry = self._cgroups.entry(uuid)
-        if not entry["procs"]:
-            return
-        for launcher in launchers:
-            with suppress(ProcessLookupError):
-                cgroupfs.write(f"{entry['v2_dir']}/cgroup.procs", str(launcher.process.pid))
+            self._join_tree(uuid, launcher.pid)
 
-    def _taken(self, uuid: str) -> Launcher:
+    def _join_tree(self, uuid: str, pid: int) -> None:
+        entry = self._cgroups.entry(uuid)
+        if entry["procs"]:
+            with suppress(OSError):  # it has ended
+                cgroupfs.write(f"{entry['v2_dir']}/cgroup.procs", str(pid))
+
+    def _taken(self, uuid: str, launcher: Launcher) -> Launcher:
         """Return a launcher, whose process is the machine's from now on."""
-        launcher = self._launchers.take()
         with self._guard:
             self._children.setdefault(uuid, []).append(launcher.process)
         return launcher
@@ -205,7 +209,7 @@ class Machines:
         except VZError as error:
             with suppress(ProcessLookupError), Pidfd(*process) as handle:
                 handle.wait(ENDING)  # so that it has said all that it has to say
-            raise _start_error(launch) from error
+            raise machinelog.start_error(launch.log, launch.spec.memory) from error
 
     def kill(self, uuid: str, *, timeout: float = 20.0) -> None:
         """End QEMU at once; idempotent.  Raises StopError."""
@@ -216,6 +220,7 @@ class Machines:
                 handle.signal(signal.SIGKILL)
                 if not handle.wait(timeout):
                     raise StopError(f"QEMU of the virtual machine {uuid} does not end")
+        self._enter_tree(uuid)
         self._cgroups.kill(uuid)
         if not self._cgroups.wait_empty(uuid, max(0.1, deadline - time.monotonic())):
             raise StopError(f"Processes of the virtual machine {uuid} do not end after SIGKILL")
@@ -228,6 +233,7 @@ class Machines:
             monitor = self._monitors.pop(uuid, None)
         if monitor is not None:
             monitor.close()
+        self._enter_tree(uuid)
         if uuid not in self.running() and not self._cgroups.wait_empty(uuid, COMPANIONS):
             self._cgroups.kill(uuid)  # what ran beside it and should have ended with it
             self._cgroups.wait_empty(uuid, COMPANIONS)
@@ -366,17 +372,21 @@ class Machines:
 
     def adopt(self) -> None:
         """Connect to every machine that runs (a fresh vzd), to hear of its end."""
-        for uuid in self.running():
+        for uuid, process in self.running().items():
+            self._join_tree(uuid, process.pid)
             with suppress(VZError):
                 self.monitor(uuid, timeout=LOOK)
 
     def _heard(self, uuid: str, event: Event) -> None:
         """Called in the monitors' thread: nothing here may wait."""
+        if event["event"] == "PYVZ_END":
+            self._submit(self._ended, uuid)
+        elif self._on_event is not None:
+            self._submit(self._on_event, uuid, event)
+
+    def _submit(self, function: Callable[..., None], *arguments: object) -> None:
         with suppress(RuntimeError):  # shut down: the next vzd finds out
-            if event["event"] == "PYVZ_END":
-                self._pool.submit(self._ended, uuid)
-            elif self._on_event is not None:
-                self._pool.submit(self._on_event, uuid, event)
+            self._pool.submit(function, *arguments)
 
     def _ended(self, uuid: str) -> None:
         with self._guard:
@@ -452,42 +462,4 @@ def _request(entry: CgroupEntry, words: list[str], launch: Launch) -> dict[str, 
         "uid": launch.uid,
         "groups": groups,
         "memlock": 0,
-        "env": {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LC_ALL": "C.UTF-8", "TMPDIR": "/tmp"},  # noqa: S108
     }
-
-
-@contextmanager
-def _log(path: Path) -> Iterator[int]:
-    """Open the machine's log for appending; an old one that has grown large begins anew."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with suppress(FileNotFoundError):
-        if path.stat().st_size > MAX_LOG:
-            path.unlink()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, f"-- {time.strftime('%F %T')} start\n".encode())
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _start_error(launch: Launch) -> VZError:
-    """Return the error that QEMU's own words make."""
-    try:
-        text = launch.log.read_text(errors="replace").rpartition(" start\n")[2].strip()
-    except OSError:
-        text = ""
-    if "No such file or directory: qemu" in text or text.startswith("pyvz: No such file"):
-        return Unsupported(
-            "QEMU is not installed on this node",
-            hint="Install it with: script/bootstrap --vm (package qemu-system-x86)",
-        )
-    if 'Failed to get "' in text and "lock" in text:
-        return Busy("An image of the virtual machine is in use by another program", details=text)
-    if WRONG_KEY in text:
-        return StartError("The key of an encrypted disk does not open it", details=text[-500:])
-    if "cannot set up guest memory" in text:
-        wanted = f"{launch.spec.memory} MiB of memory"
-        return NotEnoughResources(f"This node does not have the {wanted}", details=text[-500:])
-    last = "\n".join(text.splitlines()[-10:])
-    return StartError("QEMU did not start", details=last or "It said nothing.")
