@@ -151,7 +151,9 @@ class Loaded:
         touch = Call("madvise", _MADVISE, (start, end - start, _MADV_POPULATE_WRITE), optional=True)
         self._brk, _ = self.perform([Call("brk", _BRK), touch], self._corner())
         name = self._word(self._at_entry.rsp + 8)
-        self._show_arguments(name, name + self._read(name, 256).index(b"\0") + 1)
+        end = name + self._read(name, 256).index(b"\0") + 1
+        scratch = self._corner()
+        self.perform([self._showing(name, end, scratch)], scratch)
 
     def _find_environment(self) -> tuple[int, ...]:
         """Return the addresses of the environment's strings."""
@@ -213,20 +215,21 @@ class Loaded:
         self._write(wanted.rsp, vector)
         environment = self._at_entry.rsp + 8 * (SLOTS + 3)
         self._write(environment + 8 * (len(self._environment) - 1), bytes(8))
-        self._show_arguments(self.room, self.room + len(texts))
         ptrace.set_registers(self.pid, wanted)
-        os.close(self._memory)
         ptrace.detach(self.pid)
+        self._close()
 
-    def _show_arguments(self, start: int, end: int) -> None:
-        """Have /proc/PID/cmdline show the strings from START to END.
+    def showing(self, argv: Sequence[str], scratch: Scratch) -> Call:
+        """Return the call by which /proc/PID/cmdline shows ARGV.
 
-        A kernel without CONFIG_CHECKPOINT_RESTORE goes on showing the first.
+        A kernel without CONFIG_CHECKPOINT_RESTORE goes on showing the program's name.
         """
-        scratch = self._corner()
+        return self._showing(self.room, self.room + len(_texts(argv)), scratch)
+
+    def _showing(self, start: int, end: int, scratch: Scratch) -> Call:
         address = scratch.put(self._memory_map(start, end))
         words = (_PR_SET_MM, _PR_SET_MM_MAP, address, _MM_MAP.size)
-        self.perform([Call("prctl", _PRCTL, words, optional=True)], scratch)
+        return Call("prctl", _PRCTL, words, optional=True)
 
     def _corner(self) -> Scratch:
         return Scratch(self.room + ROOM - _CORNER)
@@ -249,6 +252,9 @@ class Loaded:
             os.kill(self.pid, signal.SIGKILL)
         with suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
+        self._close()
+
+    def _close(self) -> None:
         if self._memory >= 0:
             os.close(self._memory)
             self._memory = -1

@@ -43,7 +43,9 @@ class Ahead:
         with self._sock:
             socket.send_fds(self._sock, [b"\n"], descriptors)
         scratch = self._loaded.scratch(request["argv"])
-        self._loaded.perform(becoming(request, len(descriptors), scratch), scratch)
+        calls = becoming(request, len(descriptors), scratch)
+        calls.append(self._loaded.showing(request["argv"], scratch))
+        self._loaded.perform(calls, scratch)
         self._loaded.go(request["argv"])
 
     def dismiss(self) -> None:
