@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from bundles import MIB, got, put
 from pyvz.errors import Busy, StorageError
 from pyvz.image import disk, identity
+from pyvz.image.report import Report
 from pyvz.linux import imagelock
+from pyvz.model.task import NoProgress
 from pyvz.storage import bundle
 from pyvz.storage.ploopdisk import Disk
 
-MIB = 1 << 20
 GUID = "{11111111-2222-4333-8444-555555555555}"
 OTHER = "{11111111-2222-4333-8444-666666666666}"
 
@@ -27,20 +29,6 @@ def path(tmp_path: Path) -> Path:
     identity.create(made / disk.BASE_FILE, 8 * MIB)
     Disk(made).save(disk.Descriptor(disk_size=8 * MIB))
     return made
-
-
-def put(path: Path, data: bytes, at: int = 0) -> None:
-    place = bundle.find(path)
-    with place.image.open("r+b") as stream:
-        stream.seek(place.offset + at)
-        stream.write(data)
-
-
-def got(path: Path, length: int, at: int = 0) -> bytes:
-    place = bundle.find(path)
-    with place.image.open("rb") as stream:
-        stream.seek(place.offset + at)
-        return stream.read(length)
 
 
 @pytest.mark.requires("root")
@@ -102,3 +90,63 @@ def test_a_qemu_keeps_others_away(path: Path) -> None:
     finally:
         os.close(fd)
     Disk(path).check_idle()
+
+
+@pytest.mark.parametrize(
+    ("size", "cluster"), [(8 * MIB, MIB), (MIB + (32 << 10), 32 << 10), (3 << 19, 1 << 19)]
+)
+def test_made_of_any_size(tmp_path: Path, size: int, cluster: int) -> None:
+    """What comes from elsewhere keeps its size: the guest must not see another one."""
+    place = bundle.create(tmp_path / "new.hdd", size)
+    assert (place.size, place) == (size, bundle.find(tmp_path / "new.hdd"))
+    found = Disk(tmp_path / "new.hdd").descriptor()
+    assert (found.disk_size, found.blocksize) == (size, cluster)
+    assert identity.check(place.image) == Report()
+    assert place.image.stat().st_blocks * 512 < MIB
+
+
+def test_sizes_that_cannot_be(tmp_path: Path) -> None:
+    """Nothing is left, and what was there stays."""
+    for size in (0, 512, MIB + 512):
+        with pytest.raises(StorageError):
+            bundle.create(tmp_path / "new.hdd", size)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").touch()
+    with pytest.raises(FileExistsError):
+        bundle.create(tmp_path / "other", MIB)
+    assert (tmp_path / "other/file").exists()
+
+
+@pytest.mark.requires("root")
+def test_snapshots_go_before_it(path: Path, tmp_path: Path) -> None:
+    """The snapshots are copied, then the image that takes the writes is made, then filled."""
+    target = tmp_path / "target.hdd"
+    bundle.copy_snapshots(path, target, NoProgress())  # it has none
+    assert not target.exists()
+    assert bundle.snapshots(path) == ()
+    put(path, b"first")
+    bundle.keep(path, GUID)
+    bundle.grow(path, 12 * MIB)
+    put(path, b"second")
+    bundle.copy_snapshots(path, target, NoProgress())
+    place = bundle.create(target, 12 * MIB)
+    put(target, b"third")
+    assert bundle.snapshots(target) == bundle.snapshots(path)
+    assert place.size == 12 * MIB
+    bundle.switch(target, GUID)
+    assert (got(target, 6), bundle.find(target).size) == (b"first\0", 8 * MIB)
+    with pytest.raises(StorageError, match="blocks"):
+        bundle.create(target, 12 * MIB + (32 << 10))
+
+
+@pytest.mark.requires("root")
+def test_copied_whole(path: Path, tmp_path: Path) -> None:
+    put(path, b"first")
+    bundle.keep(path, GUID)
+    put(path, b"second")
+    bundle.copy_whole(path, tmp_path / "copy.hdd", NoProgress())
+    assert got(tmp_path / "copy.hdd", 6) == b"second"
+    bundle.switch(tmp_path / "copy.hdd", GUID)
+    assert got(tmp_path / "copy.hdd", 5) == b"first"
+    assert got(path, 6) == b"second"

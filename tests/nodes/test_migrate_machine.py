@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import bundles
 from networld import run
 from pyvz.vm import image
 from tinyguest import tiny_iso
@@ -60,6 +61,15 @@ class Machine:
     @property
     def other(self) -> Side:
         return self.nodes.b if self.at is self.nodes.a else self.nodes.a
+
+    def take_a_bundle(self) -> Path:
+        """Have a ploop disk for its disk; returns its path below the directory of homes."""
+        homes = self.at.root / "vz/vmprivate"
+        home = next(homes.iterdir())
+        self.at.prlctl("set", self.name, "--device-del", "hdd0", "--destroy-image")
+        disk = bundles.made(self.at.cli, home / "own.hdd", 64)
+        self.at.prlctl("set", self.name, "--device-add", "hdd", "--image", os.fspath(disk))
+        return disk.relative_to(homes)
 
     def boot(self) -> None:
         """Start it, give it its address, have it echo on port 7777."""
@@ -131,6 +141,62 @@ def test_live(two_nodes: TwoNodes, tiny_iso: Path) -> None:
         talk.exchange()
         assert machine.count() >= before
     machine.whole()
+
+
+def test_a_bundle(two_nodes: TwoNodes) -> None:
+    """A ploop disk and its snapshots: while it runs, stopped, suspended.  No guest is needed."""
+    a, b, ssh = two_nodes.a, two_nodes.b, ("--ssh", f"-F {two_nodes.ssh_config}")
+    a.prlctl("create", "vm1", "--vmtype", "vm", "-d", "debian", "--no-hdd")
+    a.prlctl("set", "vm1", "--memsize", "64", "--cpus", "1")
+    home = next((a.root / "vz/vmprivate").iterdir())
+    here = bundles.made(a.cli, home / "own.hdd")
+    there = b.root / "vz/vmprivate" / home.name / "own.hdd"
+    a.prlctl("set", "vm1", "--device-add", "hdd", "--image", os.fspath(here))
+    shot = a.prlctl("snapshot", "vm1").split("{")[1].split("}")[0]
+    first = bundles.digest(here)
+    bundles.put(here, os.urandom(1 << 20), 5 << 20)
+    second = bundles.digest(here)
+
+    a.prlctl("start", "vm1")
+    a.prlctl("migrate", *ssh, "vm1", "b")
+    assert (a.state("vm1"), b.state("vm1"), home.exists()) == ("", "running", False)
+    b.prlctl("stop", "vm1", "--kill")
+    bundles.check(b.cli, there)
+    assert bundles.digest(there) == second
+
+    b.prlctl("migrate", *ssh, "vm1", "a")
+    bundles.check(a.cli, here)
+    assert (bundles.digest(here), there.exists()) == (second, False)
+    a.prlctl("snapshot-switch", "vm1", "-i", shot)
+    assert bundles.digest(here) == first
+
+    a.prlctl("start", "vm1")
+    a.prlctl("suspend", "vm1")
+    a.prlctl("migrate", *ssh, "vm1", "b")
+    assert (a.state("vm1"), b.state("vm1")) == ("", "suspended")
+    b.prlctl("resume", "vm1")
+    b.prlctl("stop", "vm1", "--kill")
+    bundles.check(b.cli, there)
+    assert bundles.digest(there) == first
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_busy_bundle(two_nodes: TwoNodes, tiny_iso: Path) -> None:
+    """A ploop disk that its guest writes to: every block that was counted follows."""
+    machine = Machine(two_nodes, tiny_iso)
+    disk = machine.take_a_bundle()
+    machine.boot()
+    machine.load()
+    with two_nodes.talk(ADDRESS, 7777) as talk:
+        for _ in range(5):
+            before = machine.count()
+            print(machine.move().splitlines()[-1], flush=True)
+            talk.exchange()
+            assert machine.count() >= before
+    machine.whole()
+    machine.at.prlctl("stop", "vm1", "--kill")
+    bundles.check(machine.at.cli, machine.at.root / "vz/vmprivate" / disk)
 
 
 @pytest.mark.long

@@ -14,6 +14,7 @@ import pytest
 from test_migrate_faults import Fault, _migrate, _settled
 from test_migrate_machine import Machine
 
+import bundles
 from tinyguest import tiny_iso
 from twonodes import Side, TwoNodes, busybox_root, busybox_tar, two_nodes, wait_for
 
@@ -54,7 +55,26 @@ STAGES = ("Reserving", "Preparing", "Copying disks", "Sending memory", "Switchin
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_short_sweep(two_nodes: TwoNodes, tiny_iso: Path) -> None:
-    sweep(two_nodes, tiny_iso, SHORT)
+    sweep(Machine(two_nodes, tiny_iso, NAME), SHORT)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_bundle(two_nodes: TwoNodes, tiny_iso: Path) -> None:
+    """A ploop disk that is written to all the while: nothing is lost, nothing is left."""
+    machine = Machine(two_nodes, tiny_iso, NAME)
+    disk = machine.take_a_bundle()
+    plan = [(fault, "Copying disks") for fault in FAULTS]
+    plan += [("kill_target_vzd", "Preparing"), *SHORT]
+    sweep(machine, plan, busy=True)
+    machine.whole()
+    here, there = machine.at, machine.other
+    assert _migrate(Fault(here, there), lambda fault: _qemu(fault.here), "Copying disks")
+    wait_for(lambda: here.state(NAME) == "stopped", 120)
+    for side in (here, there):
+        wait_for(lambda side=side: not _left(side), 60)  # type: ignore[misc]
+    assert there.state(NAME) == ""
+    bundles.check(here.cli, here.root / "vz/vmprivate" / disk)
 
 
 @pytest.mark.long
@@ -62,20 +82,22 @@ def test_short_sweep(two_nodes: TwoNodes, tiny_iso: Path) -> None:
 def test_long_sweep(two_nodes: TwoNodes, tiny_iso: Path) -> None:
     plan = [(fault, DECIDED) for fault in FAULTS if fault != "kill_target_qemu"]
     plan += [(fault, stage) for stage in STAGES for fault in FAULTS]
-    sweep(two_nodes, tiny_iso, plan)
+    sweep(Machine(two_nodes, tiny_iso, NAME), plan)
 
 
-def sweep(world: TwoNodes, iso: Path, plan: Sequence[tuple[str, str]]) -> None:
-    """Run every fault; the machine stays wherever it comes to be."""
-    machine = Machine(world, iso, NAME)
+def sweep(machine: Machine, plan: Sequence[tuple[str, str]], *, busy: bool = False) -> None:
+    """Run every fault; the machine stays wherever it comes to be.  busy: its disk is written to."""
     machine.boot()
-    here, there = world.a, world.b
+    if busy:
+        machine.load()
+    here, there = machine.at, machine.other
     here.cli("prlctl", "exec", NAME, f"mkdir -p /root; cat >/root/count <<'END'\n{COUNT}\nEND")
     here.inside(NAME, "sh /root/count >/dev/null 2>&1 </dev/null &")
     wait_for(lambda: here.counter(NAME) > 0)
     for name, stage in plan:
         try:
             here, there = strike(here, there, name, stage)
+            machine.at = here
         except (AssertionError, OSError, ValueError, IndexError) as error:
             raise AssertionError(f"{name} at {stage}: {error}") from error
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from test_machine_mount import disk
 
+from bundles import MIB, check, digest, got, made, put, write_inside
 from images import busybox_root, busybox_tar
 from machineguest import Guest
 from realnode import World, world
@@ -83,6 +84,45 @@ def test_stopped(world: World, tmp_path: Path) -> None:
     world.run("prlctl", "mount", "vm1")
     assert (root / "new").stat().st_size == 300_000
     world.run("prlctl", "umount", "vm1")
+
+
+def test_a_bundle(world: World) -> None:
+    """A ploop disk: what changed is known while one QEMU lives; it comes back as one."""
+    world.run("prlctl", "create", "vm1", "--vmtype", "vm", "-d", "debian", "--no-hdd")
+    home = next((world.root / "vz/vmprivate").iterdir())
+    own = made(world.run, home / "own.hdd")
+    world.run("prlctl", "set", "vm1", "--device-add", "hdd", "--image", os.fspath(own))
+    full, first = backup(world), digest(own)
+    put(own, os.urandom(MIB), 8 * MIB)
+    backup(world)
+    world.run("prlctl", "start", "vm1")
+    backup(world)
+    assert log(world).count("all is read") == 1  # nobody has looked while it did not run
+    world.kill_vzd()
+    write_inside(world.root, home.name, "hdd0", "write -q -P 7 4M 64k")
+    last = backup(world)
+    assert log(world).count("all is read") == 1
+    (kind, whole), *rest = sizes(world)
+    assert [kind, *(each for each, _ in rest)] == ["f", "i", "i", "i"]
+    assert [MIB < whole < 3 * MIB, MIB // 2 < rest[0][1] < 2 * MIB] == [True, True]
+    assert [rest[1][1], rest[2][1] < MIB // 4] == [0, True]
+    world.run("prlctl", "backup-verify", "vm1")
+    world.kill_vzd()
+    write_inside(world.root, home.name, "hdd0", "write -q -P 8 0 64k")
+    world.run("prlctl", "stop", "vm1", "--kill")
+
+    world.run("prlctl", "restore", "-t", last, "-n", "copy")
+    copy = home_of(world, "copy") / "own.hdd"
+    check(world.run, copy)
+    assert got(own, 64 << 10) == b"\x08" * (64 << 10)
+    put(own, got(copy, 64 << 10))
+    assert digest(copy) == digest(own)
+    assert got(copy, 64 << 10, 4 * MIB) == b"\x07" * (64 << 10)
+    world.run("prlctl", "start", "copy")
+    world.run("prlctl", "stop", "copy", "--kill")
+    world.run("prlctl", "restore", "-t", full)  # in place
+    check(world.run, own)
+    assert digest(own) == first
 
 
 @pytest.mark.long

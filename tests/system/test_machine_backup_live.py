@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bundles import MIB, made
 from images import busybox_root, busybox_tar
 from pyvz.storage.daemon import Daemon
 from pyvz.store.lease import holder
@@ -37,13 +38,16 @@ def until(wanted: Callable[[], object], what: str) -> None:
 class Machine:
     """A machine with data on its disk, which runs without a guest."""
 
-    def __init__(self, world: World, scratch: Path) -> None:
+    def __init__(self, world: World, scratch: Path, form: str = "qcow2") -> None:
         self.world = world
         self.prlctl("create", "vm1", "--vmtype", "vm", "-d", "debian")
         self.prlctl("set", "vm1", "--device-del", "hdd0", "--destroy-image-force")
-        raw, image = scratch / "raw", scratch / "image.qcow2"
-        raw.write_bytes(os.urandom(DATA))
-        subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, image], check=True)
+        raw, image = scratch / "raw", scratch / "image.hdd"
+        if form == "ploop":
+            made(world.run, image, 128, DATA // MIB)
+        else:
+            raw.write_bytes(os.urandom(DATA))
+            subprocess.run(["qemu-img", "convert", "-O", form, raw, image], check=True)
         self.prlctl("set", "vm1", "--device-add", "hdd", "--image", os.fspath(image))
         self.prlctl("set", "vm1", "--memsize", "192", "--cpus", "1")
         self.prlctl("start", "vm1")
@@ -141,9 +145,10 @@ def configuration_in_backup(world: World) -> str:
 
 
 @pytest.mark.long
-def test_deaths(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["qcow2", "ploop"])
+def test_deaths(world: World, tmp_path: Path, form: str) -> None:
     """QEMU or vzd dies meanwhile: no backup, and nothing that is in anybody's way."""
-    machine = Machine(world, tmp_path)
+    machine = Machine(world, tmp_path, form)
     with machine.backup_held_up() as backup:
         vzd = int((world.root / "run/pyvz/vzd.lock").read_text())
         os.kill(vzd, signal.SIGKILL)  # it dies when what it reads has come

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -19,7 +20,9 @@ from pyvz.store import checkpoints, copies, pulls
 from pyvz.store.checkpoints import Checkpoint, Checkpoints
 from pyvz.store.copies import Copying
 from pyvz.store.pulls import Export, Pull, Server
+from pyvz.vm import moment
 from pyvz.vm.moment import Bitmap
+from pyvz.vm.monitor import Monitor
 
 ONE, TWO, THREE = (Checkpoint(name, 1, ("hdd0",)) for name in ("one", "two", "three"))
 ALL = Checkpoints((ONE, TWO, THREE))
@@ -190,3 +193,54 @@ def test_a_copy_that_is_under_way(tmp_path: Path) -> None:
         assert not image.exists()
     (tmp_path / copies.NAME).write_text("{}")
     assert copies.load(tmp_path) is None
+
+
+class Talk:
+    """A QEMU that has one disk with bitmaps, and no jobs."""
+
+    def __init__(self, *bitmaps: dict[str, object]) -> None:
+        self.bitmaps, self.removed = bitmaps, list[object]()
+
+    def execute(self, command: str, arguments: dict[str, object] | None = None) -> object:
+        if command == "block-dirty-bitmap-remove":
+            assert arguments is not None
+            self.removed.append(arguments["name"])
+        nodes = [{"node-name": "hdd0", "dirty-bitmaps": self.bitmaps}]
+        return nodes if command == "query-named-block-nodes" else []
+
+
+def row(name: str, *, kept: bool, recording: bool = True, torn: bool = False) -> dict[str, object]:
+    words = {"name": name, "recording": recording, "persistent": kept, "count": 7}
+    return words | ({"inconsistent": True} if torn else {})
+
+
+def test_which_bitmaps_can_be_relied_upon() -> None:
+    """One in memory as well: it is there only while the QEMU lives that began it."""
+    talk = Talk(
+        row("kept", kept=True),
+        row("memory", kept=False),
+        row("torn", kept=True, torn=True),
+        row("still", kept=False, recording=False),
+    )
+    found = moment.every_bitmap(talk.execute, "hdd0")
+    good = {name for name, each in found.items() if each.good}
+    assert good == {"kept", "memory"}
+    assert moment.every_bitmap(talk.execute, "hdd1") == {}
+
+
+def test_only_copies_of_bitmaps_are_taken_away() -> None:
+    """A checkpoint of another disk, in memory, may be called as the copy that a client named."""
+    copy, other = row("x", kept=False, recording=False), row("x", kept=False)
+    talk = Talk(copy)
+    moment.end(cast("Monitor", talk), ("x",))
+    assert talk.removed == ["x"]
+    talk = Talk(other)
+    moment.end(cast("Monitor", talk), ("x",))
+    assert talk.removed == []
+
+
+def test_a_bitmap_is_kept_where_it_can_be() -> None:
+    data = {"node": "hdd0", "name": "x", "persistent": False}
+    wanted = {"type": "block-dirty-bitmap-add", "data": data}
+    assert moment.added("hdd0", moment.Mark("x", kept=False)) == wanted
+    assert moment.added("hdd0", moment.Mark("x"))["data"]["persistent"] is True

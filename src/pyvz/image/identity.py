@@ -38,6 +38,7 @@ from pyvz.image.header import (
     IN_USE,
     IN_USE_AT,
     Header,
+    check_cluster,
 )
 from pyvz.image.report import Report
 from pyvz.linux.file import fsync_directory
@@ -47,21 +48,29 @@ LARGE_RESERVE = 16 << 20  # for disks that may grow to 4 TiB
 _STEP = 1 << 18  # BAT entries in memory at once
 
 
+def cluster_of(size: int) -> int:
+    """Return the largest size of a cluster, at most the usual one, of which SIZE bytes are whole
+    ones; raises StorageError."""
+    cluster = min(CLUSTER, size & -size)
+    check_cluster(cluster)
+    return cluster
+
+
 def capacity(reserve: int, cluster: int = CLUSTER) -> int:
     """Return to what size a disk with a header area of RESERVE bytes can grow."""
     return (reserve - HEADER_SIZE) // BAT_ENTRY * cluster
 
 
-def create(path: str | Path, size: int, *, reserve: int = RESERVE) -> None:
+def create(path: str | Path, size: int, *, reserve: int = RESERVE, cluster: int = CLUSTER) -> None:
     """Make an empty disk of SIZE bytes in the new file PATH; it has its name only when it is whole.
 
     reserve: bytes of the header area, at least; more is taken when SIZE needs it.
     Raises FileExistsError.
     """
-    clusters = _clusters(size)
-    data = _round_up(max(reserve, HEADER_SIZE + BAT_ENTRY * clusters), CLUSTER)
+    clusters = _clusters(size, cluster)
+    data = _round_up(max(reserve, HEADER_SIZE + BAT_ENTRY * clusters), max(cluster, CLUSTER))
     header = Header(
-        version=2, cluster=CLUSTER, clusters=clusters, size=clusters * CLUSTER, data=data
+        version=2, cluster=cluster, clusters=clusters, size=clusters * cluster, data=data
     )
     raw = header.to_bytes()
     path = Path(path)

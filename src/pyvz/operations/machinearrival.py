@@ -35,7 +35,7 @@ from pyvz.operations import (
 )
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal
-from pyvz.vm import image, livememory, mirror
+from pyvz.vm import livememory, mirror
 from pyvz.vm.monitor import Monitor
 from pyvz.vm.spec import Layout
 
@@ -103,7 +103,7 @@ class Arrival:
             if path.parent != self._env.home:
                 raise ProtocolError("The other node offers a disk outside of the machine's home")
             key = machinekeys.of(self._node, drive)  # of the same name on this node
-            image.create(path, disk.size, drive.format, key=key)
+            machinedrives.make(drive, path, disk.size, key)
 
     def _socket(self) -> Path:
         return self._node.machines.directory(self._env.uuid) / _SOCKET

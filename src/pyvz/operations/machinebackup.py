@@ -10,9 +10,9 @@ An encrypted disk is stored as it lies there, encrypted, so the machine must not
 read.
 
 All disks are of one moment; when the guest's agent answers, its file systems are still in it.  What
-changed since the last backup is told by a bitmap in the qcow2 image; a raw disk, and one whose
-bitmap is lost (QEMU was killed), is read whole, and only what the repository does not have is
-stored.
+changed since the last backup is told by a bitmap in the qcow2 image, or in QEMU's memory for
+another image.  Where it is lost (QEMU was killed; of such another image: has ended) the disk is
+read whole, and only what the repository does not have is stored.
 
 The lease is held until the disks are open.  From then on the machine that runs needs to go on
 running (backuplease.py), and its directory in <run> tells the next vzd what a killed one has left;
@@ -35,7 +35,7 @@ from pyvz.backup.chunk import Chunks, Writer
 from pyvz.backup.image import Index, Source
 from pyvz.backup.manifest import IMAGE, Disk, Manifest
 from pyvz.errors import InvalidState, StorageError, Unsupported, VZError
-from pyvz.linux import file
+from pyvz.linux import file, filecopy
 from pyvz.linux.extents import Range
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
@@ -50,11 +50,12 @@ from pyvz.operations import (
 )
 from pyvz.operations.capturedisk import Copy
 from pyvz.operations.node import Node
+from pyvz.storage import bundle
 from pyvz.storage.daemon import NODE, Daemon
 from pyvz.store import copies, pulls
 from pyvz.store.journal import Journal, Record
 from pyvz.vm import blockjob, firmware, image, mirror, moment, tpm
-from pyvz.vm.moment import View
+from pyvz.vm.moment import Mark, View
 
 log = logging.getLogger(__name__)
 
@@ -88,14 +89,24 @@ class Disks:
     def keep(self) -> None:
         """After the commit: bitmaps of earlier backups go."""
         for drive in self._drives:
-            if marked(drive):
+            if has_marks(self._node, self._env, drive):
                 with asked(self._node, self._env, drive) as (execute, name):
                     moment.drop_bitmaps(execute, name, keep=self._mark)
 
 
 def marked(drive: Drive) -> bool:
-    """Whether a bitmap in the image tells what changed since the last backup."""
+    """Whether the image itself can keep a bitmap of what changed."""
     return drive.format == "qcow2" and not drive.keyid
+
+
+def mark_of(drive: Drive, name: str) -> Mark:
+    """Return the bitmap to begin on a disk: in its image, or in QEMU's memory."""
+    return Mark(name, kept=marked(drive))
+
+
+def has_marks(node: Node, env: Environment, drive: Drive) -> bool:
+    """Whether there can be bitmaps of a disk: without QEMU only those in its image."""
+    return marked(drive) or env.uuid in node.machines.running()
 
 
 def _file(path: Path, writer: Writer, progress: Progress) -> Disk:
@@ -129,7 +140,6 @@ def disks_of(
                 f"{drive.name} of {env.name} is a disk of the node ({drive.device})",
                 hint="It is not backed up. Take it away or disable it for the backup.",
             )
-        machinedrives.check_file(drive, "be backed up")
         if drive.keyid and running:
             raise InvalidState(
                 f"{drive.name} of {env.name} is encrypted: what runs would be stored in the clear",
@@ -184,7 +194,7 @@ class _Work:
             views.append(View(drive.name, self._usable(monitor.execute, drive.name)))
             with self._shadow(drive) as descriptor:
                 moment.shadow(monitor, drive.name, descriptor)
-        marks = {each.name: self._mark for each in drives if each.format == "qcow2"}
+        marks = {each.name: mark_of(each, self._mark) for each in drives}
         with machineguest.frozen(self._node, self._env):
             moment.begin(monitor, tuple(views), marks)
         path = self._place / _SOCKET
@@ -209,8 +219,7 @@ class _Work:
         kept.mkdir(mode=0o700, exist_ok=True)
         path = kept / drive.name
         path.unlink(missing_ok=True)
-        found = image.look(machinedrives.source_of(self._env, drive))
-        image.create(path, found.size)
+        image.create(path, machinedrives.size_of(self._env, drive))
         try:
             descriptor = image.open_image(path, writable=True)
         finally:
@@ -221,11 +230,11 @@ class _Work:
             os.close(descriptor)
 
     def stopped(self, drives: tuple[Drive, ...]) -> list[Copy]:
-        """Open the disks of one that does not run: by a storage daemon each."""
+        """Open the disks of one that does not run: most by a storage daemon each."""
         copies = []
         for drive in drives:
-            if drive.keyid:
-                copies.append(self._sealed(drive))
+            if drive.keyid or drive.format == machinedrives.BUNDLE:
+                copies.append(self._sealed(drive) if drive.keyid else self._bundle(drive))
                 continue
             daemon = self._daemon(drive)
             writable = drive.format == "qcow2"  # a bitmap is begun in it
@@ -233,7 +242,8 @@ class _Work:
             daemon.start(blocks, readonly=True)
             view = View(drive.name, self._usable(daemon.execute, NODE))
             if writable:
-                actions = [*moment.stilled(NODE, view.since), moment.added(NODE, self._mark)]
+                added = moment.added(NODE, Mark(self._mark))
+                actions = [*moment.stilled(NODE, view.since), added]
                 daemon.execute("transaction", {"actions": actions})
             path = self._place / f"{drive.name}.sock"
             if view.since:
@@ -249,6 +259,13 @@ class _Work:
         image.check(image.look(path), path, drive.format, keyed=True)
         source = capturedisk.source_of(path, 0, path.stat().st_size, self._stack)
         return Copy(drive.name, _SEALED, source, None)
+
+    def _bundle(self, drive: Drive) -> Copy:
+        """Open a ploop disk, which is part of a file; nobody else has it meanwhile."""
+        still = bundle.still(machinedrives.source_of(self._env, drive))
+        place = self._stack.enter_context(still)
+        source = capturedisk.source_of(place.image, place.offset, place.size, self._stack)
+        return Copy(drive.name, drive.format, source, None)
 
     def _daemon(self, drive: Drive) -> Daemon:
         daemon = Daemon(self._place / drive.name)
@@ -304,7 +321,7 @@ def asked(node: Node, env: Environment, drive: Drive) -> Iterator[tuple[moment.E
 def drop_mark(node: Node, env: Environment, mark: str, drives: tuple[Drive, ...]) -> None:
     """Remove the bitmap of a backup that was not made; one that stays only costs a little."""
     for drive in drives:
-        if not marked(drive):
+        if not has_marks(node, env, drive):
             continue
         with contextlib.suppress(VZError, OSError), asked(node, env, drive) as (execute, name):
             if mark in moment.bitmaps(execute, name):
@@ -383,6 +400,12 @@ def target_of(directory: Path, disk: Disk, image_name: str | None) -> Path:
 
 def fill(disk: Disk, index: Index, target: Path, chunks: Chunks, progress: Progress) -> None:
     """Make the image (or file) of a disk of a backup; raises BackupDamaged, NoSpace."""
+    if disk.driver == machinedrives.BUNDLE:
+        place = bundle.create(target, disk.size)
+        with filecopy.opened(place.image, os.O_RDWR) as fd:
+            images.restore(index, fd, place.offset, chunks, progress)
+            os.fsync(fd)
+        return
     raw = target if disk.driver != "qcow2" else target.with_name(f".{target.name}.raw")
     fd = os.open(raw, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

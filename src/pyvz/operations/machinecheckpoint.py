@@ -1,7 +1,8 @@
 """Checkpoints of a virtual machine: what changed on its disks since is known from then on.
 
     <home>/Checkpoints.json     which there are (store/checkpoints.py)
-    in each qcow2 image         a dirty bitmap of the checkpoint's name
+    in each qcow2 image         a dirty bitmap of the checkpoint's name; that of another image is in
+                                QEMU's memory, and ends with it
 
 A checkpoint commits when the file names it, and is gone when the file names it no more: a bitmap
 that it does not name is nobody's, and goes when one of that name is begun.  Every bitmap goes on
@@ -35,7 +36,7 @@ from pyvz.store import checkpoints
 from pyvz.store.checkpoints import Checkpoint
 from pyvz.store.pulls import Pull
 from pyvz.vm import moment
-from pyvz.vm.moment import Bitmap, Execute
+from pyvz.vm.moment import Bitmap, Execute, Mark
 
 _VERB: Final = "checkpoint"  # of the lease
 
@@ -59,23 +60,25 @@ def check_kind(env: Environment) -> None:
     """Raise Unsupported for a container."""
     if env.kind != Kind.VM:
         raise Unsupported(
-            f"{env.name} is a container: checkpoints are of virtual machines with qcow2 disks",
+            f"{env.name} is a container: checkpoints are of virtual machines",
             hint=f"What changed since the last one is all that prlctl backup {env.name} stores.",
         )
 
 
 def disks_of(node: Node, env: Environment, names: Iterable[str]) -> tuple[Drive, ...]:
-    """Return the disks NAMES, whose images can hold a bitmap; raises Unsupported, NotFound."""
+    """Return the disks NAMES, which can have a bitmap now; raises Unsupported, NotFound."""
     drives = node.registry.config(env).machine.drives
+    running = env.uuid in node.machines.running()
     there = {each.name: each for each in drives if each.is_disk and each.enabled}
     wanted = list(names)
     for name in wanted:
         if name not in there:
             raise NotFound(f"{env.name} has no disk {name}")
-        if not machinebackup.marked(there[name]) or there[name].device:
+        drive = there[name]
+        if drive.device or drive.keyid or not (running or machinebackup.marked(drive)):
             raise Unsupported(
                 f"{name} of {env.name} is no qcow2 image without encryption: it cannot have a"
-                " checkpoint",
+                " checkpoint" + ("" if drive.device or drive.keyid else " while it does not run"),
                 hint="Leave it out: <disk name=... checkpoint='no'/>.",
             )
     if not wanted:
@@ -101,7 +104,7 @@ def create(
         progress.stage(f"Creating the checkpoint {item.name}")
         with ExitStack() as failed:
             if env.uuid in node.machines.running():
-                _begin(node, env, item, quiesce=quiesce, failed=failed)
+                _begin(node, env, _marks(drives, item.name), quiesce=quiesce, failed=failed)
             else:
                 _begin_stopped(node, env, (item.name, drives), failed)
             checkpoints.save(env.home, known)
@@ -109,13 +112,18 @@ def create(
     node.publish("ve-checkpoint", env, checkpoint=item.name)
 
 
+def _marks(drives: Iterable[Drive], name: str) -> Mapping[str, Mark]:
+    """Return the bitmaps of a checkpoint, by disk."""
+    return {drive.name: machinebackup.mark_of(drive, name) for drive in drives}
+
+
 def _begin(
-    node: Node, env: Environment, item: Checkpoint, *, quiesce: bool, failed: ExitStack
+    node: Node, env: Environment, marks: Mapping[str, Mark], *, quiesce: bool, failed: ExitStack
 ) -> None:
     """Begin all bitmaps of a running machine at one moment."""
     monitor = node.machines.monitor(env.uuid)
-    clear(monitor.execute, item.disks, item.name)
-    actions = {"actions": [moment.added(disk, item.name) for disk in item.disks]}
+    clear(monitor.execute, marks)
+    actions = {"actions": [moment.added(disk, mark) for disk, mark in marks.items()]}
     if quiesce:
         with machineguest.frozen(node, env) as still:
             if not still:
@@ -125,7 +133,7 @@ def _begin(
             monitor.execute("transaction", actions)
     else:
         monitor.execute("transaction", actions)
-    failed.callback(clear, monitor.execute, item.disks, item.name)
+    failed.callback(clear, monitor.execute, marks)
 
 
 def _begin_stopped(
@@ -135,16 +143,16 @@ def _begin_stopped(
     name, drives = mark
     for drive in drives:
         with machinebackup.asked(node, env, drive) as (execute, disk):
-            clear(execute, (disk,), name)
-            execute("transaction", {"actions": [moment.added(disk, name)]})
+            clear(execute, {disk: Mark(name)})
+            execute("transaction", {"actions": [moment.added(disk, Mark(name))]})
         failed.callback(_forget, node, env, drive, frozenset({name}))
 
 
-def clear(execute: Execute, disks: Iterable[str], name: str) -> None:
-    """Remove the bitmap NAME of disks where there is one that is nobody's."""
-    for disk in disks:
-        if name in moment.every_bitmap(execute, disk):
-            execute("block-dirty-bitmap-remove", {"node": disk, "name": name})
+def clear(execute: Execute, marks: Mapping[str, Mark]) -> None:
+    """Remove the bitmaps of those names, by disk, where there is one that is nobody's."""
+    for disk, mark in marks.items():
+        if mark.name in moment.every_bitmap(execute, disk):
+            execute("block-dirty-bitmap-remove", {"node": disk, "name": mark.name})
 
 
 def push(node: Node, ref: str, copies: tuple[Copy, ...], plan: Plan, progress: Progress) -> None:
@@ -190,7 +198,7 @@ def pull(node: Node, ref: str, wanted: Pull, plan: Plan, progress: Progress) -> 
 
 def _going_on(
     node: Node, env: Environment, plan: Plan, since: Mapping[str, str]
-) -> tuple[Mapping[str, str], Callable[[], None]]:
+) -> tuple[Mapping[str, Mark], Callable[[], None]]:
     """Check the checkpoints that a backup goes on from, SINCE them by disk.
 
     Returns the bitmaps that begin with it, by disk, and what is to be called when they have.
@@ -199,12 +207,11 @@ def _going_on(
         if name:
             check_usable(node, env, name, (disk,))
     known = checkpoints.load(env.home)
-    marks: dict[str, str] = {}
+    marks: Mapping[str, Mark] = {}
     if plan.item is not None:
-        disks_of(node, env, plan.item.disks)
+        marks = _marks(disks_of(node, env, plan.item.disks), plan.item.name)
         known = known.added(plan.item)
-        marks = dict.fromkeys(plan.item.disks, plan.item.name)
-        clear(node.machines.monitor(env.uuid).execute, marks, plan.item.name)
+        clear(node.machines.monitor(env.uuid).execute, marks)
 
     def begun() -> None:
         checkpoints.save(env.home, known)
@@ -228,7 +235,8 @@ def delete(node: Node, ref: str, name: str, below: Below, progress: Progress) ->
         if below.bitmaps:
             disks = {disk for each in gone for disk in each.disks}
             for drive in node.registry.config(env).machine.drives:
-                if drive.name in disks and drive.enabled and machinebackup.marked(drive):
+                able = drive.enabled and machinebackup.has_marks(node, env, drive)
+                if drive.name in disks and able:
                     _forget(node, env, drive, names)
     for each in gone:
         node.publish("ve-checkpoint-delete", env, checkpoint=each.name)
@@ -265,5 +273,6 @@ def check_usable(node: Node, env: Environment, name: str, disks: Iterable[str]) 
         if disk not in there or not there[disk].good:
             raise CheckpointLost(
                 f"What changed on {disk} of {env.name} since the checkpoint {name} is not known",
-                hint="Its QEMU was killed, it has moved, or is another disk: back it up whole.",
+                hint="Its QEMU was killed (or has ended, of a disk that is no qcow2 image), it has"
+                " moved, or is another disk: back it up whole.",
             )

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from pyvz.errors import FileMissing, StorageError, Unsupported
+from pyvz.errors import FileMissing, StorageError
 from pyvz.linux import blockdevice
 from pyvz.linux.file import write_atomic
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
+from pyvz.model.secret import Secret
 from pyvz.storage import bundle
 from pyvz.vm import firmware, image
+from pyvz.vm.mirror import Target
 from pyvz.vm.spec import DriveSpec, Firmware, boot_places
 
 BUNDLE = "ploop"  # format of a disk that is a directory (storage/bundle.py)
@@ -50,13 +53,24 @@ def file_of(drive: Drive, path: Path) -> Path:
     return bundle.image_of(path) if drive.format == BUNDLE else path
 
 
-def check_file(drive: Drive, verb: str) -> None:
-    """Raise Unsupported for a ploop disk, with which VERB ("be moved") cannot be done."""
+def make(drive: Drive, path: Path, size: int, key: Secret | None) -> None:
+    """Make an empty image at PATH of the drive's format; raises StorageError, NoSpace."""
     if drive.format == BUNDLE:
-        raise Unsupported(
-            f"{drive.name} is a ploop disk, which cannot {verb} together with its virtual machine",
-            hint="Copy its content into another disk, or take it away first.",
-        )
+        bundle.create(path, size)
+    else:
+        image.create(path, size, drive.format, key=key)
+
+
+@contextmanager
+def target_of(drive: Drive, path: Path) -> Iterator[Target]:
+    """Open the image at PATH, which `make` made, for a mirror of the drive."""
+    with ExitStack() as opened:
+        if drive.format == BUNDLE:
+            place = bundle.find(path)
+            yield Target(_opened(place.image, opened, writable=True), "raw", offset=place.offset)
+        else:
+            descriptor = _opened(path, opened, writable=True)
+            yield Target(descriptor, drive.format, secret_of(drive))
 
 
 def secret_of(drive: Drive) -> str:

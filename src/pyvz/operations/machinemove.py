@@ -3,7 +3,8 @@
 QEMU cannot be told that its images are elsewhere now, under the names that everything else calls
 them by.  So its disks are mirrored into new images while it runs; when only what is being written
 is missing, it is stopped, the mirrors are ended, its memory goes into its home (machinestate.py),
-and it goes on at the new place from there, as from a suspension.
+and it goes on at the new place from there, as from a suspension.  Snapshots of ploop disks are
+files that nobody writes to, and are copied; those inside of qcow2 images cannot be.
 
 Whatever fails before the new place is the true one: it goes on where it was.  When vzd dies
 meanwhile, it runs where it was, or is suspended, at the one place or the other.
@@ -12,10 +13,8 @@ meanwhile, it runs where it was, or is suspended, at the one place or the other.
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +35,7 @@ from pyvz.operations import (
     transfer,
 )
 from pyvz.operations.node import Node
+from pyvz.storage import bundle
 from pyvz.store import savedstates
 from pyvz.store.journal import Record
 from pyvz.vm import image, mirror
@@ -86,12 +86,8 @@ class _Journey:
         machineground.quit_machine(node, env)
         machineground.clear(node, env)
         self._progress.stage("Copying what is beside the disks")
-        images = {machinedrives.source_of(env, drive) for drive in self._disks}
-        for entry in sorted(env.home.iterdir()):
-            if entry.name not in _STAYS and entry not in images:
-                argv = ["cp", "--archive", "--reflink=auto", "--sparse=always", "--"]
-                run.run([*argv, entry, staging], timeout=None, poll=self._progress.check)
-        file.syncfs(staging)
+        done = {machinedrives.source_of(env, drive) for drive in self._disks}
+        _copy_rest(env, staging, {env.home / name for name in _STAYS} | done, self._progress)
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -101,17 +97,17 @@ class _Journey:
         """Make the new image of a disk, and mirror the disk into it."""
         source = machinedrives.source_of(self._env, drive)
         target = staging / source.name
-        if not drive.enabled:  # QEMU does not have it
+        if drive.format == machinedrives.BUNDLE:
+            copy_ = bundle.copy_snapshots if drive.enabled else bundle.copy_whole
+            copy_(source, target, self._progress)
+        elif not drive.enabled:
             image.copy(source, target, self._progress)
+        if not drive.enabled:  # QEMU does not have it
             return
-        found = image.look(source)
-        key = machinekeys.of(self._node, drive)
-        image.create(target, found.size, drive.format, key=key)
-        with ExitStack() as opened:
-            descriptor = image.open_image(target, writable=True)
-            opened.callback(os.close, descriptor)
-            secret = machinedrives.secret_of(drive)
-            mirror.begin_here(monitor, drive.name, (descriptor, drive.format, secret))
+        size = machinedrives.size_of(self._env, drive)
+        machinedrives.make(drive, target, size, machinekeys.of(self._node, drive))
+        with machinedrives.target_of(drive, target) as opened:
+            mirror.begin_here(monitor, drive.name, opened)
 
     def _follow(self, monitor: Monitor) -> None:
         """Wait until only what is being written is missing."""
@@ -133,23 +129,50 @@ class _Journey:
             log.exception("%s does not go on", self._env.name)
 
 
+def copy(node: Node, env: Environment, staging: Path, progress: Progress) -> None:
+    """Make the copy of the home of a machine that stands still in `staging`."""
+    staging.mkdir(mode=0o700)
+    done = set()
+    for drive in _disks_inside(node, env):
+        if drive.format == machinedrives.BUNDLE:  # its snapshots share blocks, and go on doing so
+            progress.stage(f"Copying {drive.name}")
+            source = machinedrives.source_of(env, drive)
+            bundle.copy_whole(source, staging / source.name, progress)
+            done.add(source)
+    _copy_rest(env, staging, done, progress)
+
+
+def _copy_rest(env: Environment, staging: Path, done: Set[Path], progress: Progress) -> None:
+    """Copy all of a home that is not DONE, and write it to the disk."""
+    for entry in sorted(env.home.iterdir()):
+        if entry not in done:
+            argv = ["cp", "--archive", "--reflink=auto", "--sparse=always", "--"]
+            run.run([*argv, entry, staging], timeout=None, poll=progress.check)
+    file.syncfs(staging)
+
+
+def _disks_inside(node: Node, env: Environment) -> tuple[Drive, ...]:
+    """Return the disks whose images are in the home."""
+    return tuple(
+        each
+        for each in node.registry.config(env).machine.drives
+        if each.is_disk and each.image and machinedrives.source_of(env, each).parent == env.home
+    )
+
+
 def _mirrored(node: Node, env: Environment) -> tuple[Drive, ...]:
     """Return the disks whose images go along; raises what speaks against it."""
     hint = f"prlctl suspend {env.name}, move it, and resume it."
     if node.status(env) != Status.RUNNING:
         raise InvalidState(f"{env.name} is {node.status(env)}", hint=hint)
-    if savedstates.load(env.home).items:
+    found = _disks_inside(node, env)
+    inside = [each.name for each in found if each.format != machinedrives.BUNDLE]
+    if inside and savedstates.load(env.home).items:
         raise Unsupported(
-            f"{env.name} has snapshots, which are not copied while it runs", hint=hint
+            f"{env.name} has snapshots, which are not copied while it runs: they are inside of"
+            f" the image of {inside[0]}",
+            hint=hint,
         )
-    drives = node.registry.config(env).machine.drives
-    found = tuple(
-        each
-        for each in drives
-        if each.is_disk and each.image and machinedrives.source_of(env, each).parent == env.home
-    )
-    for each in found:
-        machinedrives.check_file(each, "be copied while it runs")
     if any(each.base for each in found):
         raise Unsupported(
             f"{env.name} is a linked clone: it is not copied while it runs", hint=hint

@@ -2,16 +2,19 @@
 
 A disk of a machine that stands still travels as its file is, with the snapshots that are in it.
 One of a machine that runs is mirrored into a new image (vm/mirror.py); what it stands on (a linked
-clone) becomes part of it, and snapshots, which nothing carries from QEMU to QEMU, are refused.
+clone) becomes part of it, and snapshots inside of a qcow2 image, which nothing carries from QEMU to
+QEMU, are refused.  Those of a ploop disk are files beside its image, which travel as they are.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from pyvz.errors import AddressInUse, FileMissing, InvalidState, NodesDiffer, Unsupported
+from pyvz.linux import file
 from pyvz.migration.offer import HOME, MIRROR, DiskOffer, Offer
 from pyvz.model.conffile import ConfFile
 from pyvz.model.config import Config
@@ -26,11 +29,13 @@ from pyvz.operations import (
     vncpassword,
 )
 from pyvz.operations.node import Node
+from pyvz.storage import bundle
 from pyvz.store import checkpoints, savedstates
 from pyvz.vm import accelerator, firmware, helptext, image, tpm
 from pyvz.vm.spec import Layout
 
 REST: Final = "rest"  # the name under which everything beside the disks travels
+_SNAPSHOTS: Final = ":snapshots"  # behind the name of a ploop disk, of which only they are files
 _BESIDE: Final = (
     *("scripts", "dump", "snapshots", savedstates.NAME, checkpoints.NAME),
     *(firmware.VARIABLES, tpm.DIRECTORY),
@@ -45,19 +50,31 @@ def disks_of(config: Config) -> tuple[Drive, ...]:
 
 def offers(node: Node, env: Environment, *, live: bool) -> tuple[DiskOffer, ...]:
     """Return in which form each disk travels; raises Unsupported, InvalidState."""
-    if live and savedstates.load(env.home).items:
+    config = node.registry.config(env)
+    inside = any(each.format != machinedrives.BUNDLE for each in disks_of(config))
+    if live and inside and savedstates.load(env.home).items:
         raise InvalidState(
             f"{env.name} has snapshots and runs: they cannot go along while it does",
             hint=f"prlctl suspend {env.name}, migrate it, and resume it there: everything travels.",
         )
-    config = node.registry.config(env)
     for device in config.machine.usb_devices:
         raise Unsupported(
             f"{device.name} of {env.name} is a USB device of this node ({device.device})",
             hint=f"Take it away first: prlctl set {env.name} --device-del {device.name}",
         )
-    disks = tuple(_disk(env, drive, live=live) for drive in disks_of(config))
+    disks = [_disk(env, drive, live=live) for drive in disks_of(config)]
+    if live:
+        disks += _snapshots(env, disks_of(config))
     return (*disks, DiskOffer(REST, HOME, "", None, 0))
+
+
+def _snapshots(env: Environment, drives: tuple[Drive, ...]) -> Iterator[DiskOffer]:
+    """Yield what of ploop disks goes beside the mirrors."""
+    for drive in drives:
+        path = machinedrives.source_of(env, drive)
+        if drive.enabled and drive.format == machinedrives.BUNDLE and bundle.snapshots(path):
+            used = sum(_taken(path / name) for name in bundle.snapshots(path))
+            yield DiskOffer(path.name + _SNAPSHOTS, HOME, "", None, used)
 
 
 def _disk(env: Environment, drive: Drive, *, live: bool) -> DiskOffer:
@@ -66,7 +83,6 @@ def _disk(env: Environment, drive: Drive, *, live: bool) -> DiskOffer:
             f"{drive.name} of {env.name} is a disk of this node ({drive.device})",
             hint="Take it away first, or copy it into an image.",
         )
-    machinedrives.check_file(drive, "move to another node")
     path = machinedrives.source_of(env, drive)
     if path.parent != env.home:
         raise Unsupported(
@@ -78,6 +94,11 @@ def _disk(env: Environment, drive: Drive, *, live: bool) -> DiskOffer:
             f"{env.name} is a linked clone: its disks stand on those of a template of this node",
             hint="Migrate it while it runs: its disks become whole ones on the way.",
         )
+    if drive.format == machinedrives.BUNDLE:
+        place = bundle.find(path)
+        if live and drive.enabled:
+            return DiskOffer(drive.name, MIRROR, "", place.size, _taken(place.image))
+        return DiskOffer(path.name, HOME, "", None, file.tree_size(path))
     found = image.look(path)
     keyed = bool(drive.keyid)
     image.check(found, path, drive.format, base=bool(drive.base), keyed=keyed)
@@ -93,6 +114,9 @@ def _taken(path: Path) -> int:
 
 def names(env: Environment, disk: DiskOffer) -> tuple[str, ...]:
     """Return the names in the home that travel under one offer."""
+    if disk.name.endswith(_SNAPSHOTS) and not (env.home / disk.name).exists():
+        directory = disk.name.removesuffix(_SNAPSHOTS)
+        return tuple(f"{directory}/{name}" for name in bundle.snapshots(env.home / directory))
     if disk.name != REST:
         return (disk.name,)
     return tuple(name for name in (*_BESIDE, vncpassword.FILE) if (env.home / name).exists()) or (

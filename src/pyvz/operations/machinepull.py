@@ -35,7 +35,7 @@ from pyvz.operations.node import Node
 from pyvz.store import pulls
 from pyvz.store.pulls import Export, Pull, Server
 from pyvz.vm import image, mirror, moment
-from pyvz.vm.moment import View
+from pyvz.vm.moment import Mark, View
 from pyvz.vm.monitor import Monitor
 
 _POLL: Final = 0.5
@@ -97,7 +97,7 @@ def _drives(node: Node, env: Environment) -> dict[str, Drive]:
     return {each.name: each for each in node.registry.config(env).machine.drives if each.enabled}
 
 
-def begin(node: Node, env: Environment, pull: Pull, marks: Mapping[str, str]) -> Monitor:
+def begin(node: Node, env: Environment, pull: Pull, marks: Mapping[str, Mark]) -> Monitor:
     """Make it the moment and serve the disks; MARKS: bitmaps that begin at it, by disk.
 
     The caller holds the lease, has checked, and tidies up (machinebackup.tidy) also after an error.
@@ -119,7 +119,7 @@ def begin(node: Node, env: Environment, pull: Pull, marks: Mapping[str, str]) ->
         if not pull.server.path:
             server = pull.server._replace(port=int(listening.getsockname()[1]))
             pulls.save(directory, pull._replace(server=server))
-        moment.begin(monitor, views, dict(marks))
+        moment.begin(monitor, views, marks)
         moment.export(monitor, listening, views)
     return monitor
 

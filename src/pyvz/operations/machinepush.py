@@ -24,6 +24,7 @@ from pyvz.operations import home, machineblockjob, machinedrives
 from pyvz.operations.node import Node
 from pyvz.store.journal import Journal, Record
 from pyvz.vm import image, push
+from pyvz.vm.moment import Mark
 from pyvz.vm.monitor import Monitor
 from pyvz.vm.push import Target
 
@@ -50,7 +51,7 @@ class Push(NamedTuple):
     """A backup in push mode.  begun: called once it goes; marks: bitmaps that begin, by disk."""
 
     copies: tuple[Copy, ...]
-    marks: Mapping[str, str]
+    marks: Mapping[str, Mark]
     begun: Callable[[], None]
 
 

@@ -6,6 +6,8 @@ renamed.  To another file system one that runs is mirrored (machinemove.py).
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pyvz.errors import AlreadyMounted, PrivateExists
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
@@ -75,5 +77,9 @@ def _move_machine(node: Node, old: Environment, new: Environment, progress: Prog
     beside = same_file_system(old.home, new.home.parent)
     if status not in {Status.STOPPED, Status.SUSPENDED} and not beside:
         machinemove.move(node, old, new, progress)
-    else:
-        transfer(node, old, new, progress)
+        return
+
+    def fill(staging: Path) -> None:
+        machinemove.copy(node, old, staging, progress)
+
+    transfer(node, old, new, progress, fill=None if beside else fill)

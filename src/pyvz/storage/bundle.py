@@ -21,9 +21,9 @@ from uuid import uuid4
 from pyvz.errors import NotFound, StorageError
 from pyvz.image import disk, identity
 from pyvz.image.file import opened
-from pyvz.linux import file
-from pyvz.model.task import NoProgress
-from pyvz.storage import ploopdisk
+from pyvz.linux import file, filecopy
+from pyvz.model.task import NoProgress, Progress
+from pyvz.storage import ploopcopy, ploopdisk
 from pyvz.storage.ploopdisk import Disk
 
 
@@ -72,6 +72,70 @@ def held(path: Path) -> Iterator[Place]:
     with found.locked():
         found.check_unmounted()
         yield find(path)
+
+
+@contextmanager
+def still(path: Path) -> Iterator[Place]:
+    """Yield where the disk is, which nobody has, and let nobody have it for the block.
+
+    Raises as `held` does, and Busy for one that a QEMU has.
+    """
+    with held(path) as place:
+        Disk(path).check_idle()
+        yield place
+
+
+def create(path: Path, size: int) -> Place:
+    """Make an empty disk of exactly SIZE bytes; whole or not there.
+
+    Where snapshots came before it (`copy_snapshots`), only the image that takes the writes is made.
+    Raises StorageError, NoSpace.
+    """
+    found = Disk(path)
+    fresh = not found.exists
+    cluster = identity.cluster_of(size) if fresh else found.descriptor().blocksize
+    if size % cluster:
+        raise StorageError(f"{path} cannot have {size} bytes: its blocks have {cluster}")
+    if not fresh:
+        identity.create(found.top(), size, cluster=cluster)
+        return find(path)
+    path.mkdir(mode=0o700)
+    try:
+        identity.create(path / disk.BASE_FILE, size, cluster=cluster)
+        found.save(disk.Descriptor(disk_size=size, blocksize=cluster))
+    except BaseException:
+        remove(path)
+        raise
+    return find(path)
+
+
+def snapshots(path: Path) -> tuple[str, ...]:
+    """Return the files of all but the image that takes the writes, and the descriptor; none
+    without snapshots.
+
+    They do not change while a machine has the disk.
+    """
+    value = Disk(path).descriptor()
+    files = tuple(image.file for image in value.images if image.guid != value.top)
+    return (*files, disk.NAME) if files else ()
+
+
+def copy_snapshots(path: Path, target: Path, progress: Progress) -> None:
+    """Make TARGET what the disk is but for the image that takes the writes, which `create` makes.
+
+    Nothing happens without snapshots.  The disk may be in use.
+    """
+    if not snapshots(path):
+        return
+    value = Disk(path).descriptor()
+    target.mkdir(mode=0o700)
+    like: filecopy.Like | None = None
+    for image in value.images:
+        if image.guid != value.top:
+            both = filecopy.Like(path / image.file, target / image.file)
+            ploopdisk.copy(*both, progress, like)
+            like = both
+    Disk(target).save(value)
 
 
 def grow(path: Path, size: int) -> int:
@@ -124,13 +188,26 @@ def copy(path: Path, target: Path) -> None:
 
     Whole or not there.  Nobody may have the disk open.
     """
-    with held(path) as place:
-        Disk(path).check_idle()
+    with still(path) as place:
         target.mkdir(mode=0o700)
         try:
             ploopdisk.copy(place.image, target / disk.BASE_FILE, NoProgress())
             block = Disk(path).descriptor().blocksize
             Disk(target).save(disk.Descriptor(disk_size=place.size, blocksize=block))
+        except BaseException:
+            remove(target)
+            raise
+
+
+def copy_whole(path: Path, target: Path, progress: Progress) -> None:
+    """Make TARGET the same disk with its snapshots, which share there what they share here.
+
+    Whole or not there.  Nobody may have the disk open.
+    """
+    with still(path):
+        target.mkdir(mode=0o700)
+        try:
+            ploopcopy.copy_disk(Disk(path), target, progress)
         except BaseException:
             remove(target)
             raise

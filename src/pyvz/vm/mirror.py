@@ -25,6 +25,19 @@ _POLL: Final = 0.05
 _END: Final = 300.0  # seconds without a byte more, after which a mirror is given up
 
 
+class Target(NamedTuple):
+    """A new, empty image of this node that a disk is mirrored into.
+
+    descriptor: open for writing.  secret: QEMU's object with its key.  offset: where in it the
+    disk begins, in bytes.
+    """
+
+    descriptor: int
+    format: str
+    secret: str = ""
+    offset: int = 0
+
+
 class Amount(NamedTuple):
     """How far mirrors are: bytes; ready: what is left is only what is being written."""
 
@@ -62,21 +75,19 @@ def begin(monitor: Monitor, name: str, sock: socket.socket, *, whole: bool) -> N
     _mirror(monitor, name, whole=whole)
 
 
-def begin_here(monitor: Monitor, name: str, target: tuple[int, str, str]) -> None:
-    """Mirror the disk NAME into a new, empty image of this node.
-
-    target: its descriptor, open for writing; its format; QEMU's object with its key, or "".
-    """
-    descriptor, form, secret = target
-    path = monitor.add_file(descriptor)
+def begin_here(monitor: Monitor, name: str, target: Target) -> None:
+    """Mirror the disk NAME into a new, empty image of this node."""
+    path = monitor.add_file(target.descriptor)
     node = _node(name)
     # The file has no name of its own, so that it goes with the image.
-    words: dict[str, Any] = {"driver": form, "node-name": node, "discard": "unmap"}
+    words: dict[str, Any] = {"driver": target.format, "node-name": node, "discard": "unmap"}
     words |= {"file": {"driver": "file", "filename": path}, "detect-zeroes": "unmap"}
-    if form == "qcow2":
+    if target.format == "qcow2":
         words["backing"] = None
-    if secret:
-        words["encrypt"] = {"format": "luks", "key-secret": secret}
+    if target.secret:
+        words["encrypt"] = {"format": "luks", "key-secret": target.secret}
+    if target.offset:
+        words["offset"] = target.offset
     try:
         monitor.execute("blockdev-add", words)
     finally:

@@ -4,8 +4,9 @@ since an earlier moment.
     disk hdd0 <- shadow-hdd0 (qcow2): keeps what is overwritten from that moment on
     NBD export hdd0 of the shadow: reads as the disk did
 
-QEMU calls it image fleecing.  A dirty bitmap, kept in the qcow2 image, is begun in the same
-transaction: it tells the next time which blocks have been written since.  Bitmaps are called by
+QEMU calls it image fleecing.  A dirty bitmap is begun in the same transaction: it tells the next
+time which blocks have been written since.  It is kept in the qcow2 image; one of another image is
+in QEMU's memory and ends with it, so that what is there can be relied upon.  Bitmaps are called by
 the backup that they go on from.  Everything is the same in a storage daemon, for a machine that
 does not run; there nothing is overwritten, and no shadow is needed.
 Source: QEMU, docs/interop/bitmaps.rst, docs/tools/qemu-img.rst (x-dirty-bitmap).
@@ -18,7 +19,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -51,6 +52,13 @@ class View(NamedTuple):
     still: str = STILL
 
 
+class Mark(NamedTuple):
+    """A dirty bitmap to begin.  kept: in the image, else it ends with QEMU."""
+
+    name: str
+    kept: bool = True
+
+
 class Bitmap(NamedTuple):
     """A dirty bitmap.  good: it can be relied upon; written: bytes that it says were written."""
 
@@ -75,7 +83,7 @@ def every_bitmap(execute: Execute, node: str) -> dict[str, Bitmap]:
     for each in execute("query-named-block-nodes", {"flat": True}):
         if each["node-name"] == node:
             for row in each.get("dirty-bitmaps", ()):
-                good = not row.get("inconsistent") and row["recording"] and row["persistent"]
+                good = not row.get("inconsistent") and row["recording"]
                 found[str(row.get("name", ""))] = Bitmap(bool(good), int(row["count"]))
     return found
 
@@ -88,12 +96,10 @@ def drop_bitmaps(execute: Execute, node: str, *, keep: str = "") -> None:
                 execute("block-dirty-bitmap-remove", {"node": node, "name": name})
 
 
-def added(node: str, mark: str) -> dict[str, Any]:
+def added(node: str, mark: Mark) -> dict[str, Any]:
     """Return the action (of a transaction) that begins a bitmap."""
-    return {
-        "type": "block-dirty-bitmap-add",
-        "data": {"node": node, "name": mark, "persistent": True},
-    }
+    data = {"node": node, "name": mark.name, "persistent": mark.kept}
+    return {"type": "block-dirty-bitmap-add", "data": data}
 
 
 def stilled(node: str, since: str, still: str = STILL) -> list[dict[str, Any]]:
@@ -124,7 +130,7 @@ def shadow(monitor: Monitor, name: str, descriptor: int) -> None:
         monitor.remove_file(path)
 
 
-def begin(monitor: Monitor, views: tuple[View, ...], marks: dict[str, str]) -> None:
+def begin(monitor: Monitor, views: tuple[View, ...], marks: Mapping[str, Mark]) -> None:
     """Make it the moment for disks that have shadows; MARKS: bitmaps to begin, by disk."""
     actions = [added(name, mark) for name, mark in marks.items()]
     for view in views:
@@ -178,7 +184,7 @@ def end(monitor: Monitor, stills: Collection[str] = (STILL,)) -> None:
                     monitor.execute("blockdev-del", {"node-name": node})
         for each in nodes:
             for row in each.get("dirty-bitmaps", ()):
-                if row.get("name") in stills and not row["persistent"]:
+                if row.get("name") in stills and not (row["persistent"] or row["recording"]):
                     words = {"node": each["node-name"], "name": row["name"]}
                     with suppress(VZError):
                         monitor.execute("block-dirty-bitmap-remove", words)

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 from pyvz.errors import MonitorError, VZError
 from pyvz.vm import moment
 from pyvz.vm.blockjob import Amount
+from pyvz.vm.moment import Mark
 from pyvz.vm.monitor import Monitor
 
 STILL: Final = "pyvz-push"  # bitmap of what had changed at the moment
@@ -49,7 +50,7 @@ def lay(monitor: Monitor, target: Target, descriptor: int) -> None:
         monitor.remove_file(path)
 
 
-def begin(monitor: Monitor, targets: tuple[Target, ...], marks: Mapping[str, str]) -> None:
+def begin(monitor: Monitor, targets: tuple[Target, ...], marks: Mapping[str, Mark]) -> None:
     """Make it the moment; MARKS: bitmaps that begin at it, by disk.  Raises MonitorError."""
     actions = [moment.added(disk, mark) for disk, mark in marks.items()]
     for target in targets:
