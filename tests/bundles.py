@@ -45,11 +45,13 @@ def made(run: Run, path: Path, size: int = 16, data: int = 2) -> Path:
 
 
 def check(run: Run, path: Path) -> None:
-    """Have it be whole, and nothing lie in it that it does not name."""
+    """Have it be whole, with nothing in it that it does not name, and holes where nothing is."""
     said = run("ploop", "check", os.fspath(path / "DiskDescriptor.xml"))
     assert not any(word in said for word in ("repair", "leak", "belong", "not closed")), said
     named = {"DiskDescriptor.xml", "DiskDescriptor.xml.lck", bundle.find(path).image.name}
     assert {each.name for each in path.iterdir()} == named | set(bundle.snapshots(path))
+    image = bundle.find(path).image.stat()
+    assert image.st_blocks * 512 < image.st_size - 8 * MIB  # 4 of it for the header
 
 
 def write_inside(root: Path, uuid: str, disk: str, words: str) -> None:

@@ -14,6 +14,7 @@ from pyvz.gateway.domain import Domain
 from pyvz.gateway.failure import Failure
 from pyvz.gateway.notes import parsed
 from pyvz.gateway.xdr import Typed
+from pyvz.model.grammar_machine import Drive
 from pyvz.model.task import Progress
 from pyvz.operations import machineblockcopy, machineblockjob
 from pyvz.operations.machineblockcopy import Copy
@@ -140,7 +141,7 @@ def _rebase(
         raise Failure(failure.UNSUPPORTED, f"A copy with the flags 0x{flags:x}")
     found = _machine(call, dom)
     drive = machineblock.find(found, path)
-    form = "raw" if flags & RAW else drive.format
+    form = "raw" if flags & RAW else _form(drive)
     speed = _speed(bandwidth, in_bytes=bool(flags & REBASE_BYTES))
     reuse = bool(flags & REUSE)
     return _copying(call, found, Copy(drive.name, _target(base), form, reuse, speed))
@@ -159,7 +160,7 @@ def _copy_to(
         if param.field != "bandwidth":
             raise Failure(failure.UNSUPPORTED, f"The parameter {param.field} of a copy")
         speed = int(param.value)
-    copy = Copy(drive.name, place, form or drive.format, bool(flags & REUSE), speed)
+    copy = Copy(drive.name, place, form or _form(drive), bool(flags & REUSE), speed)
     return _copying(call, found, copy)
 
 
@@ -168,6 +169,11 @@ def _copying(call: Call, found: Domain, copy: Copy) -> _Wanted:
         machineblockcopy.copy(call.office.node, found.env.uuid, copy, begun, progress)
 
     return _Wanted(found, run)
+
+
+def _form(drive: Drive) -> str:
+    """Return the format of a copy when none is said: of a ploop disk its content."""
+    return drive.format if drive.format in _FORMATS else "raw"
 
 
 def destination_of(text: str) -> tuple[Path, str]:
