@@ -7,7 +7,11 @@ import io
 import struct
 import tarfile
 
+import pytest
+
+from pyvz.errors import BadValue
 from pyvz.model.config import Config
+from pyvz.model.grammar_ssh import SshKeys
 from pyvz.operations import machinefiles
 from pyvz.template import machinetree
 from pyvz.vm import bootdisk, commandline
@@ -50,12 +54,43 @@ def test_the_payload_is_an_archive_that_belongs_to_root() -> None:
     data = base64.b64decode(machinefiles.payload("vm1", config))
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         members = {member.name: member for member in tar.getmembers()}
-        assert members.keys() == {"etc/hostname", "etc/hosts"}
+        keys = {"etc/ssh/pyvz_keys/root", "etc/ssh/sshd_config.d/50-pyvz.conf"}
+        assert members.keys() == {"etc/hostname", "etc/hosts", *keys}
         assert all(member.uid == 0 and member.mode == 0o644 for member in members.values())
         hosts = tar.extractfile("etc/hosts")
         assert hosts is not None
         assert b"127.0.1.1 a.example.org a\n" in hosts.read()
     assert machinefiles.files("vm1", Config.parse({}))["etc/hostname"] == "vm1\n"
+
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFQCxC8IXVIw7G4afjasSbWRfg8GvkScJ3NLtzqthaYI"
+
+
+def test_ssh_keys() -> None:
+    config = Config.parse({"VM_SSH_KEYS": f"{KEY} me@home;{KEY} the same  $key"})
+    assert config.machine.ssh_keys == (f"{KEY} me@home", f"{KEY} the-same-key")
+    made = machinefiles.files("vm1", config)
+    assert made["etc/ssh/pyvz_keys/root"].splitlines() == list(config.machine.ssh_keys)
+    assert "/etc/ssh/pyvz_keys/%u" in made["etc/ssh/sshd_config.d/50-pyvz.conf"]
+    assert SshKeys().parse(f"# a file\n\n{KEY}\n") == (KEY,)
+    assert machinefiles.files("vm1", Config.parse({}))["etc/ssh/pyvz_keys/root"] == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-----BEGIN OPENSSH PRIVATE KEY-----",
+        f'command="reboot" {KEY}',
+        KEY.replace("ssh-ed25519", "ssh-rsa"),
+        "ssh-ed25519",
+        "ssh-ed25519 AAAA",
+        "ssh-ed25519 not base64",
+        "\n".join(f"{KEY} {number}" for number in range(33)),
+    ],
+)
+def test_what_is_no_ssh_key(text: str) -> None:
+    with pytest.raises(BadValue):
+        SshKeys().parse(text)
 
 
 def test_host_and_guest_speak_of_the_same_name() -> None:

@@ -88,6 +88,7 @@ PRLCTL: tuple[OptionRow, ...] = (
     ("--cpu-model", "MODEL|host", ""),
     ("--cpu-features", "FEATURES|none", ""),
     ("--channels", "NAMES|none", ""),
+    ("--ssh-keys", "FILE|none", ""),
     ("--on-crash", "pause|restart", ""),
     ("--nested-virt", "on|off", ""),
     ("--vnc-mode", "auto|manual|off", ""),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ID = "ID|NAME"
 
 VERBS: tuple[VerbRow, ...] = (
-    ("create", "NAME", "create a container", "prlctl_provision"),
+    ("create", "NAME", "create a container or a virtual machine", "prlctl_provision"),
     ("delete,destroy", ID, "delete an environment with its files", "prlctl_provision"),
     ("register", "PATH", "make an existing private area known", "prlctl_provision"),
     ("unregister", ID, "forget an environment, keep its files", "prlctl_provision"),
@@ -41,7 +41,7 @@ VERBS: tuple[VerbRow, ...] = (
     ("pause", ID, "freeze in memory", "prlctl_lifecycle"),
     ("suspend", ID, "write the memory to disk and end it", "prlctl_lifecycle"),
     ("resume", ID, "continue a paused or suspended one", "prlctl_lifecycle"),
-    ("mount", ID, "mount the root of a stopped container", "prlctl_lifecycle"),
+    ("mount", ID, "mount the root of a stopped environment", "prlctl_lifecycle"),
     ("umount", ID, "unmount the root", "prlctl_lifecycle"),
     ("snapshot", ID, "keep disks and configuration as they are now", "prlctl_snapshot"),
     ("snapshot-list", ID, "list snapshots", "prlctl_snapshot"),

@@ -126,7 +126,9 @@ def mount_(args: Arguments, server: Server) -> int:
         raise UsageError(f"An incorrect value '{mode}' for --options is specified")
     if args.has("info"):
         info = server.ask("Environment.List", refs=[subject.uuid], fields=["root"])
-        say(str(info["rows"][0]["root"]) if subject.status != "stopped" else "not mounted")
+        # A container that runs has its root mounted; the disks of a machine only QEMU has then.
+        states = {"mounted"} if subject.kind == "VM" else {"mounted", "running", "paused"}
+        say(str(info["rows"][0]["root"]) if subject.status in states else "not mounted")
         return 0
     words = ("Mounting", "mount", "successfully mounted.")
     wanted = {} if mode is None else {"readonly": mode == "ro"}

@@ -23,6 +23,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("--uuid", "UUID", "use this UUID"),
         ("--no-hdd", "", "make no root disk"),
         ("--chipset", "q35|piix", "board of a VM (default: q35); it keeps it"),
+        ("--ssh-keys", "FILE", "public keys that let in as root, of a VM from a template"),
         ("--encryption-keyid", "ID", "encrypt the disk of a VM with this key of the node"),
         ("--import", "PATH", "make a VM of a disk image, OVA or OVF; the source stays as it is"),
         ("-o,--ostype", "NAME|list", "family of the guest of a VM; ignored for containers"),
@@ -44,7 +45,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("-t,--template", "", "the copy becomes a template"),
         ("-s,--changesid", "", "for VMs; ignored for containers"),
         ("--linked", "", "copy nothing: share the blocks of the original"),
-        ("--detach-external-hdd", "yes|no", "leave disks outside the private area behind"),
+        ("--detach-external-hdd", "yes|no", "leave disks outside a VM's home behind (no: copy)"),
         ("--online", "", "accepted, no effect"),
     ),
     "move": (
@@ -53,6 +54,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
     ),
 }
 
+_SWITCH = {"yes": True, "on": True, "no": False, "off": False}
 _KINDS = {"ct": "ct", "c": "ct", "vm": "vm", "v": "vm"}
 
 
@@ -69,8 +71,8 @@ def create_(args: Arguments, server: Server) -> int:
         return _create_machine(args, server, name)
     if args.has("distribution") or args.has("ostype"):
         say("The --distribution and --ostype options are ignored for containers.")
-    if args.has("chipset"):
-        raise UsageError("A container has no chipset")
+    if args.has("chipset") or args.has("ssh-keys"):
+        raise UsageError("--chipset and --ssh-keys are for virtual machines")
     if args.has("encryption-keyid"):
         raise Unsupported("Encrypted disks are not supported yet")
     say("Creating the Container...")
@@ -112,6 +114,10 @@ def _create_machine(args: Arguments, server: Server, name: str) -> int:
         options.append({"name": "distribution", "value": found})
     if args.has("chipset"):
         options.append({"name": "chipset", "value": args.value("chipset")})
+    if args.has("ssh-keys"):
+        from pyvz.cli.prlctl_set import keys_of  # noqa: PLC0415  few give them
+
+        options.append({"name": "ssh-keys", "value": keys_of(args.value("ssh-keys") or "")})
     source, key = args.value("import"), args.value("encryption-keyid")
     if key is not None and (source or args.has("no-hdd")):
         raise UsageError("--encryption-keyid is about the disk that is made")
@@ -191,6 +197,11 @@ def clone_(args: Arguments, server: Server) -> int:
     if not name:
         raise UsageError(f"Failed to clone the {kind}; the --name option is not specified.")
     template = args.has("template")
+    detach = args.value("detach-external-hdd", "no")
+    if detach not in _SWITCH:
+        raise UsageError(
+            f"An incorrect value '{detach}' for --detach-external-hdd is specified: use yes or no"
+        )
     say(f"Clone the {ref} {kind} to {'template' if template else kind} {name}...")
     try:
         server.run(
@@ -200,6 +211,7 @@ def clone_(args: Arguments, server: Server) -> int:
             dst=_place(args),
             template=template,
             linked=args.has("linked"),
+            detach=_SWITCH[detach or ""],
         )
     except VZError as error:
         raise failed(f"clone the {kind}", error) from error

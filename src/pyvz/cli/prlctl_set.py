@@ -19,6 +19,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {"set": options.PRLCTL}
 
 # Not parameters: they say how prlctl itself works.
 _NOT_SENT = frozenset({"login", "read-passwd", "verbose", "timeout", "compat", "debug"})
+_LONGEST = 1 << 17  # characters of a file of keys
 
 
 def set_(args: Arguments, server: Server) -> int:
@@ -30,16 +31,13 @@ def set_(args: Arguments, server: Server) -> int:
     if not given:
         raise UsageError("No options are specified", hint="prlctl --help lists them.")
     subject = find(server, ref)
-    for option in given:
-        if option["name"] == "image" and option["value"]:  # as the original: of our directory
-            option["value"] = os.path.realpath(option["value"])
-        elif option["name"] == "distribution":
-            from pyvz.cli import distributions  # noqa: PLC0415  few ask for it
+    if {"name": "distribution", "value": "list"} in given:
+        from pyvz.cli import distributions  # noqa: PLC0415  few ask for it
 
-            if option["value"] == "list":
-                say(distributions.listing(families=False))
-                return 0
-            option["value"] = distributions.find(str(option["value"]), family=False)
+        say(distributions.listing(families=False))
+        return 0
+    for option in given:
+        option["value"] = _understood(option["name"] or "", option["value"])
     try:
         reply = server.change(
             "Environment.Set", ref=subject.uuid, dialect="prlctl", options=given, save=True
@@ -55,3 +53,33 @@ def set_(args: Arguments, server: Server) -> int:
         sys.stderr.write(f"Takes effect after a restart of the {subject.kind}: {names}\n")
     say(f"\nThe {subject.kind} has been successfully configured.")
     return 0
+
+
+def _understood(name: str, value: str | None) -> str | None:
+    """Return the value of an option as the server takes it, which knows neither our directory nor
+    our files.
+    """
+    if name == "image" and value:
+        return os.path.realpath(value)
+    if name == "distribution":
+        from pyvz.cli import distributions  # noqa: PLC0415  few ask for it
+
+        return distributions.find(str(value), family=False)
+    if name == "ssh-keys":
+        return keys_of(str(value))
+    return value
+
+
+def keys_of(path: str) -> str:
+    """Return the content of a file of public keys; "none" stays what it is."""
+    if path == "none":
+        return path
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            lines = file.read(_LONGEST).splitlines()
+    except OSError as error:
+        raise BadValue(f"--ssh-keys: {path} cannot be read: {error.strerror}") from error
+    keys = [line for line in lines if line.strip() and not line.startswith("#")]
+    if not keys:
+        raise BadValue(f"--ssh-keys: there is no key in {path}", hint="none takes all away.")
+    return ";".join(keys)

@@ -24,6 +24,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
     "snapshot": (
         ("-n,--name", "NAME", "name of the snapshot"),
         ("-d,--description", "TEXT", "description of the snapshot"),
+        ("--skip-suspend", "", "the disks only, without the memory of one that runs"),
         _WAIT,
     ),
     "snapshot-list": (
@@ -56,11 +57,12 @@ def snapshot_(args: Arguments, server: Server) -> int:
             ref=subject.uuid,
             name=args.value("name") or "",
             description=args.value("description") or "",
-            memory=True,
+            memory=not args.has("skip-suspend"),
         )
     except VZError as error:
         raise failed("create the snapshot", error) from error
-    tell_memory(made)
+    if not args.has("skip-suspend"):
+        tell_memory(made)
     say(f"The snapshot with id {made['id']} has been successfully created.")
     return 0
 

@@ -313,7 +313,7 @@ class Environment(Api, VarlinkInterface, name="io.pyvz.Environment"):
         )
 
     @streaming(Uuid)
-    def Clone(
+    def Clone(  # noqa: PLR0913  the fields of CloneOptions
         self,
         node: Node,
         *,
@@ -322,12 +322,14 @@ class Environment(Api, VarlinkInterface, name="io.pyvz.Environment"):
         dst: str | None = None,
         template: bool = False,
         linked: bool = False,
+        detach: bool = False,
     ) -> Work:
         """Copy it under a new name.  template: the copy is a template.  Can be called off.
 
         linked: nothing is copied, both share what they have; refused where that is not possible.
+        detach: the copy of a virtual machine goes without disks that are not in its home.
         """
-        options = clone.CloneOptions(dst, template=template, linked=linked)
+        options = clone.CloneOptions(dst, template, linked, detach)
         return Work(
             "clone",
             ref,

@@ -6,7 +6,7 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from pyvz.errors import VZError
 from pyvz.gateway import failure, machinexml
@@ -17,7 +17,8 @@ from pyvz.model.grammar_machine import Drive
 from pyvz.operations import machinedrives
 from pyvz.operations.node import Node
 from pyvz.units import KIB
-from pyvz.vm import image
+from pyvz.vm import blockfigures, image
+from pyvz.vm.blockfigures import Moved
 
 _JOBS: Final = {"stream": 1, "mirror": 2, "backup": 5}
 _BLOCK: Final = 512  # bytes of st_blocks
@@ -27,29 +28,11 @@ WORDS: Final = (
     *("rd_operations", "rd_bytes", "rd_total_times"),
     *("wr_operations", "wr_bytes", "wr_total_times"),
     *("flush_operations", "flush_total_times"),
-)  # of libvirt for what QEMU calls:
-_OF_QEMU: Final = (
-    *("rd_operations", "rd_bytes", "rd_total_time_ns"),
-    *("wr_operations", "wr_bytes", "wr_total_time_ns"),
-    *("flush_operations", "flush_total_time_ns"),
-)
+)  # of libvirt for the fields of Moved
 _IN_BULK: Final = (
     *("rd.reqs", "rd.bytes", "rd.times", "wr.reqs", "wr.bytes", "wr.times"),
     *("fl.reqs", "fl.times"),
 )
-
-
-class Moved(NamedTuple):
-    """Requests, bytes and nanoseconds of a drive since the machine was started."""
-
-    reads: int = 0
-    read: int = 0
-    reading: int = 0
-    writes: int = 0
-    written: int = 0
-    writing: int = 0
-    flushes: int = 0
-    flushing: int = 0
 
 
 def find(domain: Domain, path: str) -> Drive:
@@ -63,13 +46,11 @@ def find(domain: Domain, path: str) -> Drive:
 
 def moved(node: Node, domain: Domain) -> dict[str, Moved]:
     """Return what each drive has moved, by our names; nothing when QEMU does not answer."""
-    found: dict[str, Moved] = {}
     if not domain.running:
-        return found
-    with suppress(VZError, LookupError, TypeError, ValueError):
-        for each in node.machines.monitor(domain.env.uuid).execute("query-blockstats"):
-            found[str(each.get("node-name", ""))] = _moved(each["stats"])
-    return found
+        return {}
+    with suppress(VZError):
+        return blockfigures.moved(node.machines.monitor(domain.env.uuid))
+    return {}
 
 
 def of_one(node: Node, domain: Domain, path: str) -> Moved:
@@ -133,7 +114,3 @@ def job(node: Node, domain: Domain, path: str) -> dict[str, int] | None:
             speed = int(each["speed"])
             return {"type": _JOBS[str(each["type"])], "bandwidth": speed, "cur": done, "end": total}
     return None
-
-
-def _moved(stats: dict[str, Any]) -> Moved:
-    return Moved(*(int(stats[word]) for word in _OF_QEMU))

@@ -10,6 +10,7 @@ from pyvz.errors import BadValue
 from pyvz.model.grammar import Choice, Integer, Text, YesNo
 from pyvz.model.grammar_machine import BootDevices, Channels, Drives, SerialPorts, UsbDevices
 from pyvz.model.grammar_processor import Features
+from pyvz.model.grammar_ssh import SshKeys
 from pyvz.model.param import MACHINES, Option, Param, tools
 from pyvz.units import MIB, parse_size
 
@@ -74,7 +75,7 @@ def _crash_action(text: str) -> str:
     return _ON_CRASH.parse(word)
 
 
-def _or_none(grammar: Channels | Features) -> Callable[[str], object]:
+def _or_none(grammar: Channels | Features | SshKeys) -> Callable[[str], object]:
     """Return what takes "none" for an empty list."""
     return lambda text: () if text.strip() == "none" else grammar.parse(text)
 
@@ -189,6 +190,19 @@ CHANNELS = Param(
         "NAMES|none",
         "ways into the guest beside the agent's, by name",
         parse=_or_none(Channels()),
+    ),
+)
+SSH_KEYS = Param(
+    "machine.ssh_keys",
+    "VM_SSH_KEYS",
+    SshKeys(),
+    (),
+    "public SSH keys that a machine from a template lets in as root",
+    _option(
+        "ssh-keys",
+        "FILE|none",
+        "public keys that let in as root, if made from a template",
+        parse=_or_none(SshKeys()),
     ),
 )
 CHIPSET = Param(

@@ -44,11 +44,13 @@ class CloneOptions(NamedTuple):
 
     template: the copy is marked as a template, which cannot be started.
     linked: nothing is copied; both share what they have, or it is refused.
+    detach: the copy of a virtual machine goes without disks that are not in its home.
     """
 
     destination: str | None = None
     template: bool = False
     linked: bool = False
+    detach: bool = False
 
 
 def clone(
@@ -69,7 +71,7 @@ def clone(
     chosen = options.destination or None
     destination = None if chosen is None else storagepool.directory(node, chosen)
     if source.kind == Kind.VM:
-        wanted = (destination, options.template, options.linked)
+        wanted = machineclone.Wanted(destination, *options[1:])
         return machineclone.clone(node, source, name, wanted, progress)
     copy = _identity(node, source, name, destination)
     with ExitStack() as held:

@@ -17,11 +17,11 @@ from pyvz.linux import socketcount
 from pyvz.linux.cgroup_counters import Counters
 from pyvz.model.beancounter import NAMES
 from pyvz.model.config import Config
-from pyvz.model.environment import Environment
+from pyvz.model.environment import Environment, Kind
 from pyvz.model.grammar_net import NetIf
 from pyvz.model.status import Status
 from pyvz.model.usage import Usage
-from pyvz.operations import beancounters
+from pyvz.operations import beancounters, machineaddresses
 from pyvz.operations.node import Node, StatusReader
 from pyvz.storage import base as storage
 from pyvz.store.state import RunState
@@ -113,6 +113,18 @@ def configured_addresses(config: Config) -> list[str]:
     for nic in config.network.interfaces or ():
         addresses += [*nic.ip, *nic.ip6]
     return [f"{address.ip}/{address.mask}" if address.mask else address.ip for address in addresses]
+
+
+def addresses(source: Source) -> list[str]:
+    """Return what it is reached by now: of a machine that runs what its guest says it has."""
+    configured = configured_addresses(source.config)
+    if source.env.kind != Kind.VM or source.status != Status.RUNNING:
+        return configured
+    told = machineaddresses.inside(source.node, source.env)
+    if told:
+        return told
+    given = [*configured, *machineaddresses.leased(source.node, source.config)]
+    return list(dict.fromkeys(given))
 
 
 def distribution(config: Config) -> str | None:
@@ -238,7 +250,7 @@ FIELDS: dict[str, Field] = {
     "gw": lambda s: [nic.gw for nic in s.bridged if nic.gw],
     "network": lambda s: [nic.network for nic in s.bridged],
     "netdev": lambda s: list(s.config.network.devices or ()),
-    "ip": lambda s: configured_addresses(s.config),
+    "ip": addresses,
     "uptime": uptime,
     "laverage": load_average,
     "diskspace": disk_space,

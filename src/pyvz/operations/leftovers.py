@@ -20,7 +20,7 @@ from pyvz.operations import (
     home,
     machinebackup,
     machineblockjob,
-    machinedisk,
+    machineheal,
     machinemove,
     machinepush,
     shot,
@@ -37,7 +37,7 @@ def _repairs() -> dict[str, Callable[[Node, Record], None]]:
     makers = (home, shot, disk, dump)
     found = {verb: module.repair for module in makers for verb in module.VERBS}
     single = (convertlayout, capture, succession, arrival, departure)
-    machines = (machinebackup, machineblockjob, machinedisk, machinemove, machinepush)
+    machines = (machinebackup, machineblockjob, machineheal, machinemove, machinepush)
     return found | {module.VERB: module.repair for module in (*single, *machines)}
 
 

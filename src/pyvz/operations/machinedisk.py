@@ -13,12 +13,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from pyvz.errors import AlreadyExists, BadValue, FileMissing, UsageError
+from pyvz.errors import AlreadyExists, BadValue, FileMissing, InvalidState, UsageError
 from pyvz.linux.loopdevice import SECTOR
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
-from pyvz.operations import home, machinecrypt, machinedrives, machinekeys
+from pyvz.operations import home, machinecrypt, machinedrives, machinekeys, machineshot
 from pyvz.operations.machineoptions import AWAIT
 from pyvz.operations.node import Node
 from pyvz.storage import bundle
@@ -136,6 +136,11 @@ def _dies(env: Environment, drive: Drive, flags: frozenset[str]) -> bool:
         raise UsageError(
             f"The image of {drive.name} is not in the home of {env.name}",
             hint="Remove it by hand when nobody else uses it.",
+        )
+    if "destroy-image-force" not in flags and machineshot.is_kept(env, drive):
+        raise InvalidState(
+            f"The disk {drive.name} is part of snapshots",
+            hint="Delete the snapshots, or use --destroy-image-force, or --detach-only.",
         )
     return True
 

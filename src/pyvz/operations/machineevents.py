@@ -14,6 +14,7 @@ from pyvz.errors import VZError
 from pyvz.model import event as names
 from pyvz.model.environment import Environment
 from pyvz.operations import machinedrives
+from pyvz.operations.machinetold import Reminder
 from pyvz.operations.node import Node
 from pyvz.vm.monitor import Event
 
@@ -38,6 +39,7 @@ class Listener:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._reset: dict[str, float] = {}
+        self._remind = Reminder(node)
 
     def __call__(self, uuid: str, event: Event) -> None:
         """Take note of one event of QEMU."""
@@ -51,6 +53,8 @@ class Listener:
                 self._node.publish("ve-reboot", env)
             return
         _happened(self._node, env, event)
+        if _agent_appears(event):
+            self._remind(env)
 
 
 def _happened(node: Node, env: Environment, event: Event) -> None:
@@ -70,6 +74,12 @@ def _happened(node: Node, env: Environment, event: Event) -> None:
         told = _told(name, data)
         if told:
             node.publish(told.name, env, **told.data)
+
+
+def _agent_appears(event: Event) -> bool:
+    data = event.get("data", {})
+    ours = event["event"] == "VSERPORT_CHANGE" and data.get("id") == AGENT
+    return bool(ours and data.get("open"))
 
 
 class _Told(NamedTuple):

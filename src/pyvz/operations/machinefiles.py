@@ -2,6 +2,7 @@
 
 etc/hostname, etc/hosts                 the host name
 etc/systemd/network/50-pyvz-netN.network  addresses, routes, name servers of each card
+etc/ssh/pyvz_keys/root                  keys that let in as root, beside those of the guest's own
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pyvz.model.config import Config
 from pyvz.model.grammar_net import NetIf
 from pyvz.network.base import GATEWAY6
 
+KEYS = "etc/ssh/pyvz_keys"
+_SSHD = f"AuthorizedKeysFile .ssh/authorized_keys .ssh/authorized_keys2 /{KEYS}/%u\n"
 _ON_LINK = ["Destination=0.0.0.0/0", "Scope=link"]
 
 
@@ -32,6 +35,9 @@ def files(name: str, config: Config) -> dict[str, str]:
     made = {
         "etc/hostname": f"{host}\n",
         "etc/hosts": f"127.0.0.1 localhost\n::1 localhost ip6-localhost\n127.0.1.1 {names}\n",
+        # Also without a key: one that was taken away must not let in any more.
+        f"{KEYS}/root": "".join(f"{key}\n" for key in config.machine.ssh_keys),
+        "etc/ssh/sshd_config.d/50-pyvz.conf": _SSHD,
     }
     cards = [nic for nic in config.network.interfaces if nic.ifname != "venet0"]
     first = True

@@ -32,7 +32,7 @@ from pyvz.model.status import Status
 from pyvz.operations.node import Node
 from pyvz.operations.options import NewPassword
 from pyvz.vm import channels
-from pyvz.vm.agent import Agent, pauses
+from pyvz.vm.agent import SYNC, Agent, pauses
 
 log = logging.getLogger(__name__)
 
@@ -52,15 +52,15 @@ def require_running(node: Node, env: Environment) -> None:
         raise NotRunning(f"{env.name} is not running")
 
 
-def agent(node: Node, env: Environment) -> Agent:
-    """Return a conversation with the agent; raises NotRunning, NoAgent."""
+def agent(node: Node, env: Environment, *, patience: float = SYNC) -> Agent:
+    """Return a conversation with the agent; raises NotRunning, NoAgent (after PATIENCE seconds)."""
     require_running(node, env)
     if not channels.has_agent(node.machines.monitor(env.uuid)):
         raise NoAgent(
             "The guest agent does not answer",
             hint="Install qemu-guest-agent inside, or wait until the guest has booted.",
         )
-    return Agent(lambda: node.machines.connect(env.uuid, "agent"))
+    return Agent(lambda: node.machines.connect(env.uuid, "agent"), patience=patience)
 
 
 class GuestSession:

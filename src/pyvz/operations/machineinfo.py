@@ -35,6 +35,7 @@ def info(source: Source, *, full: bool) -> Row:
         "Template": "yes" if config.identity.type == "template" else "no",
         "Uptime": str(int(fields.uptime(source))),
         "Home": os.fspath(env.home),
+        "Backup path": "",
         "Owner": "root",
         "GuestTools": {"state": _tools(source)},
         "GuestTools autoupdate": _on(settings.tools_update),
@@ -50,6 +51,7 @@ def info(source: Source, *, full: bool) -> Row:
         "Remote display": _display(source),
         "Remote display state": "running" if _displayed(source) else "stopped",
         "Hardware": _hardware(source, full=full),
+        "SmartMount": {"enabled": False},
         "Disabled Windows logo": "on",
         "Nested virtualization": _on(settings.nested),
         "Offline management": {"enabled": False},
@@ -60,6 +62,7 @@ def info(source: Source, *, full: bool) -> Row:
     if full:
         enabled = "yes" if config.boot.ha_enable is not False else "no"
         answer["High Availability"] = {"enabled": enabled, "prio": config.boot.ha_prio or 0}
+        answer["Network Shaping"] = netinfo.shaping(config)
     return answer
 
 

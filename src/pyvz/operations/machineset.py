@@ -31,6 +31,8 @@ from pyvz.operations import (
     machinelimits,
     machinenet,
     machineoptions,
+    machineplug,
+    machinetold,
     machineusb,
     memory,
     vncpassword,
@@ -47,9 +49,8 @@ from pyvz.vm.spec import Layout, cpus_of, from_config, memory_of
 log = logging.getLogger(__name__)
 
 DIMM = 128  # MiB: Linux takes memory in blocks of this size
-_HOT = frozenset({"scsi", "virtio"})  # on these buses disks come and go while it runs
 # What a guest of a template is told at its boot (machinefiles.py).
-_AT_BOOT = ("network.hostname", "network.nameservers", "network.searchdomains")
+_AT_BOOT = machinetold.FIELDS - {"network.interfaces"}
 _DEVICES = frozenset(
     {"machine.drives", "machine.serials", "machine.usb", "machine.usb_devices", "machine.sound"}
 )
@@ -146,6 +147,8 @@ def _change(
             (env.home / firmware.VARIABLES).unlink(missing_ok=True)
         save(node, env, old, new)
         undo.pop_all()
+    if running:
+        waiting -= machinetold.tell(node, env, old, new)
     rows = [params.by_field(field) for field in dict.fromkeys(made.fields) if field in waiting]
     late = [row.options["prlctl"][0].name for row in rows if row.options.get("prlctl")]
     late += ["device"] if waiting & _DEVICES else []
@@ -255,7 +258,7 @@ def _drives(live: _Live, changes: Changes, undo: ExitStack) -> bool:
     waits = False
     for drive in changes.removed:
         if drive.enabled:
-            _take_out(live, drive)
+            machineplug.take_out(live.env, live.monitor, drive)
             undo.callback(_quietly, live, drive)
     for drive in changes.added:
         waits |= drive.enabled and not _plug(live, drive, undo)
@@ -274,40 +277,16 @@ def _drives(live: _Live, changes: Changes, undo: ExitStack) -> bool:
 
 def _plug(live: _Live, drive: Drive, undo: ExitStack) -> bool:
     """Plug a drive in; False: its bus cannot while it runs."""
-    if drive.iface not in _HOT:
+    if drive.iface not in machineplug.HOT:
         return False
-    with ExitStack() as opened:
-        # No place in the boot order: QEMU gives none away twice, and the order counts at the start.
-        spec, descriptors = machinedrives.open_one(live.env, drive, opened)
-        if descriptors:
-            spec = spec._replace(file=live.monitor.add_file(descriptors[0]))
-        if len(descriptors) > 1:
-            spec = spec._replace(base=live.monitor.add_file(descriptors[1]))
-        machinekeys.give(live.node, live.monitor, drive)
-        try:
-            plug.add_drive(live.monitor, spec, live.new.machine.chipset)
-        except BaseException:
-            machinekeys.take_back(live.monitor, drive)
-            raise
+    machineplug.plug_in(live.node, live.env, live.monitor, drive, live.new.machine.chipset)
     undo.callback(_unplug_quietly, live, drive)
     return True
 
 
-def _take_out(live: _Live, drive: Drive) -> None:
-    if drive.iface not in _HOT:
-        raise SetError(
-            f"{drive.name} is on the {drive.iface} bus and cannot be removed while it runs",
-            hint="Stop the virtual machine first.",
-        )
-    with ExitStack() as opened:
-        spec, _ = machinedrives.open_one(live.env, drive, opened)
-    plug.remove_drive(live.monitor, spec)
-    machinekeys.take_back(live.monitor, drive)
-
-
 def _unplug_quietly(live: _Live, drive: Drive) -> None:
     try:
-        _take_out(live, drive)
+        machineplug.take_out(live.env, live.monitor, drive)
     except VZError:
         log.exception("%s: %s could not be taken out again", live.env.name, drive.name)
 
@@ -329,7 +308,7 @@ def _change_drive(live: _Live, old: Drive, new: Drive, undo: ExitStack) -> bool:
     if old.enabled != new.enabled:
         if new.enabled:
             return not _plug(live, new, undo)
-        _take_out(live, old)
+        machineplug.take_out(live.env, live.monitor, old)
         undo.callback(_quietly, live, old)
         return False
     if not new.is_disk and new.enabled:

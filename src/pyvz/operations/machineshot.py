@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -49,6 +49,7 @@ SHOT, SWITCH = "machine-shot", "machine-switch"
 VERBS = frozenset({SHOT, SWITCH})  # whose journal records `repair` understands
 POWERON = "poweron"  # state of a snapshot with memory, in the file's words
 JOB = 600.0  # seconds for QEMU to write or read a state
+_ABLE = frozenset({"qcow2", machinedrives.BUNDLE})  # formats of disks that can be in a snapshot
 _KEPT = ("NAME", "UUID", "VEID", "VE_PRIVATE", "DESCRIPTION")  # stay as they are at a switch
 
 
@@ -92,12 +93,52 @@ def disks_of(config: Config) -> tuple[Drive, ...]:
     """Return the disks that are in a snapshot; raises Unsupported when one cannot be."""
     disks = tuple(each for each in config.machine.drives if each.is_disk and each.enabled)
     for drive in disks:
-        if drive.format not in {"qcow2", machinedrives.BUNDLE} or drive.device:
+        if drive.format not in _ABLE or drive.device:
             raise Unsupported(
                 f"{drive.name} is no qcow2 image and no ploop disk: it cannot be in a snapshot",
                 hint="Remove it, or disable it while the snapshot is taken.",
             )
     return disks
+
+
+def able(config: Config) -> tuple[Drive, ...]:
+    """Return the disks that can be in a snapshot; what else there is came later."""
+    disks = (each for each in config.machine.drives if each.is_disk and each.enabled)
+    return tuple(each for each in disks if each.format in _ABLE and not each.device)
+
+
+def is_kept(env: Environment, drive: Drive) -> bool:
+    """Whether the image of a disk is part of a snapshot."""
+    path = machinedrives.source_of(env, drive)
+    for item in savedstates.load(env.home).items:
+        with suppress(VZError, OSError):
+            conf = ConfFile.parse(read_text_limited(_conf(env, item.guid)))
+            drives = Config.parse(conf.values()).machine.drives
+            if path in [machinedrives.source_of(env, each) for each in drives if each.image]:
+                return True
+    return False
+
+
+def check(node: Node, env: Environment, guid: str, conf: ConfFile) -> None:
+    """Raise SnapshotError when a disk of the snapshot is gone, or knows nothing of it.
+
+    A switch that finds it out in its middle could go neither forwards nor back.
+    """
+    for drive in disks_of(Config.parse(conf.values())):
+        path = machinedrives.source_of(env, drive)
+        try:
+            if drive.format == machinedrives.BUNDLE:
+                found = bundle.has(path, guid)
+            else:
+                image.check(image.look(path), path, "qcow2", base=True, keyed=bool(drive.keyid))
+                names = image.snapshots(path, key=machinekeys.of(node, drive))
+                found = _tag(guid) in names
+        except VZError as error:
+            raise SnapshotError(
+                f"{drive.name} cannot be put back: {error.message}", details=error.details
+            ) from error
+        if not found:
+            raise SnapshotError(f"{drive.name} cannot be put back: {path} has no such snapshot")
 
 
 def take(
@@ -300,5 +341,5 @@ def repair(node: Node, env: Environment, record: Record) -> None:
     elif not states.has(guid):
         if record.data.get("ran") and env.uuid in node.machines.running():
             let_go(node.machines.monitor(env.uuid), ran=True)
-        discard(node, env, guid, disks_of(node.registry.config(env)))
+        discard(node, env, guid, able(node.registry.config(env)))
     Journal.forget(node.paths, record.uuid)

@@ -78,6 +78,7 @@ def switch(
             raise SnapshotNotFound("No snapshot to revert to.")
         item = states.get(wanted)
         conf = machineshot.configuration(node, env, item.guid)
+        machineshot.check(node, env, item.guid, conf)
         progress.stage(f"Switching to snapshot {item.guid}")
         progress.check()
         data = home.to_data(env) | {"guid": item.guid}
@@ -111,7 +112,7 @@ def delete(
         progress.stage(f"Deleting snapshot {states.get(guid).guid}")
         progress.check()
         left = states.without_subtree(guid) if children else states.without(guid)
-        disks = machineshot.disks_of(node.registry.config(env))
+        disks = machineshot.able(node.registry.config(env))
         # First the list: what it does not name is nobody's, and only costs room.
         savedstates.save(env.home, left)
         for item in gone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import ip_interface
 
+from pyvz.model.config import Config
 from pyvz.model.grammar_list import Address
 from pyvz.model.grammar_net import NetIf
 
@@ -40,3 +41,13 @@ def card(nic: NetIf, *, full: bool) -> dict[str, object]:
         shown |= {name: "yes" for name in ("dhcp", "dhcp6") if getattr(nic, name)}
         shown |= {name: getattr(nic, name) for name in ("gw", "gw6") if getattr(nic, name)}
     return shown | {"state": "connected" if nic.connected else "disconnected"}
+
+
+def shaping(config: Config) -> dict[str, object]:
+    """Return the block "Network Shaping" of -f: class:kbits of each rate, and whether they bind."""
+    rates = config.network.rates or ()
+    return {
+        "enabled": bool(rates),
+        "ratebound": "yes" if config.network.rate_bound else "no",
+        "rate": " ".join(f"{each.traffic_class}:{each.kbits}" for each in rates),
+    }

@@ -134,14 +134,14 @@ def _create_machine(node: Node, request: CreateRequest, progress: Progress) -> E
     wanted = machinecreate.Machine(
         tuple(request.options), request.dialect, request.config, disk=not request.no_disk
     )
-    if request.source is not None:
-        if request.ostemplate is not None or request.no_disk:
-            raise UsageError("What is imported has disks of its own: leave the template out")
-        wanted = replace(wanted, imported=machineimport.examine(Path(request.source), progress))
-    elif request.ostemplate is not None and wanted.disk:
-        made = machinetemplate.ensure(node, request.ostemplate, progress)
-        wanted = replace(wanted, template=made)
+    if request.source is not None and (request.ostemplate is not None or request.no_disk):
+        raise UsageError("What is imported has disks of its own: leave the template out")
     with home.reserved(node, env.uuid, env.name):
+        if request.source is not None:
+            wanted = replace(wanted, imported=machineimport.examine(Path(request.source), progress))
+        elif request.ostemplate is not None and wanted.disk:
+            made = machinetemplate.ensure(node, request.ostemplate, progress)
+            wanted = replace(wanted, template=made)
         return machinecreate.create(node, env, wanted, progress)
 
 

@@ -90,6 +90,7 @@ def info(node: Node, ref: str, *, full: bool = False) -> Row:
         **_link(source),
         "Uptime": str(int(fields.uptime(source))),
         "Home": os.fspath(env.home),
+        "Backup path": "",
         "Owner": "root",
         "GuestTools": {"state": "not_installed"},
         "GuestTools autoupdate": "off",
@@ -118,6 +119,7 @@ def info(node: Node, ref: str, *, full: bool = False) -> Row:
             "enabled": "yes" if config.boot.ha_enable is not False else "no",
             "prio": config.boot.ha_prio or 0,
         }
+        answer["Network Shaping"] = netinfo.shaping(config)
     return answer
 
 

@@ -8,7 +8,10 @@ guest.fs0.{name,total,free}         MiB of the root disk
 devices.disk.{read,write}_total     bytes
 net.nicN.{pkts,bytes}_{in,out}      of the card netN, since the last start
 net.classful.traffic[.ipv4|.ipv6]   class, bytes and packets in, bytes and packets out
+host.cpu.time                       microseconds that all of a virtual machine's QEMU took
 ubc.NAME                            held maxheld barrier limit failcnt; by a filter "ubc..." only
+
+What a virtual machine has besides, or instead: machinefigures.py.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pyvz.errors import EnvironmentNotFound, VZError
 from pyvz.model.environment import Environment, Kind
-from pyvz.operations import beancounters, fields, samepage, traffic
+from pyvz.operations import beancounters, fields, machinefigures, samepage, traffic
 from pyvz.operations.fields import ALIVE, Source
 from pyvz.operations.node import Node, StatusReader
 from pyvz.units import MIB, UNLIMITED
@@ -41,7 +44,7 @@ def statistics(
     for env in _resolved(node, refs):
         source = Source(node, env, statuses)
         pairs: list[Pair] = []
-        for prefix, read in _GROUPS:
+        for prefix, read in _GROUPS[env.kind]:
             if asked(filters, prefix):
                 pairs += read(source)
         answer.append((env.uuid, [pair for pair in pairs if _wanted(pair, filters)]))
@@ -49,11 +52,11 @@ def statistics(
 
 
 def asked(filters: Sequence[str], prefix: str) -> bool:
-    """Whether a filter can match a name that begins with PREFIX; beancounters must be named."""
+    """Whether a filter can match a name that begins with PREFIX; what is dear must be named."""
     if not filters:
-        return prefix != _BEANCOUNTERS
+        return prefix not in _NAMED
     literals = [min((text.split(char)[0] for char in "*?["), key=len) for text in filters]
-    if prefix == _BEANCOUNTERS:
+    if prefix in _NAMED:
         return any(literal.startswith(prefix) for literal in literals)
     return any(literal.startswith(prefix) or prefix.startswith(literal) for literal in literals)
 
@@ -89,6 +92,17 @@ def _guest(source: Source) -> list[Pair]:
             ("guest.processes", usage.pids),
         )
     )
+
+
+def _machine(source: Source) -> list[Pair]:
+    """Return what is seen of a machine from outside, and in its place what its guest says."""
+    seen = dict(_guest(source))
+    return list((seen | dict(machinefigures.guest(source))).items())
+
+
+def _host(source: Source) -> list[Pair]:
+    used = source.usage.cpu_ns
+    return _pairs((("host.cpu.time", None if used is None else used // 1000),))
 
 
 def _disk(source: Source) -> list[Pair]:
@@ -149,12 +163,23 @@ def _wanted(pair: Pair, filters: Sequence[str]) -> bool:
 
 
 _BEANCOUNTERS = "ubc."
-_GROUPS: tuple[tuple[str, Callable[[Source], list[Pair]]], ...] = (
-    ("guest.", _guest),
-    ("devices.disk.", _disk),
-    ("guest.fs0.", _filesystem),
+_GUEST_DISKS = "guest.fs"
+_NAMED = frozenset({_BEANCOUNTERS, _GUEST_DISKS})
+_Group = tuple[str, Callable[[Source], list[Pair]]]
+_BOTH: tuple[_Group, ...] = (
     ("guest.ram.ksm_", _merged),
     ("net.nic", _cards),
     ("net.classful.traffic", _traffic),
     (_BEANCOUNTERS, _beancounters),
 )
+_GROUPS: dict[Kind, tuple[_Group, ...]] = {
+    Kind.CT: (("guest.", _guest), ("devices.disk.", _disk), ("guest.fs0.", _filesystem), *_BOTH),
+    Kind.VM: (
+        ("guest.", _machine),
+        ("host.cpu.", _host),
+        (_GUEST_DISKS, machinefigures.file_systems),
+        ("devices.disk.", _disk),
+        ("devices.", machinefigures.drives),
+        *_BOTH,
+    ),
+}

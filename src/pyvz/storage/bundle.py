@@ -156,6 +156,14 @@ def keep(path: Path, guid: str) -> None:
         found.keep(guid)
 
 
+def has(path: Path, guid: str) -> bool:
+    """Whether the disk has a snapshot; raises FileMissing, StorageError."""
+    try:
+        return Disk(path).image(guid).exists()
+    except NotFound:
+        return False
+
+
 def switch(path: Path, guid: str) -> None:
     """Make the disk what it was at a snapshot, its size as well; may be repeated."""
     found = Disk(path)

@@ -19,8 +19,9 @@ _MOST = 1 << 53
 class Told(NamedTuple):
     """Bytes.  actual: what the guest has; the rest is the guest's word, 0 where it is silent.
 
-    available: what programs inside could still get.  caches: of its disks.  updated: seconds since
-    the epoch of its word, 0: it never said anything.
+    available: what programs inside could still get.  caches: of its disks.  swap_in, swap_out:
+    what it has moved so.  minor, major: page faults, a number.  updated: seconds since the epoch of
+    its word, 0: it never said anything.
     """
 
     actual: int
@@ -28,6 +29,9 @@ class Told(NamedTuple):
     free: int = 0
     available: int = 0
     caches: int = 0
+    swap_in: int = 0
+    swap_out: int = 0
+    minor: int = 0
     major: int = 0
     updated: int = 0
 
@@ -48,6 +52,9 @@ def told(monitor: Monitor, patience: float = PATIENCE) -> Told:
         free=_number(stats, "stat-free-memory"),
         available=_number(stats, "stat-available-memory"),
         caches=_number(stats, "stat-disk-caches"),
+        swap_in=_number(stats, "stat-swap-in"),
+        swap_out=_number(stats, "stat-swap-out"),
+        minor=_number(stats, "stat-minor-faults"),
         major=_number(stats, "stat-major-faults"),
         updated=updated,
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from pyvz.errors import NotEnoughResources, SetError, Timeout, VZError
+from pyvz.errors import MonitorError, NotEnoughResources, SetError, Timeout, VZError
 from pyvz.vm import commandline
 from pyvz.vm.monitor import Event, Monitor
-from pyvz.vm.spec import MEMORY_SLOTS, DriveSpec, NicSpec
+from pyvz.vm.spec import MEMORY_SLOTS, DriveSpec, Layout, NicSpec
 
 UNPLUG = 20.0  # seconds for the guest to let a device go
+_DEVICE = "device-"  # before the name of a drive or card (commandline.py)
 BOOT_SLOW = "A guest that has not booted yet, or that has no driver for it, keeps the device."
 
 
@@ -89,6 +90,29 @@ def remove_drive(monitor: Monitor, drive: DriveSpec) -> None:
             monitor.execute("blockdev-del", {"node-name": node["node-name"]})
 
 
+def remove_nodes(monitor: Monitor, name: str) -> None:
+    """Take a disk out of which nothing but its name is known; raises SetError, as remove_drive."""
+    _unplug(monitor, f"{_DEVICE}{name}", name)
+    for node in (name, f"{name}-file", f"{name}-base", f"{name}-base-file"):
+        with suppress(VZError):
+            monitor.execute("blockdev-del", {"node-name": node})
+
+
+def devices(monitor: Monitor) -> frozenset[str]:
+    """Return the names of the drives and cards that are plugged in: hdd0, cdrom0, net0, ..."""
+    rows = monitor.execute("qom-list", {"path": "/machine/peripheral"})
+    names = (str(each["name"]) for each in rows)
+    return frozenset(name.removeprefix(_DEVICE) for name in names if name.startswith(_DEVICE))
+
+
+def measured(monitor: Monitor, made: Layout) -> Layout:
+    """Return how a machine is put together by QEMU's own account: processors and DIMMs."""
+    there, _ = cpus(monitor)
+    rows = [each["data"] for each in monitor.execute("query-memory-devices")]
+    slots = sorted((int(each["slot"]), int(each["size"]) >> 20) for each in rows if "slot" in each)
+    return made._replace(plugged=there - made.cpus, dimms=tuple(size for _, size in slots))
+
+
 def add_nic(monitor: Monitor, nic: NicSpec, chipset: str) -> None:
     """Plug in a card whose tap device is nic.tap."""
     host = f"host-{nic.name}"
@@ -149,7 +173,12 @@ def _unplug(monitor: Monitor, device: str, name: str) -> None:
     def about_it(event: Event) -> bool:
         return bool(event.get("data", {}).get("device") == device)
 
-    monitor.execute("device_del", {"id": device})
+    try:
+        monitor.execute("device_del", {"id": device})
+    except MonitorError as error:
+        if "not found" not in error.message:
+            raise
+        return  # it is out already
     try:
         event = monitor.wait_event(
             {"DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR"}, UNPLUG, about_it
