@@ -109,6 +109,20 @@ def test_refused(raw: Path, tmp_path: Path) -> None:
             foreign.recognise(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["qcow2", "stream", "vhdx"])
+def test_cut_off(raw: Path, tmp_path: Path, name: str) -> None:
+    """What is missing is not taken for zeros."""
+    kind, options = FORMATS[name]
+    words = ("-o", options) if options else ()
+    qemu_img("convert", "-f", "raw", "-O", kind, *words, raw, tmp_path / "whole")
+    foreign.recognise(tmp_path / "whole")
+    cut = tmp_path / "cut"
+    cut.write_bytes((tmp_path / "whole").read_bytes())
+    os.truncate(cut, cut.stat().st_size - (5 << 20 if kind == "vhdx" else 70_000))
+    with pytest.raises(StorageError):
+        foreign.recognise(cut)
+
+
 def test_called_off_it_leaves_nothing(raw: Path, tmp_path: Path) -> None:
     found = foreign.recognise(raw)
     with pytest.raises(Cancelled):

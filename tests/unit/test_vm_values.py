@@ -323,6 +323,7 @@ def qcow2(path: Path, *, backing: bytes = b"", features: int = 0, crypt: int = 0
         features, 0, 0, 4, 104,
     )  # fmt: skip
     path.write_bytes(head.ljust(512, b"\0") + backing)
+    os.truncate(path, 0x40000)  # with room for the tables that it names
     return path
 
 
@@ -360,6 +361,9 @@ def test_other_hostile_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "torn").write_bytes(b"QFI\xfb\0\0")
     with pytest.raises(StorageError, match="torn"):
         image.look(tmp_path / "torn")
+    os.truncate(qcow2(tmp_path / "cut"), 0x30007)
+    with pytest.raises(StorageError, match="torn"):
+        image.look(tmp_path / "cut")
     (tmp_path / "odd").write_bytes(b"QFI\xfb" + b"\xff" * 600)
     with pytest.raises(StorageError, match="makes sense"):
         image.look(tmp_path / "odd")

@@ -45,7 +45,7 @@ def card(nic: NetIf, *, full: bool) -> dict[str, object]:
 
 def shaping(config: Config) -> dict[str, object]:
     """Return the block "Network Shaping" of -f: class:kbits of each rate, and whether they bind."""
-    rates = config.network.rates or ()
+    rates = (config.network.rates or ()) if config.is_set("network.rates") else ()
     return {
         "enabled": bool(rates),
         "ratebound": "yes" if config.network.rate_bound else "no",

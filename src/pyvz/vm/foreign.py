@@ -15,14 +15,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pyvz.errors import CommandFailed, StorageError, Unsupported
-from pyvz.linux.run import run
+from pyvz.linux.run import failure, run
 from pyvz.model.task import Progress
 from pyvz.vm import image
 
 MAX_SIZE = 64 << 40  # bytes that a guest may see of one disk
 _INFO = 60.0  # seconds
+_CHECK = 1800.0  # seconds: the tables of the largest images are read whole
 _SLACK = 256 << 20  # bytes that an image may be larger than what is in it
 _PERCENT = re.compile(r"\(([0-9.]+)/100%\)")
+_CHECKED = frozenset({"qcow2", "vmdk", "vdi", "parallels", "qed"})  # vhdx is when it is opened
+_DAMAGED = 2  # exit status of qemu-img check
+_FINE = frozenset({3, 63})  # only room is lost; this kind cannot be checked
 _KNOWN = frozenset({"qcow2", "raw", "vmdk", "vdi", "vhdx", "vpc", "parallels", "qed"})
 
 
@@ -58,6 +62,8 @@ def recognise(path: Path, offset: int = 0, length: int = 0) -> Foreign:
             image.check(image.read_header(descriptor, path), path, "qcow2")
         found = Foreign(path, kind, size, offset, length)
         seen = _info(found, descriptor)
+        if kind in _CHECKED:
+            _check(found, descriptor)
     finally:
         os.close(descriptor)
     if not 0 < seen <= MAX_SIZE:
@@ -83,6 +89,22 @@ def _info(found: Foreign, descriptor: int) -> int:
             hint="Merge it with what is below it where it comes from.",
         )
     return size
+
+
+def _check(found: Foreign, descriptor: int) -> None:
+    """Raise StorageError for an image that was cut off: what is missing would be read as zeros."""
+    argv = [*_secluded(descriptor, "-", 0), image.PROGRAM, "check", "-q", "--image-opts"]
+    words = [*argv, _options(found)]
+    done = run(words, timeout=_CHECK, pass_fds=(descriptor,), check=False)
+    if done.code == _DAMAGED:
+        raise StorageError(
+            f"{found.path} is cut off or damaged",
+            details="\n".join(done.stderr.splitlines()[:3]),
+            hint="Copy or download it anew.",
+        )
+    if done.code and done.code not in _FINE:
+        error = failure(words, done)
+        raise image.explained(error, found.path) if isinstance(error, CommandFailed) else error
 
 
 def take_over(found: Foreign, directory: Path, name: str, progress: Progress) -> None:

@@ -33,6 +33,7 @@ _VDI = b"\x7f\x10\xda\xbe"
 _DATA_FILE = 1 << 2  # incompatible feature: the data is in another file
 _LUKS = 2  # crypt_method; 1 is AES as it was before, which keeps no secret
 _MAX_SIZE = 1 << 53
+_MAX_TABLE = 32 << 20  # bytes: QEMU's own limit for L1, and more than it takes for reference counts
 _OTHERS = (
     (b"KDMV", "vmdk"), (b"# Disk DescriptorFile", "vmdk"), (b"vhdxfile", "vhdx"),
     (b"conectix", "vpc"), (b"WithoutFreeSpace", "parallels"), (b"WithouFreSpacExt", "parallels"),
@@ -87,8 +88,18 @@ def _qcow2(descriptor: int, head: bytes, path: Path) -> Image:
     features = fields[13] if version >= 3 else 0
     if version not in {2, 3} or not 9 <= bits <= 21 or size > _MAX_SIZE or length > 1023:
         raise StorageError(f"{path} is not a qcow2 image that makes sense")
+    _check_tables(fields, os.lseek(descriptor, 0, os.SEEK_END), path)
     backing = os.pread(descriptor, length, offset).decode("utf-8", "replace") if offset else ""
     return Image("qcow2", size, backing, bool(features & _DATA_FILE), crypt != 0, crypt == _LUKS)
+
+
+def _check_tables(fields: tuple[int, ...], end: int, path: Path) -> None:
+    """Raise StorageError when the tables that the header names are not in the file."""
+    bits, entries, first, counts, clusters = fields[4], *fields[7:11]
+    if 8 * entries > _MAX_TABLE or clusters << bits > _MAX_TABLE:
+        raise StorageError(f"{path} is not a qcow2 image that makes sense")
+    if first + 8 * entries > end or counts + (clusters << bits) > end:
+        raise StorageError(f"{path} is a torn qcow2 image")
 
 
 def check(
