@@ -222,11 +222,26 @@ def test_a_disc_is_put_in_and_taken_out() -> None:
         [("cpus", "0")],
         [("cpus", "289")],
         [("device-bootorder", "cdrom0 net0")],
+        [("swap", "1G")],
+        [("numproc", "100")],
+        [("diskspace", "unlimited")],
+        [("device-del", "hdd0"), ("detach-only", None), ("destroy-image", None)],
+        [("device-set", "cdrom0"), ("recreate", None)],
+        [("device-set", "hdd0"), ("passthr", None)],
+        [("device-add", "serial"), ("socket-tcp", "nowhere")],
+        [("device-add", "serial"), ("socket-tcp", "::1,id=x:1")],
+        [("device-add", "serial"), ("device", "/dev/ttyS0")],
     ],
 )
 def test_options_that_are_refused(options: list[tuple[str, str | None]]) -> None:
     with pytest.raises(VZError):
         planned(*options)
+
+
+def test_diskspace_is_the_size_of_the_first_disk() -> None:
+    made = planned(("diskspace", "100G"))
+    assert made.config.machine.drives[0].size == 100 << 20
+    assert made.config.disk.space is None
 
 
 def test_serial_ports_and_usb() -> None:

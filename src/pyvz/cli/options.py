@@ -140,6 +140,7 @@ PRLCTL: tuple[OptionRow, ...] = (
     ("--serial", "TEXT", ""),
     ("--iface", "ide|scsi|virtio", ""),
     ("--subtype", "virtio-scsi|hyperv", ""),
+    ("--passthr", "", ""),
     ("--position", "N", ""),
     ("--adapter-type", "virtio|e1000|rtl", ""),
     ("--3d-accelerate", "VALUE", ""),

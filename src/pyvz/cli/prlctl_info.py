@@ -34,7 +34,7 @@ _NAMELESS = frozenset({"size", "port", "value", "nodes", "runtime"})
 _QUOTED = frozenset(
     (
         *("image", "real", "ips", "dhcp", "dhcp6", "gw", "gw6", "dev", "ifname", "network"),
-        *("keyid", "device", "output", "socket", "type"),
+        *("keyid", "device", "output", "socket", "socket-tcp", "socket-udp", "type"),
     )
 )
 

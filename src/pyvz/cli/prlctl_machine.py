@@ -41,9 +41,12 @@ def capture_(args: Arguments, server: Server) -> int:
     if path is None:
         sys.stdout.buffer.write(png)
         return 0
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(png)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(png)
+    except OSError as error:
+        raise VZError(f"The picture cannot be written to {path}: {error.strerror}") from error
     say("The VM screen has been captured.")
     return 0
 

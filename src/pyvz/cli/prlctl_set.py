@@ -67,7 +67,18 @@ def _understood(name: str, value: str | None) -> str | None:
         return distributions.find(str(value), family=False)
     if name == "ssh-keys":
         return keys_of(str(value))
+    if name == "vnc-passwd" and value == "-":
+        return _asked("Password of the remote display: ")
     return value
+
+
+def _asked(prompt: str) -> str:
+    """Return a password from the terminal, without an echo, or the first line of the input."""
+    if os.isatty(0):
+        from getpass import getpass  # noqa: PLC0415  few are asked
+
+        return getpass(prompt)
+    return sys.stdin.readline().rstrip("\n")
 
 
 def keys_of(path: str) -> str:

@@ -202,5 +202,6 @@ MACHINE_ONLY = (
     Option("serial", "TEXT", "serial number of the disk", scope="disk", kinds=MACHINES),
     Option("iface", "ide|scsi|virtio", "how it is attached", scope="disk", kinds=MACHINES),
     Option("subtype", "virtio-scsi|hyperv", "controller", scope="disk", kinds=MACHINES),
+    Option("passthr", "", "pass SCSI commands through", scope="disk", kinds=MACHINES),
     Option("position", "N", "slot of the controller", scope="disk", kinds=MACHINES),
 )

@@ -17,7 +17,7 @@ from pyvz.model.grammar import (
     YesNo,
 )
 from pyvz.model.grammar_list import MemInfo
-from pyvz.model.param import Option, Param, both, tools
+from pyvz.model.param import CONTAINERS, Option, Param, both, tools
 from pyvz.units import MIB, bytes_to_pages, parse_size
 
 _DEAD = "user beancounters need the kernel of OpenVZ; use --memory, --swap and --numproc"
@@ -46,9 +46,14 @@ def _swap(text: str) -> Pair:
 
 
 _SIZES = {"pages": PAGES, "bytes": BYTES, "number": COUNT}
-_SWAP = Option("swap", "SIZE", "swap in bytes or with a suffix", parse=_swap)
+_SWAP = Option("swap", "SIZE", "swap in bytes or with a suffix", parse=_swap, kinds=CONTAINERS)
 _PHYSPAGES = Option("physpages", "PAGES[:PAGES]", "memory in 4096-byte pages or with a suffix")
-_SWAPPAGES = Option("swappages", "PAGES[:PAGES]", "swap in 4096-byte pages or with a suffix")
+_SWAPPAGES = Option(
+    "swappages",
+    "PAGES[:PAGES]",
+    "swap in 4096-byte pages or with a suffix",
+    kinds=CONTAINERS,
+)
 
 PHYSPAGES = Param(
     "memory.physpages",
@@ -161,7 +166,9 @@ NUMPROC = Param(
     COUNT,
     None,
     "number of processes and threads",
-    both(Option("numproc", "N[:N]", "number of processes and threads", short="p")),
+    both(
+        Option("numproc", "N[:N]", "number of processes and threads", short="p", kinds=CONTAINERS)
+    ),
     live=True,
     vzlist="numproc",
 )

@@ -100,8 +100,9 @@ def _named(env: Environment, drive: Drive, before: dict[str, Drive]) -> Drive:
 def _check_discs(env: Environment, before: dict[str, Drive], after: list[Drive]) -> None:
     """Refuse a disc that is put in and is not there; raises FileMissing."""
     for drive in after:
-        fresh = drive.name not in before or before[drive.name].image != drive.image
-        if fresh and not drive.is_disk and drive.image:
+        old = before.get(drive.name, Drive(drive.name))
+        fresh = (old.image, old.device) != (drive.image, drive.device)
+        if fresh and not drive.is_disk and drive.image + drive.device:
             path = machinedrives.source_of(env, drive)
             if not path.exists():
                 raise FileMissing(f"{drive.name}: there is no image {path}")

@@ -19,6 +19,7 @@ from pyvz.model.status import Status
 from pyvz.operations import (
     machinedrives,
     machinefiles,
+    machinehardware,
     machinekeys,
     machinelimits,
     machinenet,
@@ -68,6 +69,7 @@ class State(NamedTuple):
 
 def bring_up(node: Node, env: Environment, config: Config, state: State | None = None) -> None:
     """Start QEMU and let it go, from a saved STATE or anew; a failure undoes everything."""
+    config = _as_saved(config, state)
     # Only a saved state outlives the node, and must not be believed when its disks have changed.
     journal = Journal.begin(node.paths, env.uuid, "start", {}, durable=state is not None)
     with ExitStack() as undo:
@@ -89,6 +91,10 @@ def bring_up(node: Node, env: Environment, config: Config, state: State | None =
     (env.home / ".running").touch()
 
 
+def _as_saved(config: Config, state: State | None) -> Config:
+    return config if state is None else machinehardware.applied(config, state.layout)
+
+
 def raise_up(
     node: Node, env: Environment, config: Config, state: State | None, undo: ExitStack
 ) -> Monitor:
@@ -96,6 +102,7 @@ def raise_up(
 
     UNDO takes all of it away again.
     """
+    config = _as_saved(config, state)
     undo.callback(memory.release, node, env.uuid)
     memory.admit(node, env, config, overhead=PROMISED)
     undo.callback(machinenet.clean, node, env.uuid)

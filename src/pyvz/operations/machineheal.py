@@ -15,7 +15,15 @@ from typing import Final
 from pyvz.errors import VZError
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment
-from pyvz.operations import home, machinedisk, machineground, machinenet, machineplug, vmcard
+from pyvz.operations import (
+    home,
+    machinedisk,
+    machineground,
+    machinenet,
+    machinepending,
+    machineplug,
+    vmcard,
+)
 from pyvz.operations.node import Node
 from pyvz.store.journal import Record
 from pyvz.vm import plug
@@ -47,6 +55,7 @@ def heal(node: Node, env: Environment) -> None:
     with _told(env, "its cards"):
         _cards(node, env, config, monitor, there)
     machineground.note_layout(node, env, plug.measured(monitor, machineground.layout(node, env)))
+    machinepending.note(node, env, (config, config), monitor)
 
 
 @contextmanager

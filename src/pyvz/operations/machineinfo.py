@@ -173,5 +173,6 @@ def _has_disc(drive: Drive) -> bool:
 def _port(port: SerialPort) -> Row:
     shown: Row = {"enabled": port.enabled}
     if port.kind:
-        shown[port.kind if port.kind in {"socket", "device"} else "output"] = port.target
+        words = {"file": "output", "tcp": "socket-tcp", "udp": "socket-udp"}
+        shown[words.get(port.kind, port.kind)] = port.target
     return shown | {"state": "connected"}

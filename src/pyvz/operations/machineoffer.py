@@ -25,6 +25,7 @@ from pyvz.operations import (
     machineground,
     machinekeys,
     machinenet,
+    machinepending,
     machinestate,
     vncpassword,
 )
@@ -153,7 +154,9 @@ def needs(node: Node, env: Environment, *, live: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if live:
         layout = machineground.layout(node, env)
-        found["paused"] = node.machines.monitor(env.uuid).state != "running"
+        monitor = node.machines.monitor(env.uuid)
+        machinepending.check_plugged(env, node.registry.config(env), monitor, "be moved")
+        found["paused"] = monitor.state != "running"
     elif machinestate.path(env).exists():
         layout = machinestate.layout(env)
     config = node.registry.config(env)

@@ -38,15 +38,14 @@ _TYPES = frozenset({"hdd", "cdrom", "serial", "usb", "sound"})
 _GONE = frozenset({"fdd", "parallel", "pci", "hdd-part"})
 _TEXTS = frozenset({"image", "device", "iface", "subtype", "position", "serial", "autocompact"})
 _CODING = frozenset({"encrypt", "reencrypt"})
-_FLAGS = _CODING | {"recreate", "detach-only", "destroy-image", "destroy-image-force"}
+_DESTROYING = frozenset({"destroy-image", "destroy-image-force"})
+_FLAGS = _CODING | _DESTROYING | {"recreate", "detach-only"}
 # Of libvirt's clients only: the image of a new disk may come later, and will be of that format.
 AWAIT: Final = "await-image"
 _KEYS = frozenset({"encryption-keyid", "decrypt"})
-_QUIET = frozenset(
-    {"type", "split", "offline", "no-fs-resize", "hdd-block-size", "passthr"} | {"no-wipe"}
-)
-_PORTS = {"output": "file", "socket": "socket", "socket-tcp": "tcp", "socket-udp": "udp",
-          "device": "device"}  # fmt: skip
+_QUIET = frozenset({"type", "split", "offline", "no-fs-resize", "hdd-block-size", "no-wipe"})
+_PORTS = {"output": "file", "socket": "socket", "socket-tcp": "tcp", "socket-udp": "udp"}
+_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s,;:]*):[1-9]\d{0,4}")
 
 
 class MachinePlan(NamedTuple):
@@ -179,6 +178,7 @@ class _Reader:
         """Return the fields that have changed."""
         _check_positions(self.drives)
         self._settle_usb()
+        self._check_flags()
         found: dict[str, object] = {}
         for field, value, old in (
             ("machine.drives", tuple(self.drives), config.machine.drives),
@@ -191,9 +191,18 @@ class _Reader:
                 found[field] = value
         return found
 
+    def _check_flags(self) -> None:
+        if "detach-only" in self.flags and _DESTROYING & self.flags:
+            raise UsageError("Unable to simultaneously use --detach-only and --destroy-image")
+        if "recreate" in self.flags and not self._at.startswith("hdd"):
+            raise UsageError("--recreate is for disks")
+
     def read(self, key: str, text: str | None) -> None:
         """Take one option, or leave it in `rest`."""
-        if key == "vnc-passwd":
+        if key == "diskspace":
+            self._set_size("hdd0", text or "", key)
+            self.echo.append(f"set {key} {text}")
+        elif key == "vnc-passwd":
             self.secret = vncpassword.check(text or "")
             self.echo.append("set vnc-passwd")
         elif key in _VERBS and self._device(key, text or ""):
@@ -313,6 +322,8 @@ class _Reader:
             self.flags.add(AWAIT)
             self._set_drive(self._at, "format", text or "")
             return True
+        if key == "passthr":
+            raise UsageError("The guest gets the disk, not its SCSI commands: leave --passthr out")
         if key in _FLAGS:
             self.flags.add(f"{key} {self._at}" if key in _CODING else key)
             return True
@@ -329,10 +340,7 @@ class _Reader:
     def _drive(self, key: str, text: str | None) -> bool:
         """Take an option about a drive; False: it is about something else."""
         if key == "size":
-            size = parse_size(text or "", default_unit=MIB)
-            if not 0 < size < UNLIMITED:
-                raise BadValue("--size: a disk needs a size")
-            self._set_drive(self._at, "size", str(-(-size // KIB)))
+            self._set_size(self._at, text or "", key)
         elif key in {"enable", "disable", "connect", "disconnect"}:
             field = "enabled" if key in {"enable", "disable"} else "connected"
             self._set_drive(self._at, field, "yes" if key in {"enable", "connect"} else "no")
@@ -343,6 +351,12 @@ class _Reader:
         else:
             return False
         return True
+
+    def _set_size(self, name: str, text: str, key: str) -> None:
+        size = parse_size(text, default_unit=MIB)
+        if not 0 < size < UNLIMITED:
+            raise BadValue(f"--{key}: a disk needs a size")
+        self._set_drive(name, "size", str(-(-size // KIB)))
 
     def _set_text(self, key: str, text: str) -> None:
         drive = self._find(self._at)
@@ -373,6 +387,10 @@ class _Reader:
 
     def _port(self, key: str, text: str) -> bool:
         port = next(each for each in self.ports if each.name == self._at)
+        if key == "device":
+            raise UsageError("A device of the node cannot be a serial port in this version")
+        if key in {"socket-tcp", "socket-udp"} and not _HOST_PORT.fullmatch(text):
+            raise BadValue(f"--{key}: '{text}' is not of the form HOST:PORT")
         if key in _PORTS:
             changed = port._replace(kind=_PORTS[key], target=text)
         elif key == "socket-mode":

@@ -31,7 +31,9 @@ from pyvz.operations import (
     machinelimits,
     machinenet,
     machineoptions,
+    machinepending,
     machineplug,
+    machinestate,
     machinetold,
     machineusb,
     memory,
@@ -88,7 +90,10 @@ def set_options(node: Node, env: Environment, dialect: str, given: GivenOptions)
         base = _with_sample(node, old, given)
         given = machinenet.with_addresses(node, base, given)
         made = machineoptions.plan(base, dialect, given)
-        running = node.status(env) in {Status.RUNNING, Status.PAUSED}
+        status = node.status(env)
+        running = status in {Status.RUNNING, Status.PAUSED}
+        if status == Status.SUSPENDED:
+            machinepending.check_suspended(env, old, made.config)
         if made.password is not None and not running:
             raise UsageError(
                 f"{env.name} must run to have a password set inside",
@@ -147,7 +152,10 @@ def _change(
             (env.home / firmware.VARIABLES).unlink(missing_ok=True)
         save(node, env, old, new)
         undo.pop_all()
-    if running:
+    if machinestate.path(env).exists():
+        machinepending.note_saved(env, old, new)
+    elif running:
+        machinepending.note(node, env, (old, new), node.machines.monitor(env.uuid))
         waiting -= machinetold.tell(node, env, old, new)
     rows = [params.by_field(field) for field in dict.fromkeys(made.fields) if field in waiting]
     late = [row.options["prlctl"][0].name for row in rows if row.options.get("prlctl")]
@@ -256,8 +264,9 @@ def _balloon_quietly(monitor: Monitor, size: int) -> None:
 def _drives(live: _Live, changes: Changes, undo: ExitStack) -> bool:
     """Plug drives in and out, grow them, change discs; True: something waits."""
     waits = False
+    there = plug.devices(live.monitor) if changes.removed else frozenset()
     for drive in changes.removed:
-        if drive.enabled:
+        if drive.enabled and drive.name in there:
             machineplug.take_out(live.env, live.monitor, drive)
             undo.callback(_quietly, live, drive)
     for drive in changes.added:

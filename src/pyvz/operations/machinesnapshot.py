@@ -8,7 +8,7 @@ from pyvz.errors import SnapshotNotFound, Unsupported
 from pyvz.model.environment import Environment
 from pyvz.model.status import Status
 from pyvz.model.task import Progress
-from pyvz.operations import backuplease, home, machine, machineshot
+from pyvz.operations import backuplease, home, machine, machinepending, machineshot
 from pyvz.operations.machineshot import POWERON, SHOT, SWITCH
 from pyvz.operations.node import Node
 from pyvz.operations.transition import require
@@ -38,6 +38,9 @@ def create(
         running = status in {Status.RUNNING, Status.PAUSED}
         config = node.registry.config(env)
         disks = machineshot.disks_of(config)
+        if running:
+            monitor = node.machines.monitor(env.uuid)
+            machinepending.check_plugged(env, config, monitor, "have a snapshot")
         memory = memory and running
         if memory and not disks:
             raise Unsupported("A virtual machine without a disk has no place for its memory")

@@ -52,6 +52,11 @@ def layout(env: Environment) -> Layout:
         ) from error
 
 
+def keep_layout(env: Environment, made: Layout) -> None:
+    """Write down how the suspended machine is put together."""
+    write_atomic(_layout_path(env), json.dumps(made._asdict()), 0o600)
+
+
 def save(env: Environment, monitor: Monitor, made: Layout, progress: Progress) -> None:
     """Stop the machine and write its state; afterwards it is suspended, and QEMU may end.
 
@@ -63,7 +68,7 @@ def save(env: Environment, monitor: Monitor, made: Layout, progress: Progress) -
     try:
         monitor.execute("stop")
         write(fresh, monitor, progress)
-        write_atomic(_layout_path(env), json.dumps(made._asdict()), 0o600)
+        keep_layout(env, made)
         fresh.rename(target)
         fsync_directory(target.parent)
     except BaseException as error:

@@ -231,6 +231,7 @@ class Layout(NamedTuple):
     plugged: CPUs that were added while it ran.  dimms: memory that was added, in MiB.
     hugepages: where its memory comes from; a saved state fits either way.
     channels: its ports beside the agent's; None: as configured (a state of an earlier version).
+    settings: key and text of vm.conf as it was started with, where it says something else now.
     """
 
     type: str
@@ -242,6 +243,7 @@ class Layout(NamedTuple):
     dimms: tuple[int, ...] = ()
     hugepages: bool = False
     channels: tuple[str, ...] | None = None
+    settings: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def from_json(cls, data: object) -> Layout:
@@ -251,6 +253,8 @@ class Layout(NamedTuple):
             values["dimms"] = tuple(int(size) for size in values["dimms"])
             if values.get("channels") is not None:
                 values["channels"] = Channels().parse(" ".join(values["channels"]))
+            pairs = values.get("settings", ())
+            values["settings"] = tuple((str(key), str(text)) for key, text in pairs)
             return cls(**values)
         except (TypeError, KeyError, ValueError, BadValue) as error:
             raise ValueError(f"it is no layout of a virtual machine: {error}") from error
