@@ -12,6 +12,8 @@ from pyvz.model.grammar_net import NetIf
 from pyvz.model.param import normal
 from pyvz.model.params import ACTIONS, BY_FIELD, PARAMS, by_key, by_option, changes, options
 
+SSH_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFQCxC8IXVIw7G4afjasSbWRfg8GvkScJ3NLtzqthaYI"
+
 # key -> (text as a user may write it, text as it is stored)
 STORED = {
     "VEID": ("101", "101"),
@@ -121,6 +123,7 @@ STORED = {
     "VM_HUGEPAGES": ("on", "yes"),
     "VM_CPU_MODEL": ("Westmere-v1", "Westmere-v1"),
     "VM_CPU_FEATURES": ("+avx2, disable:tsc_adjust", "require:avx2 disable:tsc-adjust"),
+    "VM_SSH_KEYS": (f"{SSH_KEY}  me@home\n", f"{SSH_KEY} me@home"),
     "VM_CHANNELS": ("org.a.0,org.b.0", "org.a.0 org.b.0"),
     "VM_BOOT_MENU": ("on", "yes"),
     "VM_CHIPSET": ("PIIX", "piix"),
@@ -197,6 +200,7 @@ OPTIONS = [
     ("prlctl", "cpu-model", "Westmere", "Westmere"),
     ("prlctl", "cpu-features", "-hle force:avx2", "disable:hle force:avx2"),
     ("prlctl", "channels", "org.a.0", "org.a.0"),
+    ("prlctl", "ssh-keys", SSH_KEY, SSH_KEY),
     ("prlctl", "select-boot-device", "on", "yes"),
     ("prlctl", "on-crash", "restart:no-report", "restart"),
     ("prlctl", "nested-virt", "on", "yes"),
