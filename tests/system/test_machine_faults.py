@@ -117,7 +117,7 @@ VERBS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("running", ("set", "vm", "--device-add", "hdd", "--size", "64M")),
     ("disk", ("set", "vm", "--device-del", "hdd1", "--destroy-image-force")),
     ("running", ("set", "vm", "--cpus", "3", "--memsize", "320")),
-    ("running", ("set", "vm", "--device-add", "net", "--network", "Host-Only")),
+    ("running", ("set", "vm", "--device-add", "net")),
     ("card", ("set", "vm", "--device-disconnect", "net0")),
     ("running", ("reset", "vm")),
     ("running", ("stop", "vm", "--kill")),
@@ -157,7 +157,7 @@ class Sweep:
         elif needed == "disk" and "hdd1" not in listed:
             run("prlctl", "set", "vm", "--device-add", "hdd", "--size", "64M")
         elif needed == "card" and "net0" not in listed:
-            run("prlctl", "set", "vm", "--device-add", "net", "--network", "Host-Only")
+            run("prlctl", "set", "vm", "--device-add", "net")
         elif needed == "copy":
             run("prlctl", "clone", "vm", "--name", "copy")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
+import select
 import subprocess
 import time
 from pathlib import Path
@@ -35,6 +37,7 @@ def test_what_a_guest_is_told_and_tells(guest: Guest, tmp_path: Path) -> None:
     figures(guest)
     addresses(guest)
     settings(guest)
+    terminal(guest)
     shown(guest)
 
 
@@ -112,3 +115,33 @@ def shown(guest: Guest) -> None:
     told = guest.prlctl("snapshot-list", "vm1", "--id", wanted[0])
     assert "State: poweroff" in told
     assert guest.status == "running"
+
+
+def terminal(guest: Guest) -> None:
+    """A shell at a terminal of its own inside, as `enter` opens it; its exit status is ours."""
+    argv = guest.world.argv("prlctl", "enter", "vm1")
+    master, slave = pty.openpty()
+    with subprocess.Popen(
+        argv, env=guest.world.env, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+    ) as child:
+        os.close(slave)
+        read_until(master, b"entered into VM")
+        os.write(master, b"tty; echo $((6*7)); stty size\n")
+        assert b"/dev/pts/" in read_until(master, b"42\r\n")
+        os.write(master, b"exit 5\n")
+        read_until(master, b"exited from VM")
+        assert child.wait(120) == 5
+    os.close(master)
+    deadline = time.monotonic() + 200
+    while guest.inside("ls -d /run/pyvz-* 2>/dev/null; true"):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+
+
+def read_until(master: int, wanted: bytes) -> bytes:
+    seen = b""
+    deadline = time.monotonic() + 200
+    while wanted not in seen:
+        assert select.select([master], [], [], max(0, deadline - time.monotonic()))[0], seen
+        seen += os.read(master, 4096)
+    return seen

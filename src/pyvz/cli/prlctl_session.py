@@ -34,7 +34,7 @@ def enter_(args: Arguments, server: Server) -> int:
     """Open a root shell inside."""
     subject = find(server, args.word("The ID or name"))
     try:
-        return open_shell(server, subject.uuid, subject.uuid)
+        return open_shell(server, subject.uuid, f"{subject.kind} {subject.uuid}")
     except VZError as error:
         raise failed(f"enter the {subject.kind}", error) from error
 
@@ -43,11 +43,11 @@ def open_shell(server: Server, uuid: str, shown: str) -> int:
     """Open a shell, at a terminal where we have one; say so as vzctl does."""
     if not terminal.is_terminal():
         return session.execute(server, uuid, session.login_shell(interactive=False))
-    say(f"entered into CT {shown}")
+    say(f"entered into {shown}")
     try:
         return session.enter(server, uuid, session.login_shell(interactive=True))
     finally:
-        say(f"\rexited from CT {shown}")
+        say(f"\rexited from {shown}")
 
 
 def console_(args: Arguments, server: Server) -> int:

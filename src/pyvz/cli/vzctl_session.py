@@ -68,7 +68,7 @@ def enter_(args: Arguments, server: Server) -> int:
     command = args.value("exec")
     if command is not None:
         return session.execute(server, found.uuid, session.shell_command([command]))
-    return open_shell(server, found.uuid, found.shown)
+    return open_shell(server, found.uuid, f"CT {found.shown}")
 
 
 def console_(args: Arguments, server: Server) -> int:

@@ -23,9 +23,11 @@ from pyvz.errors import NotFound, VZError
 from pyvz.model.environment import Environment
 from pyvz.model.status import Status
 from pyvz.operations import execute
+from pyvz.operations.guestterminal import GuestTerminal
 from pyvz.operations.machineguest import GuestSession
 from pyvz.operations.node import Node
 
+Inside = Session | GuestSession | GuestTerminal
 GRACE = 5.0  # seconds between SIGHUP and SIGKILL
 
 logger = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ class Program:
         self._request = request
         self._offline = offline
         self._minimal: Environment | None = None
-        self.session: Session | GuestSession | None = None
+        self.session: Inside | None = None
 
     def open(self) -> None:
         """Start it (in a thread); remembers whether the environment was started only for it."""
@@ -58,7 +60,7 @@ class Program:
             execute.end_minimal(self._node, self._minimal)
 
     @property
-    def running(self) -> Session | GuestSession:
+    def running(self) -> Inside:
         """The session; only after `open`."""
         if self.session is None:
             raise RuntimeError("the session is not open")
@@ -79,7 +81,7 @@ class Sessions:
     """The sessions of this daemon; used in the event loop only."""
 
     def __init__(self) -> None:
-        self._open: dict[str, Session | GuestSession] = {}
+        self._open: dict[str, Inside] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -117,7 +119,7 @@ class Sessions:
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
-    async def _end(self, program: Program, session: Session | GuestSession) -> None:
+    async def _end(self, program: Program, session: Inside) -> None:
         for number in (signal.SIGHUP, signal.SIGKILL):
             if session.exit.done():
                 break

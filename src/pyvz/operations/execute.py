@@ -14,6 +14,7 @@ from pyvz.errors import ExecError, NotRunning, VZError
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
 from pyvz.operations import lifecycle, machineguest
+from pyvz.operations.guestterminal import GuestTerminal
 from pyvz.operations.machineguest import GuestSession
 from pyvz.operations.node import Node
 from pyvz.operations.program import Ended, finish
@@ -21,7 +22,7 @@ from pyvz.operations.program import Ended, finish
 
 def open_session(
     node: Node, ref: str, request: ExecRequest, *, offline: bool = False
-) -> Session | GuestSession:
+) -> Session | GuestSession | GuestTerminal:
     """Start a program inside the container and return its session, descriptors included.
 
     offline: a container that does not run is started minimally for it; `end_minimal` ends that.
@@ -30,7 +31,8 @@ def open_session(
     env = node.registry.resolve(ref)
     if env.kind == Kind.VM:
         machineguest.require_running(node, env)
-        return GuestSession(node, env, request)
+        made = GuestSession if request.terminal is None else GuestTerminal
+        return made(node, env, request)
     status = node.status(env)
     if offline and status in {Status.STOPPED, Status.MOUNTED}:
         start_minimal(node, env)

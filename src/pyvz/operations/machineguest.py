@@ -66,14 +66,10 @@ def agent(node: Node, env: Environment, *, patience: float = SYNC) -> Agent:
 class GuestSession:
     """A program inside, with the face of container.runtime.Session.
 
-    The agent takes input whole and gives output at the end, so a terminal cannot be had.
+    The agent takes input whole and gives output at the end; a terminal: guestterminal.py.
     """
 
     def __init__(self, node: Node, env: Environment, request: ExecRequest) -> None:
-        if request.terminal is not None:
-            raise Unsupported(
-                "The guest agent has no terminals", hint="Use prlctl console, or ssh."
-            )
         if request.user not in {None, "root", "0"}:
             raise Unsupported("Programs in a virtual machine run as its root only")
         if not request.argv or any("\0" in word for word in request.argv):
