@@ -105,6 +105,7 @@ def settings(guest: Guest) -> None:
 def shown(guest: Guest) -> None:
     assert guest.prlctl("mount", "vm1", "--info") == "not mounted\n"
     full = guest.prlctl("list", "-i", "-f", "vm1")
+    assert re.search(r"\nGuestTools: state=installed version=\d", full)
     assert re.search(r"\nNetwork Shaping: \(-\)\n  ratebound: no\n", full)
     assert "\nSmartMount: (-)\n" in full
     guest.inside("umount /mnt")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 
 from pyvz.errors import VZError
 from pyvz.model.config import Config
 from pyvz.model.grammar_machine import Drive, SerialPort
 from pyvz.model.grammar_processor import Features
-from pyvz.operations import fields, machinedrives, netinfo
+from pyvz.operations import fields, machinedrives, machineguest, netinfo
 from pyvz.operations.fields import ALIVE, Source
 from pyvz.units import KIB
 from pyvz.vm import channels
 from pyvz.vm.spec import boot_places, cpus_of, memory_of
 
 Row = dict[str, object]
+_PATIENCE = 3.0  # seconds for the agent to say which one it is
+_VERSION = re.compile(r"[0-9A-Za-z.+~()-]{1,40}")
 _CHIPSETS = {"q35": "q35", "piix": "piix"}
 
 
@@ -37,7 +40,7 @@ def info(source: Source, *, full: bool) -> Row:
         "Home": os.fspath(env.home),
         "Backup path": "",
         "Owner": "root",
-        "GuestTools": {"state": _tools(source)},
+        "GuestTools": _tools(source),
         "GuestTools autoupdate": _on(settings.tools_update),
         "Autostart": {"yes": "on", "auto": "auto"}.get(str(config.boot.onboot), "off"),
         "Autostop": str(config.boot.autostop or source.node.config().ve_stop_mode),
@@ -70,13 +73,20 @@ def _on(value: bool) -> str:  # noqa: FBT001
     return "on" if value else "off"
 
 
-def _tools(source: Source) -> str:
-    """The guest tools are the guest's own agent: whether it has the port open just now."""
-    if source.status in ALIVE:
-        with suppress(VZError):
-            monitor = source.node.machines.monitor(source.env.uuid)
-            return "installed" if channels.has_agent(monitor) else "not_installed"
-    return "not_installed"
+def _tools(source: Source) -> Row:
+    """The guest tools are the guest's own agent: whether it is there just now, and which one."""
+    if source.status not in ALIVE:
+        return {"state": "not_installed"}
+    told: Row = {"state": "not_installed"}
+    with suppress(VZError):
+        if channels.has_agent(source.node.machines.monitor(source.env.uuid)):
+            told = {"state": "installed"}
+            with machineguest.agent(source.node, source.env, patience=_PATIENCE) as talk:
+                answer = talk.call("guest-info", timeout=_PATIENCE)
+            version = str(answer.get("version", "") if isinstance(answer, dict) else "")
+            if _VERSION.fullmatch(version):
+                told["version"] = version
+    return told
 
 
 def _displayed(source: Source) -> bool:
