@@ -65,6 +65,7 @@ def save(env: Environment, monitor: Monitor, made: Layout, progress: Progress) -
     target = path(env)
     target.parent.mkdir(mode=0o700, exist_ok=True)
     fresh = target.with_name("Dump.new")
+    ran = monitor.state == "running"
     try:
         monitor.execute("stop")
         write(fresh, monitor, progress)
@@ -72,7 +73,7 @@ def save(env: Environment, monitor: Monitor, made: Layout, progress: Progress) -
         fresh.rename(target)
         fsync_directory(target.parent)
     except BaseException as error:
-        give_up(env, monitor)
+        give_up(env, monitor, ran=ran)
         if isinstance(error, VZError | OSError):
             raise CheckpointError(
                 f"The state of {env.name} could not be written; it goes on",
@@ -94,11 +95,12 @@ def write(file: Path, monitor: Monitor, progress: Progress) -> None:
         os.close(descriptor)
 
 
-def give_up(env: Environment, monitor: Monitor) -> None:
-    """Let a machine go on whose state was not written to its end."""
+def give_up(env: Environment, monitor: Monitor, *, ran: bool = True) -> None:
+    """Let a machine go on whose state was not written to its end; one that was paused stays so."""
     call_off(monitor)
-    with suppress(VZError):
-        monitor.execute("cont")
+    if ran:
+        with suppress(VZError):
+            monitor.execute("cont")
     path(env).with_name("Dump.new").unlink(missing_ok=True)
 
 
