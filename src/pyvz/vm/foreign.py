@@ -103,7 +103,7 @@ def _check(found: Foreign, descriptor: int) -> None:
             hint="Copy or download it anew.",
         )
     if done.code and done.code not in _FINE:
-        error = failure(words, done)
+        error = failure([os.fspath(word) for word in words], done)
         raise image.explained(error, found.path) if isinstance(error, CommandFailed) else error
 
 
