@@ -1,9 +1,10 @@
 """A terminal inside a virtual machine: `prlctl enter`, by nothing but the guest's agent.
 
-The agent knows no terminals, but script(1) inside makes one.  Two named pipes lead to and from it,
-which the agent opens as files; what the user types is written into one, what the guest shows is
-read from the other, a few times a second while something moves.  Each look is a conversation of its
-own, so that the agent serves others as well.
+The agent knows no terminals, but script(1) inside makes one.  What the user types the agent writes
+into a named pipe, what the guest shows it reads from a file that grows, some times a second while
+something moves.  (Not from a pipe: it loses what it read before a pipe was empty.)  What was read
+is punched out of the file.  Each look is a conversation of its own, so that the agent serves others
+as well.
 
     client -- pty -- this thread -- agent -- <d>/in, <d>/out -- script -- pty -- shell
 
@@ -18,7 +19,6 @@ import fcntl
 import logging
 import os
 import pty
-import re
 import select
 import shlex
 import struct
@@ -44,7 +44,7 @@ command -v script >/dev/null || { echo "there is no program script(1) inside" >&
 umask 077
 for place in /run /tmp; do
     d=$place/pyvz-$1
-    mkdir $d 2>/dev/null && mkfifo $d/in $d/out && cat >$d/run && { echo "$d"; exit 0; }
+    mkdir $d 2>/dev/null && mkfifo $d/in && : >$d/out && cat >$d/run && { echo "$d"; exit 0; }
 done
 exit 1
 """
@@ -54,13 +54,15 @@ stty rows {1} cols {2} 2>/dev/null
 echo $? >{0}/status
 """
 _SHELL: Final = """
-script -q -f -c "sh $1/run" /dev/null <$1/in >$1/out 2>&1
+script -q -f -c "sh $1/run" /dev/null <$1/in >>$1/out 2>&1
 s=$(cat $1/status 2>/dev/null)
 exit ${s:-255}
 """
 _SIZE: Final = 'stty rows "$2" cols "$3" <"$(cat $1/tty)"'
 _PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CHUNK: Final = 64 << 10  # bytes for one look
+_TYPED: Final = 4096  # as many are at home in a pipe
+_KEPT: Final = 1 << 20  # bytes of what was shown that may stay in the file
 _BUSY, _IDLE = 0.03, 0.3  # seconds between two looks
 _COOLS: Final = 1.3  # how much longer each look without anything is
 _PATIENCE: Final = 15.0  # seconds without an answer, after which the terminal is given up
@@ -80,10 +82,13 @@ class GuestTerminal:
         self.id = str(uuid4())
         self.exit: Future[int] = Future()
         self._ended = False
+        self._read = self._punched = 0  # bytes of what was shown
         with machineguest.agent(node, env) as talk:
             self._place = self._set_up(talk)
             try:
-                self._in, self._out = (_opened(talk, f"{self._place}/{x}") for x in ("in", "out"))
+                # Both ways, so that nobody waits for anybody who reads it.
+                self._in = _opened(talk, f"{self._place}/in", "r+")
+                self._out = _opened(talk, f"{self._place}/out", "r")
                 variables = [_PATH, *(f"{name}={value}" for name, value in request.env)]
                 words = ["/bin/sh", "-c", _SHELL, "sh", self._place]
                 self._number = talk.start(words, env=variables)
@@ -176,7 +181,7 @@ class GuestTerminal:
         if not select.select([self._slave], [], [], patience)[0]:
             return b""
         try:
-            data = os.read(self._slave, _CHUNK)
+            data = os.read(self._slave, _TYPED)
         except BlockingIOError:
             return b""
         if not data:
@@ -191,10 +196,16 @@ class GuestTerminal:
             if not data:
                 break
             anything = True
+            self._read += len(data)
             view = memoryview(data)
             while view:
                 select.select([], [self._slave], [], _PATIENCE)
                 view = view[os.write(self._slave, view) :]
+        if self._read - self._punched > _KEPT:
+            self._punched = self._read
+            words = ["-p", "-o", "0", "-l", str(self._read), f"{self._place}/out"]
+            with suppress(VZError):  # it only costs room
+                talk.start(["fallocate", *words])
         return anything
 
     def _resize(self, talk: Agent) -> None:
@@ -206,9 +217,9 @@ class GuestTerminal:
             talk.start(["/bin/sh", "-c", _SIZE, "sh", self._place, str(rows), str(columns)])
 
 
-def _opened(talk: Agent, path: str) -> int:
-    """Return the agent's handle of a pipe; both ways, so that nobody waits for anybody."""
-    handle = talk.call("guest-file-open", {"path": path, "mode": "r+"})
+def _opened(talk: Agent, path: str, mode: str) -> int:
+    """Return the agent's handle of a file."""
+    handle = talk.call("guest-file-open", {"path": path, "mode": mode})
     if not isinstance(handle, int):
         raise ExecError("The guest agent's answer makes no sense")
     return handle
@@ -221,14 +232,10 @@ def _write(talk: Agent, handle: int, data: bytes) -> None:
 
 
 def _read(talk: Agent, handle: int) -> bytes:
-    """Return what is in a pipe, nothing when it is empty (which the agent calls an error)."""
+    """Return what a file has grown by."""
+    answer = talk.call("guest-file-read", {"handle": handle, "count": _CHUNK})
     try:
-        answer = talk.call("guest-file-read", {"handle": handle, "count": _CHUNK})
         return base64.b64decode(answer["buf-b64"])[:_CHUNK]
-    except AgentError as error:
-        if re.search(r"temporarily unavailable|would block", error.message, re.IGNORECASE):
-            return b""
-        raise
     except (TypeError, KeyError, ValueError, binascii.Error) as error:
         raise ExecError("The guest agent's answer makes no sense") from error
 
