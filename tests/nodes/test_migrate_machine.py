@@ -344,6 +344,22 @@ def test_stopped_suspended_and_refused(two_nodes: TwoNodes, tiny_iso: Path) -> N
     assert a.state("vm1") == "stopped"
 
 
+@pytest.mark.long
+def test_offline(two_nodes: TwoNodes, tiny_iso: Path) -> None:
+    """A running one is stopped here and started there, with its disk."""
+    machine = Machine(two_nodes, tiny_iso)
+    machine.boot()
+    machine.inside("echo kept >/run/kept; echo kept | dd of=/dev/sda conv=fsync 2>/dev/null")
+    machine.move("--offline")
+    assert machine.at.state("vm1") == "running"
+    machine.wait()
+    assert machine.inside("head -n 1 /dev/sda; ls /run/kept 2>&1; true").startswith("kept\nls:")
+    # One that cannot be stopped in time, as nothing answers inside, is killed as by `stop`.
+    machine.at.prlctl("reset", "vm1")
+    machine.move("--offline")
+    assert machine.at.state("vm1") == "running"
+
+
 def mac(side: Side, name: str) -> str:
     found = [line for line in side.prlctl("list", "-i", name).splitlines() if "mac=" in line]
     return found[0].split("mac=")[1].split()[0]

@@ -85,6 +85,27 @@ def test_long_sweep(two_nodes: TwoNodes, tiny_iso: Path) -> None:
     sweep(Machine(two_nodes, tiny_iso, NAME), plan)
 
 
+@pytest.mark.long
+def test_a_paused_one_stays_paused(two_nodes: TwoNodes, tiny_iso: Path) -> None:
+    """Moved, and moved with a death after the decision."""
+    machine = Machine(two_nodes, tiny_iso, NAME)
+    machine.at.prlctl("start", NAME)
+    machine.at.prlctl("pause", NAME)
+    machine.move()
+    assert machine.at.state(NAME) == "paused"
+    fault = Fault(machine.at, machine.other)
+    assert _migrate(fault, FAULTS["kill_target_vzd"], DECIDED)
+    states = [""]
+
+    def settled() -> bool:
+        states[:] = [side.state(NAME) for side in (fault.here, fault.there)]
+        return sorted(states) == ["", "paused"]
+
+    wait_for(settled, 120)
+    for side in (fault.here, fault.there):
+        wait_for(lambda side=side: not _left(side), 60)  # type: ignore[misc]
+
+
 def sweep(machine: Machine, plan: Sequence[tuple[str, str]], *, busy: bool = False) -> None:
     """Run every fault; the machine stays wherever it comes to be.  busy: its disk is written to."""
     machine.boot()

@@ -65,7 +65,7 @@ def migrate_(args: Arguments, server: Server) -> int:
     else:
         subject = find(server, ref)
         kind = subject.kind
-        running = subject.status == "running"
+        running = subject.status in {"running", "paused"}
         parameters |= {"ref": subject.uuid, "target": target}
         parameters["online"] = running and not args.has("offline") and not args.has("keep-src")
     say(f"Migrate the {kind} {ref} on {target} ({parameters['name'] or ''})")

@@ -33,7 +33,7 @@ LEGAL_FROM: dict[str, frozenset[Status]] = {
     "delete": frozenset({Status.STOPPED, Status.SUSPENDED, Status.INVALID}),
     "clone": frozenset({Status.STOPPED}),
     "move": frozenset({Status.STOPPED}),
-    "migrate": frozenset({Status.STOPPED, Status.RUNNING, Status.SUSPENDED}),
+    "migrate": frozenset({Status.STOPPED, Status.RUNNING, Status.PAUSED, Status.SUSPENDED}),
     "snapshot": frozenset({Status.STOPPED, Status.MOUNTED, Status.RUNNING, Status.PAUSED}),
     "snapshot-switch": frozenset({Status.STOPPED, Status.MOUNTED}),
     "compact": frozenset({Status.STOPPED, Status.MOUNTED, Status.RUNNING, Status.PAUSED}),

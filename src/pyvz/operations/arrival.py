@@ -179,7 +179,8 @@ def repair(node: Node, record: Record) -> None:
         if record.step(LIVE):
             went = record.step(liverestore.GOING) is not None
             if env.kind == Kind.VM:
-                machinearrival.after_death(node, env)
+                paused = record.step(machinearrival.PAUSED) is not None
+                machinearrival.after_death(node, env, paused=paused)
             elif went and record.step(LAZY):
                 liverestore.lost_by_death(node, env)
                 departure.mark(node, env)

@@ -158,7 +158,7 @@ def stop(node: Node, env: Environment, options: Stop, progress: Progress | None 
         if env.uuid not in node.machines.running():
             how = _drop(node, env)
             return "killed" if overtaken and how == "already" else how
-        return halt(node, env, options, progress or NoProgress())
+        return _stopped(node, env, options, progress or NoProgress())
 
 
 def _drop(node: Node, env: Environment) -> str:
@@ -170,10 +170,26 @@ def _drop(node: Node, env: Environment) -> str:
     return "stopped"
 
 
-def halt(node: Node, env: Environment, options: Stop, progress: Progress) -> str:
-    """Stop it; the lease is held and it runs."""
-    progress.stage("Stopping")
+def _stopped(node: Node, env: Environment, options: Stop, progress: Progress) -> str:
     journal = Journal.begin(node.paths, env.uuid, "stop", {})
+    how = halt(node, env, options, progress, journal=journal)
+    journal.done()
+    return how
+
+
+def halt(
+    node: Node,
+    env: Environment,
+    options: Stop,
+    progress: Progress,
+    *,
+    journal: Journal | None = None,
+) -> str:
+    """Stop one that runs, in an operation that has the lease and a record; returns how it ended.
+
+    journal: done when it runs on.  Raises StopError.
+    """
+    progress.stage("Stopping")
     state = RunState.load(node.paths, env.uuid)
     if state is not None:
         state._replace(status=Status.STOPPING).save(node.paths, env.uuid)
@@ -182,12 +198,12 @@ def halt(node: Node, env: Environment, options: Stop, progress: Progress) -> str
     except BaseException:
         if state is not None:
             state._replace(status=Status.RUNNING).save(node.paths, env.uuid)
-        journal.done()
+        if journal is not None:
+            journal.done()
         raise
     if killed:
         machineground.quit_machine(node, env)
     machineground.clear(node, env)
-    journal.done()
     node.publish("ve-stop", env, reason="killed" if killed else "halt")
     return "killed" if killed else "stopped"
 
@@ -238,7 +254,7 @@ def restart(
         if env.uuid in node.machines.running():
             if options.kill:
                 return _reset(node, env)
-            halt(node, env, options, progress)
+            _stopped(node, env, options, progress)
         begin(node, env, Start(), progress)
     return env
 

@@ -42,6 +42,7 @@ from pyvz.vm.spec import Layout
 log = logging.getLogger(__name__)
 
 GOING: Final = "going"  # step of the journal: from here on it may have run
+PAUSED: Final = "paused"  # another: it is not to run
 _SOCKET: Final = "nbd.sock"
 
 
@@ -72,6 +73,8 @@ class Arrival:
         except (ValueError, KeyError, TypeError) as error:
             raise BadValue(f"The other node's machine cannot be understood: {error}") from error
         self._paused = bool(offer.checkpoint.get("paused"))
+        if self._paused:
+            self._journal.note(PAUSED)
         self._post_copy = bool(told.get("post-copy"))
         node, env = self._node, self._env
         machinecreate.furnish_missing(env.home)
@@ -166,16 +169,17 @@ def before_decision(node: Node, env: Environment) -> None:
     machineground.clear(node, env)
 
 
-def after_death(node: Node, env: Environment) -> None:
+def after_death(node: Node, env: Environment, *, paused: bool) -> None:
     """Bring one to a state that is known whose vzd died after the decision.
 
-    QEMU has it all and outlived vzd: it goes on.  One that has ended is stopped.
+    QEMU has it all and outlived vzd: it goes on, unless it came paused.  One that has ended is
+    stopped.
     """
     if env.uuid not in node.machines.running():
         machineground.clear(node, env)
         return
     try:
         monitor = node.machines.monitor(env.uuid)
-        going(node, env, node.registry.config(env), monitor)
+        going(node, env, node.registry.config(env), monitor, paused=paused)
     except VZError:
         log.exception("%s came from another node and does not go on", env.name)

@@ -79,10 +79,12 @@ class MachineGiving(Giving):
         journal = self._journal
         assert journal is not None  # noqa: S101  begun by _reserve
         self.progress.stage("Switching over")
-        self.peer.call("restore", progress=self.progress)
-        self.memory = livememory.figures(monitor.execute("query-migrate")).sent
-        # Before it is asked: whoever repairs after a death must not let it go on here unasked.
+        self.peer.ask("restore")
+        # Noted early, as the disk takes its time; before it is asked in any case: whoever repairs
+        # after a death must not let it go on here unasked.
         journal.note(departure.DECIDING)
+        self.memory = livememory.figures(monitor.execute("query-migrate")).sent
+        self.peer.answer(progress=self.progress)
         return self._decide(journal)
 
     def _note_frozen(self, journal: Journal) -> None:

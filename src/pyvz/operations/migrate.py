@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 
-from pyvz.errors import InvalidState, VZError
+from pyvz.errors import AlreadyRunning, InvalidState, VZError
 from pyvz.migration import address as addresses
 from pyvz.migration import decision
 from pyvz.migration.dial import Peer
@@ -121,6 +121,10 @@ def _require(node: Node, env: Environment, request: Request) -> None:
         machineclone.check_unused(node, env)
         backuplease.refuse(node, env)
     status = lifecycle.require(node, env, "migrate")
+    if env.kind == Kind.CT and status == Status.PAUSED:
+        raise AlreadyRunning(
+            f"{env.name} is paused", hint="Let it go on (prlctl resume), or stop it first."
+        )
     if request.clone and status == Status.SUSPENDED:
         raise InvalidState(f"{env.name} is suspended: there would be two of the same memory")
     if request.clone and status != Status.STOPPED:
