@@ -73,6 +73,7 @@ def disk_that_waits(made: Machine) -> None:
     """It is in no snapshot, and may be given up again."""
     made.set("--device-add", "hdd", "--size", "16M", "--iface", "sata")
     assert "next start" in made.prlctl("snapshot", "vm1", code=255)
+    assert "next start" in made.prlctl("backup", "vm1", code=255)
     made.prlctl("suspend", "vm1")
     made.prlctl("resume", "vm1")
     assert "harddisk1.hdd" not in made.words()

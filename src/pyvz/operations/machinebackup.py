@@ -47,6 +47,7 @@ from pyvz.operations import (
     machinedrives,
     machineguest,
     machinemount,
+    machinepending,
 )
 from pyvz.operations.capturedisk import Copy
 from pyvz.operations.node import Node
@@ -134,6 +135,9 @@ def disks_of(
     config = node.registry.config(env)
     drives = tuple(each for each in config.machine.drives if each.is_disk and each.enabled)
     running = env.uuid in node.machines.running()
+    if running:
+        monitor = node.machines.monitor(env.uuid)
+        machinepending.check_plugged(env, config, monitor, "be backed up")
     for drive in drives:
         if drive.device:
             raise Unsupported(

@@ -31,6 +31,7 @@ from pyvz.operations import (
     machineground,
     machinekeys,
     machineleaving,
+    machinepending,
     machinestate,
     transfer,
 )
@@ -165,6 +166,8 @@ def _mirrored(node: Node, env: Environment) -> tuple[Drive, ...]:
     hint = f"prlctl suspend {env.name}, move it, and resume it."
     if node.status(env) != Status.RUNNING:
         raise InvalidState(f"{env.name} is {node.status(env)}", hint=hint)
+    config, monitor = node.registry.config(env), node.machines.monitor(env.uuid)
+    machinepending.check_plugged(env, config, monitor, "be moved")
     found = _disks_inside(node, env)
     inside = [each.name for each in found if each.format != machinedrives.BUNDLE]
     if inside and savedstates.load(env.home).items:
