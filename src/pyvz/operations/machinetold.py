@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ FIELDS: Final = frozenset(
 )
 _PATIENCE: Final = 5.0  # seconds for the agent to say that it is there
 _TIMEOUT: Final = 60.0  # seconds for what it does then
+_TRIES, _PAUSE = 12, 5.0  # times, and seconds between them
 _OTHER: Final = 3  # exit status: nothing that we know how to tell
 _SCRIPT: Final = f"""
 if [ -x /usr/sbin/pyvz-guest ]; then
@@ -97,7 +99,11 @@ class Reminder:
 
     def _run(self, env: Environment) -> None:
         try:
-            _told(self._node, env, self._node.registry.config(env), name=False)
+            # Others may be talking to the agent just then, or it has only begun.
+            for _ in range(_TRIES):
+                if _told(self._node, env, self._node.registry.config(env), name=False):
+                    break
+                time.sleep(_PAUSE)
         except (VZError, OSError):
             log.exception("%s: it was not told of its settings", env.name)
         finally:
