@@ -75,3 +75,28 @@ def test_a_snapshot_whose_disk_is_gone(world: World, outside: Path) -> None:
     )
     assert guid.strip("{}") not in states.stdout
     world.run("prlctl", "delete", "vm1")
+
+
+@pytest.mark.requires("program:qemu-system-x86_64")
+def test_the_memory_of_a_machine_whose_disk_is_encrypted(world: World) -> None:
+    """It is kept beside the disk: QEMU ends when it is to write it into such an image."""
+    keys = world.root / "etc/vz/keys"
+    keys.mkdir(mode=0o700, parents=True)
+    (keys / "key").write_text("a long word that nobody knows\n")
+    (keys / "key").chmod(0o600)
+    world.run("prlctl", "create", "vm1", "--vmtype", "vm", "--encryption-keyid", "key")
+    world.run("prlctl", "set", "vm1", "--memsize", "64", "--cpus", "1")
+    for disks in (1, 2):
+        world.run("prlctl", "start", "vm1")
+        said = world.run("prlctl", "snapshot", "vm1")
+        guid = re.search(r"{(.*)}", said)[1]  # type: ignore[index]
+        apart = list(world.root.glob(f"vz/vmprivate/*/snapshots/{guid}.memory"))
+        assert len(apart) == (disks == 1)
+        assert "running" in world.run("prlctl", "status", "vm1")
+        world.run("prlctl", "stop", "vm1", "--kill")
+        world.run("prlctl", "snapshot-switch", "vm1", "--id", guid)
+        assert "running" in world.run("prlctl", "status", "vm1")
+        world.run("prlctl", "snapshot-delete", "vm1", "--id", guid)
+        world.run("prlctl", "stop", "vm1", "--kill")
+        world.run("prlctl", "set", "vm1", "--device-add", "hdd", "--size", "16M")
+    assert not list(world.root.glob("vz/vmprivate/*/snapshots/*"))

@@ -3,12 +3,12 @@
     <home>/Snapshots.xml             the tree, as for a container (store/savedstates.py)
     <home>/snapshots/<guid>.conf     vm.conf as it was
     <home>/snapshots/<guid>.json     how a running machine was put together (Layout)
-    <home>/snapshots/<guid>.memory   its memory, when no disk is a qcow2 image
+    <home>/snapshots/<guid>.memory   its memory, when no disk is a qcow2 image, or all are encrypted
     <home>/snapshots/<guid>.nvram    the firmware's variables, of one that has them
     <home>/snapshots/<guid>.tpm      what its TPM knew (that of one with memory is in there, too)
 
 Disks: an internal snapshot of each qcow2 image, called by the id; one of its own of each ploop disk
-(storage/bundle.py).  Memory: QEMU writes it into the first qcow2 image beside it (snapshot-save).
+(storage/bundle.py).  Memory: QEMU writes it into the first qcow2 image that is not encrypted.
 Taking one commits when Snapshots.xml names it.
 
 A switch ends QEMU, puts the configuration back and applies the disks' states; a state with memory
@@ -169,18 +169,21 @@ def take(
         return
     made = machineground.layout(node, env)
     write_atomic(_layout(env, guid), json.dumps(made._asdict()), 0o600)
-    if not bundles:
-        _job(monitor, "snapshot-save", guid, inside)
+    place = _place(inside)
+    if place and not bundles:
+        _job(monitor, "snapshot-save", guid, inside, place)
         return
-    if not inside and monitor.state != "running":
+    if not place and monitor.state != "running":
         raise InvalidState(
-            f"{env.name} is paused, and no disk of it is a qcow2 image, to keep its memory in",
+            f"{env.name} is paused, and no disk of it is a qcow2 image (and not encrypted), to keep"
+            " its memory in",
             hint=f"Let it go on first: prlctl resume {env.name}",
         )
     with _standing(monitor):  # memory and all disks are of one moment
-        if inside:
-            _job(monitor, "snapshot-save", guid, inside)
+        if place:
+            _job(monitor, "snapshot-save", guid, inside, place)
         else:
+            _disks_only(monitor, guid, inside)
             machinestate.write(_memory(env, guid), monitor, NoProgress())
         _keep_disks(node, env, guid, bundles)
 
@@ -212,6 +215,14 @@ def _sorted(disks: Iterable[Drive]) -> tuple[tuple[Drive, ...], tuple[Drive, ...
     return tuple(each for each in found if each not in bundles), bundles
 
 
+def _place(inside: Iterable[Drive]) -> str:
+    """Return the qcow2 disk in which QEMU keeps the memory, "" when none can.
+
+    Not an encrypted one: QEMU (7.2) would end with an assertion, and the machine with it.
+    """
+    return next((drive.name for drive in inside if not drive.keyid), "")
+
+
 def _keep_disks(node: Node, env: Environment, guid: str, disks: Iterable[Drive]) -> None:
     """Make the snapshot of disks that nobody writes to."""
     for drive in disks:
@@ -231,11 +242,14 @@ def _disks_only(monitor: Monitor, guid: str, disks: Iterable[Drive]) -> None:
     monitor.execute("transaction", {"actions": actions}, timeout=JOB)
 
 
-def _job(monitor: Monitor, command: str, guid: str, disks: Iterable[Drive]) -> None:
+def _job(
+    monitor: Monitor, command: str, guid: str, disks: Iterable[Drive], place: str = ""
+) -> None:
+    """Run a job on DISKS; PLACE: the one that has the memory."""
     names = [drive.name for drive in disks]
     words = {"job-id": f"job-{uuid4()}", "tag": _tag(guid), "devices": names}
-    if command != "snapshot-delete":
-        words["vmstate"] = names[0]
+    if place:
+        words["vmstate"] = place
     monitor.job(command, words, timeout=JOB)
 
 
@@ -310,15 +324,17 @@ def load_memory(node: Node, env: Environment, guid: str) -> None:
     config = node.registry.config(env)
     made = made._replace(hugepages=config.machine.hugepages)
     inside, _ = _sorted(disks_of(config))
+    file = _memory(env, guid)
+    apart = file.exists()
 
     def load(monitor: Monitor) -> None:
-        if inside:
-            machinestate.plug_in(monitor, made)
-            _job(monitor, "snapshot-load", guid, inside)
+        if apart:
+            machinestate.read(env, file, monitor, made)
         else:
-            machinestate.read(env, _memory(env, guid), monitor, made)
+            machinestate.plug_in(monitor, made)
+            _job(monitor, "snapshot-load", guid, inside, _place(inside))
 
-    state = machineground.State(made, load, incoming=not inside)
+    state = machineground.State(made, load, incoming=apart)
     machineground.bring_up(node, env, config, state)
     node.publish("ve-start", env)
 
