@@ -5,12 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+import faults
 from bundles import MIB, got, put
-from pyvz.errors import Busy, StorageError
+from pyvz.errors import Busy, StorageError, VZError
 from pyvz.image import disk, identity
 from pyvz.image.report import Report
 from pyvz.linux import imagelock
@@ -150,3 +153,36 @@ def test_copied_whole(path: Path, tmp_path: Path) -> None:
     bundle.switch(tmp_path / "copy.hdd", GUID)
     assert got(tmp_path / "copy.hdd", 5) == b"first"
     assert got(path, 6) == b"second"
+
+
+VERBS: tuple[Callable[[Path, Path], object], ...] = (
+    lambda _, target: bundle.create(target, 8 * MIB),
+    lambda source, target: bundle.copy_snapshots(source, target, NoProgress()),
+    lambda source, target: bundle.copy_whole(source, target, NoProgress()),
+    bundle.copy,
+)
+
+
+@pytest.mark.requires("root")
+@pytest.mark.parametrize("verb", VERBS)
+def test_whole_or_not_there(
+    path: Path, tmp_path: Path, verb: Callable[[Path, Path], object]
+) -> None:
+    """An error at any step leaves nothing; after a death the rest goes with its directory."""
+    put(path, b"first")
+    bundle.keep(path, GUID)
+    target, before = tmp_path / "new.hdd", faults.world(path)
+    for number in range(1, 100):
+        failed = True
+        failing = faults.at_step(number, faults.fail, tmp_path)
+        with suppress(OSError, VZError), failing as seen:
+            verb(path, target)
+            failed = False
+        if len(seen) < number:
+            break
+        assert target.exists() is not failed, f"step {number} of {seen}"
+        bundle.remove(target)
+        assert {each.name for each in tmp_path.iterdir()} == {path.name}, f"step {number} of {seen}"
+        assert faults.world(path) == before
+    assert number > 4
+    assert target.exists()

@@ -153,6 +153,7 @@ def test_a_bundle(two_nodes: TwoNodes) -> None:
     there = b.root / "vz/vmprivate" / home.name / "own.hdd"
     a.prlctl("set", "vm1", "--device-add", "hdd", "--image", os.fspath(here))
     shot = a.prlctl("snapshot", "vm1").split("{")[1].split("}")[0]
+    a.prlctl("snapshot-switch", "vm1", "-i", shot)  # it writes into another file from now on
     first = bundles.digest(here)
     bundles.put(here, os.urandom(1 << 20), 5 << 20)
     second = bundles.digest(here)
@@ -266,12 +267,15 @@ def shared(two_nodes: TwoNodes) -> Iterator[TwoNodes]:
 
 
 @pytest.mark.long
-def test_shared_storage(shared: TwoNodes, tiny_iso: Path) -> None:
+@pytest.mark.parametrize("name", ["harddisk.hdd", "own.hdd/root.hds"])
+def test_shared_storage(shared: TwoNodes, tiny_iso: Path, name: str) -> None:
     """Only the memory goes; the image stays where it is, and whole."""
     machine = Machine(shared, tiny_iso)
+    if name != "harddisk.hdd":
+        machine.take_a_bundle()
     machine.boot()
     machine.load()
-    image = next((shared.a.root / "vz/vmprivate").glob("*/harddisk.hdd"))
+    image = next((shared.a.root / "vz/vmprivate").glob(f"*/{name}"))
     inode = image.stat().st_ino
     with shared.talk(ADDRESS, 7777) as talk:
         for _ in range(2):

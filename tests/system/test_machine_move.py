@@ -142,6 +142,14 @@ def test_move_a_bundle(world: World, elsewhere: Path) -> None:
     second = digest(disk)
     world.run("prlctl", "start", "vm1")
     world.run("prlctl", "snapshot", "vm1", "-n", "running")
+    tiny = world.root / "vz/tiny"
+    tiny.mkdir()
+    mount.mount("tiny", tiny, "tmpfs", data="size=8m")
+    try:  # the snapshots and a part of the disk fit in
+        assert "space" in world.run("prlctl", "move", "vm1", "--dst", os.fspath(tiny), code=255)
+        assert not list(tiny.iterdir())
+    finally:
+        mount.umount(tiny)
     world.run("prlctl", "move", "vm1", "--dst", os.fspath(elsewhere))
     assert world.run("prlctl", "status", "vm1").split()[-1] == "running"
     assert not home.exists()

@@ -99,14 +99,21 @@ def create(path: Path, size: int) -> Place:
     if not fresh:
         identity.create(found.top(), size, cluster=cluster)
         return find(path)
-    path.mkdir(mode=0o700)
-    try:
+    with _whole(path):
         identity.create(path / disk.BASE_FILE, size, cluster=cluster)
         found.save(disk.Descriptor(disk_size=size, blocksize=cluster))
+    return find(path)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Have the new directory PATH filled by the block, or not be there."""
+    path.mkdir(mode=0o700)
+    try:
+        yield
     except BaseException:
         remove(path)
         raise
-    return find(path)
 
 
 def snapshots(path: Path) -> tuple[str, ...]:
@@ -123,19 +130,19 @@ def snapshots(path: Path) -> tuple[str, ...]:
 def copy_snapshots(path: Path, target: Path, progress: Progress) -> None:
     """Make TARGET what the disk is but for the image that takes the writes, which `create` makes.
 
-    Nothing happens without snapshots.  The disk may be in use.
+    Nothing happens without snapshots.  Whole or not there.  The disk may be in use.
     """
     if not snapshots(path):
         return
     value = Disk(path).descriptor()
-    target.mkdir(mode=0o700)
     like: filecopy.Like | None = None
-    for image in value.images:
-        if image.guid != value.top:
-            both = filecopy.Like(path / image.file, target / image.file)
-            ploopdisk.copy(*both, progress, like)
-            like = both
-    Disk(target).save(value)
+    with _whole(target):
+        for image in value.images:
+            if image.guid != value.top:
+                both = filecopy.Like(path / image.file, target / image.file)
+                ploopdisk.copy(*both, progress, like)
+                like = both
+        Disk(target).save(value)
 
 
 def grow(path: Path, size: int) -> int:
@@ -196,15 +203,10 @@ def copy(path: Path, target: Path) -> None:
 
     Whole or not there.  Nobody may have the disk open.
     """
-    with still(path) as place:
-        target.mkdir(mode=0o700)
-        try:
-            ploopdisk.copy(place.image, target / disk.BASE_FILE, NoProgress())
-            block = Disk(path).descriptor().blocksize
-            Disk(target).save(disk.Descriptor(disk_size=place.size, blocksize=block))
-        except BaseException:
-            remove(target)
-            raise
+    with still(path) as place, _whole(target):
+        ploopdisk.copy(place.image, target / disk.BASE_FILE, NoProgress())
+        block = Disk(path).descriptor().blocksize
+        Disk(target).save(disk.Descriptor(disk_size=place.size, blocksize=block))
 
 
 def copy_whole(path: Path, target: Path, progress: Progress) -> None:
@@ -212,13 +214,8 @@ def copy_whole(path: Path, target: Path, progress: Progress) -> None:
 
     Whole or not there.  Nobody may have the disk open.
     """
-    with still(path):
-        target.mkdir(mode=0o700)
-        try:
-            ploopcopy.copy_disk(Disk(path), target, progress)
-        except BaseException:
-            remove(target)
-            raise
+    with still(path), _whole(target):
+        ploopcopy.copy_disk(Disk(path), target, progress)
 
 
 def remove(path: Path) -> None:
