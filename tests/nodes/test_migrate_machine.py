@@ -143,42 +143,59 @@ def test_live(two_nodes: TwoNodes, tiny_iso: Path) -> None:
     machine.whole()
 
 
+class Still:
+    """A machine without a guest on node a: a ploop disk with a snapshot, and noise in both."""
+
+    def __init__(self, nodes: TwoNodes) -> None:
+        self.a, self.b = nodes.a, nodes.b
+        self.ssh = ("--ssh", f"-F {nodes.ssh_config}")
+        a = self.a
+        a.prlctl("create", "vm1", "--vmtype", "vm", "-d", "debian", "--no-hdd")
+        a.prlctl("set", "vm1", "--memsize", "64", "--cpus", "1")
+        home = next((a.root / "vz/vmprivate").iterdir())
+        self.here = bundles.made(a.cli, home / "own.hdd")
+        self.there = self.b.root / "vz/vmprivate" / home.name / "own.hdd"
+        a.prlctl("set", "vm1", "--device-add", "hdd", "--image", os.fspath(self.here))
+        self.shot = a.prlctl("snapshot", "vm1").split("{")[1].split("}")[0]
+        a.prlctl("snapshot-switch", "vm1", "-i", self.shot)  # it writes into another file now
+        self.first = bundles.digest(self.here)
+        bundles.put(self.here, os.urandom(1 << 20), 5 << 20)
+        self.second = bundles.digest(self.here)
+
+
 def test_a_bundle(two_nodes: TwoNodes) -> None:
-    """A ploop disk and its snapshots: while it runs, stopped, suspended.  No guest is needed."""
-    a, b, ssh = two_nodes.a, two_nodes.b, ("--ssh", f"-F {two_nodes.ssh_config}")
-    a.prlctl("create", "vm1", "--vmtype", "vm", "-d", "debian", "--no-hdd")
-    a.prlctl("set", "vm1", "--memsize", "64", "--cpus", "1")
-    home = next((a.root / "vz/vmprivate").iterdir())
-    here = bundles.made(a.cli, home / "own.hdd")
-    there = b.root / "vz/vmprivate" / home.name / "own.hdd"
-    a.prlctl("set", "vm1", "--device-add", "hdd", "--image", os.fspath(here))
-    shot = a.prlctl("snapshot", "vm1").split("{")[1].split("}")[0]
-    a.prlctl("snapshot-switch", "vm1", "-i", shot)  # it writes into another file from now on
-    first = bundles.digest(here)
-    bundles.put(here, os.urandom(1 << 20), 5 << 20)
-    second = bundles.digest(here)
-
+    """A ploop disk and its snapshots go while it runs."""
+    still = Still(two_nodes)
+    a, b = still.a, still.b
     a.prlctl("start", "vm1")
-    a.prlctl("migrate", *ssh, "vm1", "b")
-    assert (a.state("vm1"), b.state("vm1"), home.exists()) == ("", "running", False)
+    a.prlctl("migrate", *still.ssh, "vm1", "b")
+    assert (a.state("vm1"), b.state("vm1")) == ("", "running")
+    assert not still.here.parent.exists()
     b.prlctl("stop", "vm1", "--kill")
-    bundles.check(b.cli, there)
-    assert bundles.digest(there) == second
+    bundles.check(b.cli, still.there)
+    assert bundles.digest(still.there) == still.second
+    b.prlctl("snapshot-switch", "vm1", "-i", still.shot)
+    assert bundles.digest(still.there) == still.first
 
-    b.prlctl("migrate", *ssh, "vm1", "a")
-    bundles.check(a.cli, here)
-    assert (bundles.digest(here), there.exists()) == (second, False)
-    a.prlctl("snapshot-switch", "vm1", "-i", shot)
-    assert bundles.digest(here) == first
 
-    a.prlctl("start", "vm1")
-    a.prlctl("suspend", "vm1")
-    a.prlctl("migrate", *ssh, "vm1", "b")
-    assert (a.state("vm1"), b.state("vm1")) == ("", "suspended")
-    b.prlctl("resume", "vm1")
-    b.prlctl("stop", "vm1", "--kill")
-    bundles.check(b.cli, there)
-    assert bundles.digest(there) == first
+@pytest.mark.long
+def test_a_bundle_at_rest(two_nodes: TwoNodes) -> None:
+    """A ploop disk and its snapshots go as files, stopped and suspended."""
+    still = Still(two_nodes)
+    a, b = still.a, still.b
+    a.prlctl("migrate", *still.ssh, "vm1", "b")
+    bundles.check(b.cli, still.there)
+    assert (bundles.digest(still.there), still.here.exists()) == (still.second, False)
+    b.prlctl("start", "vm1")
+    b.prlctl("suspend", "vm1")
+    b.prlctl("migrate", *still.ssh, "vm1", "a")
+    assert (a.state("vm1"), b.state("vm1")) == ("suspended", "")
+    a.prlctl("resume", "vm1")
+    a.prlctl("stop", "vm1", "--kill")
+    bundles.check(a.cli, still.here)
+    assert bundles.digest(still.here) == still.second
+    a.prlctl("snapshot-switch", "vm1", "-i", still.shot)
+    assert bundles.digest(still.here) == still.first
 
 
 @pytest.mark.long
