@@ -197,7 +197,8 @@ def main() -> None:
     given = parser.parse_args()
     from images import CACHE  # noqa: PLC0415  of the tests
 
-    iso = max(CACHE.glob("tiny-*.iso"), key=lambda path: path.stat().st_mtime)
+    discs = CACHE.glob(f"tiny-{'?' * 12}.iso")  # of its key alone: others have more in their names
+    iso = max(discs, key=lambda path: path.stat().st_mtime)
     with tempfile.TemporaryDirectory(prefix="pb-", dir="/tmp") as name:
         work = Path(name)
         work.chmod(0o755)
