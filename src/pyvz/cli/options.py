@@ -89,6 +89,7 @@ PRLCTL: tuple[OptionRow, ...] = (
     ("--cpu-features", "FEATURES|none", ""),
     ("--channels", "NAMES|none", ""),
     ("--ssh-keys", "FILE|none", ""),
+    ("--cloud-init", "yes|no", ""),
     ("--on-crash", "pause|restart", ""),
     ("--nested-virt", "on|off", ""),
     ("--vnc-mode", "auto|manual|off", ""),

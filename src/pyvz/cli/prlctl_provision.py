@@ -23,7 +23,8 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
         ("--uuid", "UUID", "use this UUID"),
         ("--no-hdd", "", "make no root disk"),
         ("--chipset", "q35|piix", "board of a VM (default: q35); it keeps it"),
-        ("--ssh-keys", "FILE", "public keys that let in as root, of a VM from a template"),
+        ("--ssh-keys", "FILE", "public keys that let in as root, by template or cloud-init"),
+        ("--cloud-init", "yes|no", "tell cloud-init of a VM its name, keys, addresses"),
         ("--encryption-keyid", "ID", "encrypt the disk of a VM with this key of the node"),
         ("--import", "PATH", "make a VM of a disk image, OVA or OVF; the source stays as it is"),
         ("-o,--ostype", "NAME|list", "family of the guest of a VM; ignored for containers"),
@@ -54,6 +55,7 @@ OPTIONS: dict[str, tuple[OptionRow, ...]] = {
     ),
 }
 
+_OF_MACHINES = ("chipset", "ssh-keys", "cloud-init")
 _SWITCH = {"yes": True, "on": True, "no": False, "off": False}
 _KINDS = {"ct": "ct", "c": "ct", "vm": "vm", "v": "vm"}
 
@@ -71,8 +73,9 @@ def create_(args: Arguments, server: Server) -> int:
         return _create_machine(args, server, name)
     if args.has("distribution") or args.has("ostype"):
         say("The --distribution and --ostype options are ignored for containers.")
-    if args.has("chipset") or args.has("ssh-keys"):
-        raise UsageError("--chipset and --ssh-keys are for virtual machines")
+    for option in _OF_MACHINES:
+        if args.has(option):
+            raise UsageError(f"--{option} is for virtual machines")
     if args.has("encryption-keyid"):
         raise Unsupported("Encrypted disks are not supported yet")
     say("Creating the Container...")
@@ -112,8 +115,9 @@ def _create_machine(args: Arguments, server: Server, name: str) -> int:
             return 0
         found = distributions.find(text, family=given[0] == "ostype")
         options.append({"name": "distribution", "value": found})
-    if args.has("chipset"):
-        options.append({"name": "chipset", "value": args.value("chipset")})
+    for option in ("chipset", "cloud-init"):
+        if args.has(option):
+            options.append({"name": option, "value": args.value(option)})
     if args.has("ssh-keys"):
         from pyvz.cli.prlctl_set import keys_of  # noqa: PLC0415  few give them
 

@@ -251,6 +251,7 @@ class Machine(_Section):
     cpu_features = _Value(machine.CPU_FEATURES)
     channels = _Value(machine.CHANNELS)
     ssh_keys = _Value(machine.SSH_KEYS)
+    cloud_init = _Value(machine.CLOUD_INIT)
     vnc_mode = _Value(machine.VNC_MODE)
     vnc_port = _Value(machine.VNC_PORT)
     vnc_address = _Value(machine.VNC_ADDRESS)

@@ -197,13 +197,21 @@ SSH_KEYS = Param(
     "VM_SSH_KEYS",
     SshKeys(),
     (),
-    "public SSH keys that a machine from a template lets in as root",
+    "public SSH keys that a machine from a template, or with cloud-init, lets in as root",
     _option(
         "ssh-keys",
         "FILE|none",
-        "public keys that let in as root, if made from a template",
+        "public keys that let in as root, of a template or by cloud-init",
         parse=_or_none(SshKeys()),
     ),
+)
+CLOUD_INIT = Param(
+    "machine.cloud_init",
+    "VM_CLOUD_INIT",
+    YesNo(),
+    default=False,
+    help="it has a CD that tells cloud-init its host name, SSH keys and addresses (NoCloud)",
+    options=_option("cloud-init", "yes|no", "tell cloud-init name, keys, addresses (NoCloud)"),
 )
 CHIPSET = Param(
     "machine.chipset", "VM_CHIPSET", Choice(("q35", "piix")), "q35", "chipset: q35 or piix"

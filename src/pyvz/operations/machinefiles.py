@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 
 from pyvz.model.config import Config
+from pyvz.model.grammar_list import Address
 from pyvz.model.grammar_net import NetIf
 from pyvz.network.base import GATEWAY6
 
@@ -56,7 +57,7 @@ def _card(nic: NetIf, config: Config, *, first: bool) -> str:
     if word := dhcp.get((nic.dhcp, nic.dhcp6)):
         lines.append(f"DHCP={word}")
     addresses = [*nic.ip, *nic.ip6]
-    lines += [f"Address={_with_length(nic, address.ip, address.mask)}" for address in addresses]
+    lines += [f"Address={with_length(nic, address)}" for address in addresses]
     if first:
         lines += [f"DNS={server}" for server in config.network.nameservers or ()]
         if config.network.searchdomains:
@@ -65,7 +66,9 @@ def _card(nic: NetIf, config: Config, *, first: bool) -> str:
     return "\n".join([*lines, ""])
 
 
-def _with_length(nic: NetIf, ip: str, mask: str) -> str:
+def with_length(nic: NetIf, address: Address) -> str:
+    """Return an address of a card with the length of its prefix."""
+    ip, mask = address.ip, address.mask
     if not mask or nic.type == "routed":
         return f"{ip}/{128 if ':' in ip else 32}"
     if "." in mask:

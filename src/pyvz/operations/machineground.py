@@ -17,6 +17,7 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.status import Status
 from pyvz.operations import (
+    cloudinit,
     machinedrives,
     machinefiles,
     machinehardware,
@@ -152,6 +153,7 @@ def _launch(
         spec = laid_out(spec, state.layout)
     uid = node.id_ranges.allocate(env.uuid).first
     drives = machinedrives.open_all(env, config, opened)
+    drives = cloudinit.with_seed(env, config, drives, opened)
     files = list(drives.descriptors)
     board = _board(env, config, uid, opened)
     if board.firmware is not None:

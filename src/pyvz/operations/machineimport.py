@@ -96,7 +96,8 @@ def drives(wanted: Imported) -> list[Drive]:
 def settings(wanted: Imported) -> dict[str, object]:
     """Return what else the appliance says of the machine."""
     about = wanted.appliance
-    told: dict[str, object] = {}
+    # Images of clouds wait for somebody to tell them who they are; others have a disc more.
+    told: dict[str, object] = {"machine.cloud_init": True}
     if about.cpus:
         told["cpu.cpus"] = about.cpus
     if about.memory:

@@ -45,6 +45,7 @@ def info(source: Source, *, full: bool) -> Row:
         "Autostart": {"yes": "on", "auto": "auto"}.get(str(config.boot.onboot), "off"),
         "Autostop": str(config.boot.autostop or source.node.config().ve_stop_mode),
         "Autocompact": _on(config.disk.autocompact),
+        **({"Cloud-init": "on"} if settings.cloud_init else {}),
         "Boot order": "".join(f"{name} " for name in boot_places(config)),
         "EFI boot": _on(settings.efi),
         **({"EFI secure boot": "on"} if settings.secure_boot else {}),
