@@ -39,6 +39,7 @@ from pyvz.operations import (
 )
 from pyvz.operations.node import Node
 from pyvz.operations.transition import require as require  # noqa: PLC0414  also for others
+from pyvz.operations.transition import stopping
 from pyvz.store.journal import Journal
 from pyvz.store.state import RunState
 
@@ -352,18 +353,8 @@ def halt(
     journal: done when it runs on.  Raises StopError.
     """
     progress.stage("Stopping")
-    state = RunState.load(node.paths, env.uuid)
-    if state is not None:
-        state._replace(status=Status.STOPPING).save(node.paths, env.uuid)
-    try:
+    with stopping(node, env, journal) as state:
         killed = options.kill or not _stop_orderly(node, env, state, options)
-    except BaseException:
-        # It runs on (noforce), so it is neither stopping nor half cleaned.
-        if state is not None:
-            state._replace(status=Status.RUNNING).save(node.paths, env.uuid)
-        if journal is not None:
-            journal.done()
-        raise
     if killed:
         node.runtime.kill(env.uuid, timeout=KILL_TIMEOUT)
     ground.clear(node, env, keep_mounted=options.skip_umount)

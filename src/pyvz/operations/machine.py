@@ -40,7 +40,7 @@ from pyvz.operations import (
 )
 from pyvz.operations.machineground import KILL_TIMEOUT, State
 from pyvz.operations.node import Node
-from pyvz.operations.transition import require
+from pyvz.operations.transition import require, stopping
 from pyvz.store.journal import Journal, Record
 from pyvz.store.state import RunState
 from pyvz.vm import channels
@@ -190,17 +190,8 @@ def halt(
     journal: done when it runs on.  Raises StopError.
     """
     progress.stage("Stopping")
-    state = RunState.load(node.paths, env.uuid)
-    if state is not None:
-        state._replace(status=Status.STOPPING).save(node.paths, env.uuid)
-    try:
+    with stopping(node, env, journal):
         killed = options.kill or not _stop_orderly(node, env, options)
-    except BaseException:
-        if state is not None:
-            state._replace(status=Status.RUNNING).save(node.paths, env.uuid)
-        if journal is not None:
-            journal.done()
-        raise
     if killed:
         machineground.quit_machine(node, env)
     machineground.clear(node, env)

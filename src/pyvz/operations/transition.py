@@ -1,6 +1,11 @@
-"""Whether a verb may begin: the table of model/status.py against the state of an environment."""
+"""Whether a verb may begin: the table of model/status.py against the state of an environment; and
+the state that others see meanwhile.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pyvz.errors import (
     AlreadyMounted,
@@ -13,6 +18,8 @@ from pyvz.errors import (
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import LEGAL_FROM, Status
 from pyvz.operations.node import Node
+from pyvz.store.journal import Journal
+from pyvz.store.state import RunState
 
 # What needs the disks of a stopped environment for itself.
 _UNMOUNTED = frozenset({"delete", "clone", "move", "migrate", "unregister", "restore"})
@@ -45,3 +52,19 @@ def require(node: Node, env: Environment, verb: str) -> Status:
     if verb in _UNMOUNTED and status == Status.MOUNTED:
         raise AlreadyMounted(f"{env.name} is mounted", hint="Unmount it first.")
     raise InvalidState(f"{env.name} is {status}")
+
+
+@contextmanager
+def stopping(node: Node, env: Environment, journal: Journal | None) -> Iterator[RunState | None]:
+    """Have it seen as stopping; when the block fails it runs on, and the journal is done."""
+    state = RunState.load(node.paths, env.uuid)
+    if state is not None:
+        state._replace(status=Status.STOPPING).save(node.paths, env.uuid)
+    try:
+        yield state
+    except BaseException:
+        if state is not None:
+            state._replace(status=Status.RUNNING).save(node.paths, env.uuid)
+        if journal is not None:
+            journal.done()
+        raise
