@@ -19,7 +19,10 @@ from realnode import world
 from tinyguest import tiny_iso
 
 __all__ = ["busybox_root", "busybox_tar", "guest", "tiny_iso", "world"]
-pytestmark = pytest.mark.requires("program:qemu-system-x86_64", "program:qemu-img")
+pytestmark = [
+    pytest.mark.requires("program:qemu-system-x86_64", "program:qemu-img"),
+    pytest.mark.long,
+]
 
 RESTART = (  # of the agent, by itself
     "port=$(grep -l guest_agent /sys/class/virtio-ports/*/name); port=${port%/name};"
