@@ -57,7 +57,10 @@ def test_a_machine_from_a_template_needs_no_hand(world: NetWorld) -> None:
     if not (world.root / "vz/template/vm" / NAME).exists():
         build(world)
     world.create("ct", "--ipadd", "10.77.0.1")
-    world.prlctl("create", "vm", "--vmtype", "vm", "--ostemplate", "debian-12")
+    key = world.root / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    words = ("--ostemplate", "debian-12", "--ssh-keys", f"{key}.pub")
+    world.prlctl("create", "vm", "--vmtype", "vm", *words)
     world.prlctl("set", "vm", "--device-add", "net", "--type", "routed", "--ipadd", "10.77.0.2")
     world.prlctl("set", "vm", "--hostname", "first.example.org")
     world.prlctl("start", "vm")
@@ -69,6 +72,8 @@ def test_a_machine_from_a_template_needs_no_hand(world: NetWorld) -> None:
     assert world.pings("ct", "10.77.0.2", patience=300)
     assert world.reached("10.77.0.2")
     assert "0% packet loss" in world.prlctl("exec", "vm", "ping -c 5 -i 0.5 10.77.0.1")
+    keys(world, key)
+    told(world)
     plugged_in(world)
     # It has grown into its disk, and has keys of its own.
     size = int(world.prlctl("exec", "vm", "df --output=size -k / | tail -n 1"))
@@ -78,6 +83,37 @@ def test_a_machine_from_a_template_needs_no_hand(world: NetWorld) -> None:
     assert "root:$" in world.prlctl("exec", "vm", "grep ^root /etc/shadow")
     world.prlctl("stop", "vm")
     assert "stopped" in world.prlctl("status", "vm")
+
+
+def keys(world: NetWorld, key: Path) -> None:
+    """Who has the key logs in."""
+    options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+    options += ["-o", "BatchMode=yes", "-o", "ConnectTimeout=60", "-i", os.fspath(key)]
+    argv = ["nsenter", f"--net=/run/netns/{world.node}", "ssh", *options, "root@10.77.0.2"]
+    deadline = time.monotonic() + 300
+    while True:
+        done = subprocess.run(
+            [*argv, "echo in"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode == 0:
+            break
+        assert time.monotonic() < deadline, done.stderr
+        time.sleep(2)
+    assert done.stdout == "in\n"
+
+
+def told(world: NetWorld) -> None:
+    """What is set while it runs is in force inside at once, and after it has booted anew."""
+    world.prlctl("set", "vm", "--hostname", "second.example.org", "--nameserver", "10.77.0.9")
+    assert world.prlctl("exec", "vm", "hostname") == "second.example.org\n"
+    world.prlctl("set", "vm", "--ipadd", "10.77.0.5")
+    assert world.reached("10.77.0.5", patience=100)
+    addresses = world.prlctl("list", "vm", "-H", "-o", "ip").split()
+    assert {"10.77.0.2", "10.77.0.5"} <= set(addresses)
 
 
 def plugged_in(world: NetWorld) -> None:
