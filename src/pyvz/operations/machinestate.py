@@ -75,8 +75,9 @@ def save(env: Environment, monitor: Monitor, made: Layout, progress: Progress) -
     except BaseException as error:
         give_up(env, monitor, ran=ran)
         if isinstance(error, VZError | OSError):
+            goes = "" if monitor.ended.is_set() else "; it goes on"
             raise CheckpointError(
-                f"The state of {env.name} could not be written; it goes on",
+                f"The state of {env.name} could not be written{goes}",
                 details=str(error),
             ) from error
         raise
