@@ -199,7 +199,8 @@ class GuestTerminal:
             self._read += len(data)
             view = memoryview(data)
             while view:
-                select.select([], [self._slave], [], _PATIENCE)
+                # As long as the user likes (Ctrl-S); one who has gone is an error of the write.
+                select.select([], [self._slave], [])
                 view = view[os.write(self._slave, view) :]
         if self._read - self._punched > _KEPT:
             self._punched = self._read
