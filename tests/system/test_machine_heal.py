@@ -65,6 +65,15 @@ def test_a_set_that_died(world: World) -> None:
     with Monitor(world) as qemu:
         assert "device-hdd1" in qemu.devices()
         assert "device-hdd2" not in qemu.devices()
+        qemu("device_add", driver="virtio-net-pci", bus="port0", id="device-net0")
+    assert "still has net0" in world.run("prlctl", "suspend", "vm1", code=255)
+    with Monitor(world) as qemu:
+        qemu("device_del", id="device-net0")
+        if "device-net0" in qemu.devices():  # nobody in the guest lets it go
+            qemu("system_reset")
+        deadline = time.monotonic() + 60
+        while "device-net0" in qemu.devices():
+            assert time.monotonic() < deadline
     world.run("prlctl", "suspend", "vm1")  # with both processors
     world.run("prlctl", "resume", "vm1")
     world.run("prlctl", "set", "vm1", "--device-del", "hdd1", "--destroy-image")

@@ -34,6 +34,7 @@ from pyvz.operations import (
     machineground,
     machinemount,
     machinenet,
+    machinepending,
     machineshot,
     machinestate,
     overtake,
@@ -118,10 +119,11 @@ def suspend(node: Node, env: Environment, progress: Progress | None = None) -> E
         repair(node, env)
         if node.status(env) != Status.PAUSED:
             require(node, env, "suspend")
+        monitor = node.machines.monitor(env.uuid)
+        machinepending.check_known(env, node.registry.config(env), monitor)
         progress.stage("Suspending")
         journal = Journal.begin(node.paths, env.uuid, SUSPEND, {})
         try:
-            monitor = node.machines.monitor(env.uuid)
             machinestate.save(env, monitor, machineground.layout(node, env), progress)
         except BaseException:
             journal.done()

@@ -31,6 +31,7 @@ from pyvz.vm.monitor import Monitor
 
 log = logging.getLogger(__name__)
 
+_PATIENCE: Final = 3.0  # seconds for the guest to let a device go: others wait for the machine
 VERB: Final = machinedisk.VERB  # whose journal records `repair` understands
 
 
@@ -73,7 +74,7 @@ def _drives(
     for name in sorted(there - wanted.keys()):
         if name.startswith("hdd"):
             with _told(env, name):
-                plug.remove_nodes(monitor, name)
+                plug.remove_nodes(monitor, name, _PATIENCE)
     for name, drive in wanted.items():
         if name not in there and drive.iface in machineplug.HOT:
             with _told(env, name):
@@ -87,7 +88,7 @@ def _cards(
     numbered = machinenet.names(config)
     for name in sorted(there - set(numbered.values())):
         if name.startswith("net"):
-            plug.remove_nic(monitor, name)
+            plug.remove_nic(monitor, name, _PATIENCE)
     kept = tuple(nic for nic in config.network.interfaces if numbered.get(nic.ifname, "") in there)
     without = config.changed({"network.interfaces": kept})
     with ExitStack() as undo:

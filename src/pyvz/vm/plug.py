@@ -90,9 +90,9 @@ def remove_drive(monitor: Monitor, drive: DriveSpec) -> None:
             monitor.execute("blockdev-del", {"node-name": node["node-name"]})
 
 
-def remove_nodes(monitor: Monitor, name: str) -> None:
+def remove_nodes(monitor: Monitor, name: str, patience: float = UNPLUG) -> None:
     """Take a disk out of which nothing but its name is known; raises SetError, as remove_drive."""
-    _unplug(monitor, f"{_DEVICE}{name}", name)
+    _unplug(monitor, f"{_DEVICE}{name}", name, patience)
     for node in (name, f"{name}-file", f"{name}-base", f"{name}-base-file"):
         with suppress(VZError):
             monitor.execute("blockdev-del", {"node-name": node})
@@ -127,9 +127,9 @@ def add_nic(monitor: Monitor, nic: NicSpec, chipset: str) -> None:
         raise
 
 
-def remove_nic(monitor: Monitor, name: str) -> None:
-    """Take a card out."""
-    _unplug(monitor, f"device-{name}", name)
+def remove_nic(monitor: Monitor, name: str, patience: float = UNPLUG) -> None:
+    """Take a card out; raises SetError when the guest has not let it go in time."""
+    _unplug(monitor, f"device-{name}", name, patience)
     monitor.execute("netdev_del", {"id": f"host-{name}"})
 
 
@@ -166,7 +166,7 @@ def eject(monitor: Monitor, drive: DriveSpec) -> None:
             monitor.execute("blockdev-del", {"node-name": name})
 
 
-def _unplug(monitor: Monitor, device: str, name: str) -> None:
+def _unplug(monitor: Monitor, device: str, name: str, patience: float = UNPLUG) -> None:
     """Ask the guest for a device and wait until it has let go."""
     monitor.forget_events()
 
@@ -181,7 +181,7 @@ def _unplug(monitor: Monitor, device: str, name: str) -> None:
         return  # it is out already
     try:
         event = monitor.wait_event(
-            {"DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR"}, UNPLUG, about_it
+            {"DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR"}, patience, about_it
         )
     except Timeout:
         raise SetError(f"The guest does not let {name} go", hint=BOOT_SLOW) from None
