@@ -1,6 +1,7 @@
 """A tiny guest for tests of virtual machines: Debian's cloud kernel, busybox, the guest agent.
 
 /var/cache/pyvz-tests/tiny-<key>.iso    boots from a CD drive by isolinux, in seconds under TCG
+/var/cache/pyvz-tests/tiny-amd64-<key>.iso    with Debian's full kernel, which has USB and drivers
 
 Everything is in its initial RAM disk.  It says TINY-READY on the serial line, has a root shell
 there, runs the guest agent and obeys the power button.
@@ -23,6 +24,7 @@ MODULES = (
     *("virtio_balloon", "sd_mod", "sr_mod", "button", "evdev", "ext4", "e1000", "acpi_memhotplug"),
     "pvpanic-mmio",
 )
+DRIVERS = ("xhci_pci", "usb_storage", "usbhid", "hid_generic", "nvme", "e1000e")  # of the full one
 
 INIT = r"""#!/bin/busybox sh
 /bin/busybox --install -s
@@ -67,12 +69,12 @@ label tiny
 """
 
 
-def _kernel_package() -> str:
-    """The package that linux-image-cloud-amd64 depends on."""
-    for line in run("apt-cache", "depends", "linux-image-cloud-amd64").splitlines():
+def _kernel_package(flavour: str) -> str:
+    """The package that linux-image-FLAVOUR depends on."""
+    for line in run("apt-cache", "depends", f"linux-image-{flavour}").splitlines():
         if "Depends: linux-image-" in line:
             return line.split()[-1]
-    pytest.fail("apt knows no linux-image-cloud-amd64")
+    pytest.fail(f"apt knows no linux-image-{flavour}")
 
 
 def _unpack(work: Path, *packages: str) -> Path:
@@ -91,12 +93,12 @@ def _unpack(work: Path, *packages: str) -> Path:
     return work / "tree"
 
 
-def _modules(tree: Path, root: Path) -> None:
+def _modules(tree: Path, root: Path, wanted: tuple[str, ...]) -> None:
     """Copy the modules with all they need, and a list in the order of insertion."""
     version = next((tree / "lib/modules").iterdir()).name
     run("depmod", "-b", tree, version)
     listed: list[str] = []
-    for name in MODULES:
+    for name in wanted:
         done = subprocess.run(
             ["modprobe", "-d", tree, "-S", version, "--show-depends", name],
             check=False,
@@ -128,7 +130,7 @@ def _agent(tree: Path, root: Path) -> None:
             shutil.copy(path, target)
 
 
-def _tree(tree: Path, root: Path) -> None:
+def _tree(tree: Path, root: Path, modules: tuple[str, ...]) -> None:
     for name in ("bin", "sbin", "usr/bin", "usr/sbin", "proc", "sys", "dev", "etc/acpi/PWRF"):
         (root / name).mkdir(parents=True, exist_ok=True)
     for name in ("root", "run", "modules.d"):
@@ -147,17 +149,17 @@ def _tree(tree: Path, root: Path) -> None:
     (root / "etc/group").write_text("root:x:0:\n")
     (root / "etc/shadow").write_text("root:*:19000:0:99999:7:::\n")
     (root / "etc/shadow").chmod(0o600)
-    _modules(tree, root)
+    _modules(tree, root, modules)
     _agent(tree, root)
 
 
-def _build(work: Path, target: Path) -> None:
+def _build(work: Path, target: Path, flavour: str, modules: tuple[str, ...]) -> None:
     (work / "debs").mkdir()
-    tree = _unpack(work / "debs", _kernel_package(), *PACKAGES)
+    tree = _unpack(work / "debs", _kernel_package(flavour), *PACKAGES)
     root, disc = work / "root", work / "disc"
     root.mkdir()
     disc.mkdir()
-    _tree(tree, root)
+    _tree(tree, root, modules)
     with (disc / "initrd").open("wb") as file:
         subprocess.run(
             ["sh", "-c", "find . | busybox cpio -o -H newc | gzip -1"],
@@ -180,10 +182,20 @@ def _build(work: Path, target: Path) -> None:
 @pytest.fixture(scope="session")
 def tiny_iso() -> Path:
     """The disc, built when it is not there yet (half a minute)."""
+    return _made("tiny", "cloud-amd64", MODULES)
+
+
+@pytest.fixture(scope="session")
+def tiny_drivers_iso() -> Path:
+    """The disc with the full kernel and drivers of devices that a node may pass through."""
+    return _made("tiny-amd64", "amd64", (*MODULES, *DRIVERS))
+
+
+def _made(name: str, flavour: str, modules: tuple[str, ...]) -> Path:
     source = Path(__file__).read_text()
-    target = CACHE / f"tiny-{key(source)}.iso"
+    target = CACHE / f"{name}-{key(source)}.iso"
     with locked("tiny-guest"):
         if not target.exists():
             with tempfile.TemporaryDirectory(dir=CACHE, prefix="tiny.new.") as work:
-                _build(Path(work), target)
+                _build(Path(work), target, flavour, modules)
     return target

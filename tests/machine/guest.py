@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import guesthardware
 import guestmigrate
 import guestnetwork
 import gueststorage
@@ -411,11 +412,15 @@ def perform(function: Callable[[], None]) -> dict[str, object]:
     return {"step": function.__name__, "ok": ok, "seconds": took, "text": text}
 
 
+# For each kind of machine its steps.
+KINDS = {"cgroups": STEPS, "hardware": [bootstrap, *guesthardware.STEPS]}
+
+
 def main() -> None:
     """All steps, or those that the payload names (PYVZ_MACHINE_STEPS)."""
     chosen = (PAYLOAD / "steps").read_text().split()
     with REPORT.open("w") as port:
-        for function in STEPS:
+        for function in KINDS[(PAYLOAD / "kind").read_text()]:
             if chosen and function.__name__ not in chosen:
                 continue
             print(f"machine-test: {function.__name__}", flush=True)

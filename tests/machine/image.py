@@ -31,11 +31,17 @@ PACKAGES = [
 # fmt: on
 
 
-def packages() -> list[str]:
+# The machine with hardware: a kernel with drivers, and QEMU for the machines in it.
+CLOUD, FULL = "linux-image-cloud-amd64", "linux-image-amd64"
+HARDWARE = ["qemu-system-x86", "ovmf"]
+
+
+def packages(*, hardware: bool = False) -> list[str]:
     """What the machine has: the list above, and all that bootstrap wants."""
     text = (REPO / "script/bootstrap").read_text()
     wanted = re.search(r"^PACKAGES=\(([^)]*)\)", text, re.MULTILINE)
-    return [*PACKAGES, *(wanted[1].split() if wanted else ())]
+    found = [*PACKAGES, *(wanted[1].split() if wanted else ())]
+    return [FULL, *(each for each in found if each != CLOUD), *HARDWARE] if hardware else found
 
 
 # What the first file system and the disks need; everything else is loaded by udev.
@@ -92,28 +98,29 @@ class Image(NamedTuple):
     initrd: Path
 
 
-def base_image(suite: str) -> Image:
+def base_image(suite: str, *, hardware: bool = False) -> Image:
     """The machine's root disk, built when it is not there yet (about two minutes)."""
     script = CUSTOMIZE.format(masked=" ".join(MASKED), unit=UNIT, modules=" ".join(INITRD_MODULES))
-    name = f"machine-{suite}-{key(script, *packages())}"
+    included = packages(hardware=hardware)
+    name = f"machine-{suite}-{key(script, *included)}"
     folder = CACHE / name
     image = Image(folder / "root.img", folder / "vmlinuz", folder / "initrd")
     with locked(name):
         if not folder.is_dir():
             with tempfile.TemporaryDirectory(dir=CACHE, prefix=f"{name}.new.") as work:
-                build_base(suite, script, Path(work))
+                build_base(suite, script, included, Path(work))
                 (Path(work) / "out").rename(folder)
     return image
 
 
-def build_base(suite: str, script: str, work: Path) -> None:
+def build_base(suite: str, script: str, included: list[str], work: Path) -> None:
     """mmdebstrap with the node's own apt configuration, then an ext4 made from the tree."""
     tree, out, hook = work / "tree", work / "out", work / "customize"
     out.mkdir()
     hook.write_text("#!/bin/bash\n" + script)
     hook.chmod(0o755)
     # fmt: off
-    run("mmdebstrap", "--variant=minbase", f"--include={','.join(packages())}",
+    run("mmdebstrap", "--variant=minbase", f"--include={','.join(included)}",
         "--aptopt=Acquire::Retries \"3\"", f"--customize-hook={hook} \"$1\"",
         suite, tree, *debian_mirror(), timeout=1200)
     # fmt: on
@@ -149,9 +156,10 @@ def wheels() -> Path:
     return folder
 
 
-def payload(work: Path, template_cache: Path, steps: str = "") -> Path:
+def payload(work: Path, cache: dict[str, Path], kind: str, steps: str = "") -> Path:
     """The second disk: the sources as they stand, the wheels, the template cache, guest*.py.
 
+    cache: what is in the template cache, by name.  kind: of the lists of steps in guest.py.
     steps: the names of those that are wanted; empty for all.
     """
     tree, image = work / "payload", work / "payload.img"
@@ -159,9 +167,11 @@ def payload(work: Path, template_cache: Path, steps: str = "") -> Path:
     copy_sources(tree / "pyvz")
     shutil.copytree(wheels(), tree / "wheels")
     (tree / "cache").mkdir()
-    shutil.copy2(template_cache, tree / "cache" / "debian-12-x86_64.plain.tar.zst")
+    for name, file in cache.items():
+        shutil.copy2(file, tree / "cache" / name)
     for module in Path(__file__).parent.glob("guest*.py"):
         shutil.copy2(module, tree / module.name)
+    (tree / "kind").write_text(kind)
     (tree / "steps").write_text(steps)
     used = int(run("du", "-sm", tree).split()[0])
     make_ext4(tree, image, size=f"{used * 5 // 4 + 32}M")

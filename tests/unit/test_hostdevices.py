@@ -9,6 +9,7 @@ import pytest
 from pyvz.gateway import hostdevicexml
 from pyvz.linux import hostdevices
 from pyvz.linux.hostdevices import HostDevice
+from pyvz.operations import nodehardware
 
 
 @pytest.fixture
@@ -21,7 +22,8 @@ def devices(tmp_path: Path) -> list[HostDevice]:
         "pci0/0000:00:02.0/virtio1/block/vda/vda1": {"partition": "1", "size": "4"},
         "pci0/0000:00:03.0/net/eth0": {"address": "52:54:00:00:00:01", "operstate": "up"},
         "pci0/0000:00:03.0": {"vendor": "0x8086", "device": "0x100e", "numa_node": "-1"},
-        "usb1/1-2": {"busnum": "1", "devnum": "3", "idVendor": "046d", "product": "St\x1bick"},
+        "usb1/1-2": {"busnum": "1", "devnum": "3", "idVendor": "046d", "product": "St\x1bick"}
+        | {"idProduct": "c52b"},
         "usb1/1-2/1-2:1.0": {},
         "virtual/block/loop0": {"size": "8"},
         "virtual/net/veth1": {"address": "02:00:00:00:00:01"},
@@ -69,6 +71,17 @@ def test_descriptions(devices: list[HostDevice], name: str, words: tuple[str, ..
     text = hostdevicexml.described(found, devices)
     for word in words:
         assert word in text
+
+
+def test_what_info_lists(devices: list[HostDevice], tmp_path: Path) -> None:
+    assert devices
+    assert nodehardware.rows(tmp_path) == {
+        "/dev/vda": {"name": "0 MiB", "type": "hdd"},
+        "eth0": {"name": "52:54:00:00:00:01", "type": "net"},
+        "046d:c52b": {"name": "St?ick", "type": "usb"},
+        "0000:00:02.0": {"name": "storage 1af4:1042", "type": "pci"},
+        "0000:00:03.0": {"name": "other 8086:100e", "type": "pci"},
+    }
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ STORED = {
     "VM_USB": ("on", "yes"),
     "VM_SOUND": ("on", "yes"),
     "VM_USB_DEVICES": ("usb1=046D:C52B  usb2=1.4", "usb1=046d:c52b usb2=1.4"),
+    "VM_PCI_DEVICES": ("pci1=03:00.0  pci2=0001:0A:1f.7", "pci1=0000:03:00.0 pci2=0001:0a:1f.7"),
     "VM_BOOT": ("cdrom0, hdd0", "cdrom0 hdd0"),
     "VM_SOCKETS": ("2", "2"),
     "VM_CPU_HOTPLUG": ("off", "no"),

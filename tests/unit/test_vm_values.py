@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from pyvz.errors import BadValue, NotFound, StorageError, Unsupported, UsageError, VZError
-from pyvz.linux import usb
 from pyvz.model.config import Config
-from pyvz.model.grammar_machine import BootDevices, Drive, Drives, HostUsb, SerialPorts
-from pyvz.operations import machineoptions, machineusb
+from pyvz.model.grammar_machine import BootDevices, Drive, Drives, HostPci, HostUsb, SerialPorts
+from pyvz.operations import machineoptions
 from pyvz.vm import accelerator, commandline, image
 from pyvz.vm.spec import (
     DriveSpec,
@@ -21,12 +20,14 @@ from pyvz.vm.spec import (
     Layout,
     MachineSpec,
     NicSpec,
+    PciSpec,
     Remote,
     SerialSpec,
     Sockets,
     UsbSpec,
     boot_places,
     from_config,
+    laid_out,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -65,6 +66,7 @@ MACHINES = {
         usb=True,
         sound=True,
         usb_devices=(UsbSpec("usb1", "/dev/fdset/27", 27),),
+        pci_devices=(PciSpec("pci1", "0000:03:00.0"),),
         boot_menu=True,
         remote=Remote("::1", 5905, True),
         firmware=Firmware("/usr/share/OVMF/CODE.fd", "/dev/fdset/21"),
@@ -280,29 +282,21 @@ def test_usb_devices_of_the_node() -> None:
         machineoptions.plan(one, "prlctl", (("device-del", "usb0"),))
 
 
-def test_usb_devices_that_are_there(tmp_path: Path) -> None:
-    for name, number, id_, product in (
-        ("usb1", 1, "1d6b:0002", "hub"), ("1-1", 4, "046d:c52b", "a \x1bmouse"),
-        ("1-2", 5, "0951:1666", "stick"), ("1-3", 6, "0951:1666", "stick"),
-        ("1-1:1.0", 0, "x:y", ""),
-    ):  # fmt: skip
-        files = {"busnum": "1", "devnum": str(number), "product": product}
-        files |= {"idVendor": id_.split(":")[0], "idProduct": id_.split(":")[1]}
-        files["bDeviceClass"] = "09" if product == "hub" else "00"
-        (tmp_path / name).mkdir()
-        for file, text in files.items():
-            (tmp_path / name / file).write_text(text + "\n")
-    there = usb.devices(tmp_path)
-    assert [each.place for each in there] == ["1.4", "1.5", "1.6"]
-    mouse = machineusb.find("046d:c52b", there)
-    assert (str(mouse.path), mouse.label) == ("/dev/bus/usb/001/004", "a ?mouse")
-    assert machineusb.find("1.6", there).id == "0951:1666"
-    with pytest.raises(BadValue) as twice:
-        machineusb.find("0951:1666", there)
-    assert twice.value.hint == "Say which: 1.5 or 1.6"
-    with pytest.raises(NotFound, match=r"no USB device 1\.7"):
-        machineusb.find("1.7", there)
-    assert usb.devices(tmp_path / "none") == []
+def test_pci_devices_of_the_node() -> None:
+    made = planned(("device-add", "pci"), ("device", "03:00.0")).config
+    assert made.machine.pci_devices == (HostPci("pci1", "0000:03:00.0"),)
+    again = (("device-add", "pci"), ("device", "0000:03:00.0"))
+    with pytest.raises(BadValue, match="pci1 already"):
+        machineoptions.plan(made, "prlctl", again)
+    two = machineoptions.plan(made, "prlctl", (again[0], ("device", "04:00.0"))).config
+    assert [each.name for each in two.machine.pci_devices] == ["pci1", "pci2"]
+    one = machineoptions.plan(two, "prlctl", (("device-del", "pci1"),)).config
+    assert one.differences(Config.parse(BASE))["VM_PCI_DEVICES"] == "pci2=0000:04:00.0"
+    for words in ([("device-add", "pci")], [("device-add", "pci"), ("device", "eth0")]):
+        with pytest.raises(VZError):
+            planned(*words)
+    with pytest.raises(NotFound):
+        machineoptions.plan(one, "prlctl", (("device-del", "pci1"),))
 
 
 def test_the_password_of_the_display_is_told_to_nobody() -> None:
@@ -325,6 +319,10 @@ def test_from_config() -> None:
 def test_layout_survives_json() -> None:
     layout = Layout("q35", 1, 8, 256, 4096, 2, (128, 256))
     assert Layout.from_json(json.loads(json.dumps(layout._asdict()))) == layout
+    older = {key: value for key, value in layout._asdict().items() if key != "usb"}
+    assert Layout.from_json(older).usb is None
+    assert laid_out(spec(usb=True), layout).usb
+    assert not laid_out(spec(usb=True), layout._replace(usb=False)).usb
     for garbage in (None, {}, {"dimms": "x"}, [1], {"dimms": [], "unknown": 1}):
         with pytest.raises(ValueError, match="layout"):
             Layout.from_json(garbage)
@@ -408,6 +406,19 @@ def test_where_there_can_be_no_kvm(
     reason = accelerator.unlikely(tmp_path / "cpuinfo", tmp_path)
     assert word in reason
     assert bool(reason) == bool(word)
+
+
+def test_the_verdict_is_kept_while_the_kernel_has_the_same_kvm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdicts = [accelerator.Accelerator("tcg", "no"), accelerator.Accelerator("kvm", "yes")]
+    monkeypatch.setattr(accelerator, "probe", lambda: verdicts.pop(0))
+    monkeypatch.setattr(accelerator, "MODULES", tmp_path)
+    for _ in range(2):
+        assert accelerator.choose(tmp_path).name == "tcg"
+    (tmp_path / "kvm_amd").mkdir()
+    for _ in range(2):
+        assert accelerator.choose(tmp_path).name == "kvm"
 
 
 def test_the_accelerator_may_be_forced(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The node's devices: listed and described, and left alone.
 
-What is done with them is for the operating system, and `prlctl set --device-add usb`.
+What is done with them is for the operating system, and `prlctl set --device-add usb` or `pci`.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def node_device_dettach(_call: Call, _progress: Progress, **_: object) -> None:
     """Nothing: see above."""
     raise Failure(
         failure.OPERATION_UNSUPPORTED,
-        "The node's devices are left to its operating system; a USB device is given to a virtual"
-        " machine with prlctl set ID --device-add usb --device VENDOR:PRODUCT",
+        "The node's devices are left to its operating system; one on USB or PCI is given to a"
+        " virtual machine with prlctl set ID --device-add usb|pci --device NAME",
     )
 
 

@@ -233,6 +233,7 @@ class Machine(_Section):
     usb = _Value(machine.USB)
     sound = _Value(machine.SOUND)
     usb_devices = _Value(machine.USB_DEVICES)
+    pci_devices = _Value(machine.PCI_DEVICES)
     boot = _Value(machine.BOOT)
     sockets = _Value(machine.SOCKETS)
     cpu_hotplug = _Value(machine.CPU_HOTPLUG)

@@ -18,6 +18,8 @@ _CHANNEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NAME = re.compile(r"(hdd|cdrom)(\d{1,2})")
 _SERIAL = re.compile(r"serial(\d)")
 _USB = re.compile(r"usb[1-9]")  # usb0 is the controller
+_PCI = re.compile(r"pci[1-4]")
+_PCI_DEVICE = re.compile(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])")
 _USB_DEVICE = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}|[1-9]\d{0,2}\.[1-9]\d{0,2}")
 _PATH = re.compile(r"[^;\"'\\$`\x00-\x1f]+")
 # UUIDs of nova and Cinder fit; on virtio, sata and ide guests see the first 20 characters.
@@ -60,6 +62,13 @@ class Drive(NamedTuple):
     def is_disk(self) -> bool:
         """Whether it is a disk, not a CD drive."""
         return self.name.startswith("hdd")
+
+
+class HostPci(NamedTuple):
+    """A PCI device of the node.  name: pci1, ...  device: its address, with the domain."""
+
+    name: str
+    device: str
 
 
 class HostUsb(NamedTuple):
@@ -204,6 +213,39 @@ class SerialPorts:
         """Return the stored text."""
         defaults = SerialPort._field_defaults
         return ";".join(_format(tuple(port._asdict().items()), defaults) for port in value)
+
+
+class PciDevices:
+    """VM_PCI_DEVICES: pci1=0000:03:00.0."""
+
+    def parse(self, text: str) -> tuple[HostPci, ...]:
+        """Return the devices; BadValue names the entry."""
+        found = []
+        for part in text.split():
+            name, _, device = part.partition("=")
+            if not _PCI.fullmatch(name):
+                raise BadValue(f"'{name}' is not the name of a PCI device (pci1 to pci4)")
+            found.append(HostPci(name, pci_device(device)))
+        for values in ([each.name for each in found], [each.device for each in found]):
+            if len(set(values)) < len(values):
+                raise BadValue("The same PCI device twice")
+        return tuple(found)
+
+    def format(self, value: tuple[HostPci, ...]) -> str:
+        """Return the stored text."""
+        return " ".join(f"{each.name}={each.device}" for each in value)
+
+
+def pci_device(text: str) -> str:
+    """Return the address of a PCI device with its domain; raises BadValue."""
+    found = _PCI_DEVICE.fullmatch(text.lower())
+    if found is None:
+        raise BadValue(
+            f"'{text}' is not a PCI device of the node",
+            hint="[DOMAIN:]BUS:SLOT.FUNCTION, as prlsrvctl info shows them: 0000:03:00.0",
+        )
+    domain, bus, slot, function = found.groups()
+    return f"{domain or '0000'}:{bus}:{slot}.{function}"
 
 
 class UsbDevices:

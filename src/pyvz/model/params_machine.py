@@ -8,7 +8,14 @@ from ipaddress import ip_address
 
 from pyvz.errors import BadValue
 from pyvz.model.grammar import Choice, Integer, Text, YesNo
-from pyvz.model.grammar_machine import BootDevices, Channels, Drives, SerialPorts, UsbDevices
+from pyvz.model.grammar_machine import (
+    BootDevices,
+    Channels,
+    Drives,
+    PciDevices,
+    SerialPorts,
+    UsbDevices,
+)
 from pyvz.model.grammar_processor import Features
 from pyvz.model.grammar_ssh import SshKeys
 from pyvz.model.param import MACHINES, Option, Param, tools
@@ -93,6 +100,9 @@ USB = Param("machine.usb", "VM_USB", YesNo(), default=False, help="a USB control
 SOUND = Param("machine.sound", "VM_SOUND", YesNo(), default=False, help="a sound card")
 USB_DEVICES = Param(
     "machine.usb_devices", "VM_USB_DEVICES", UsbDevices(), (), "USB devices of the node", local=True
+)
+PCI_DEVICES = Param(
+    "machine.pci_devices", "VM_PCI_DEVICES", PciDevices(), (), "PCI devices of the node", local=True
 )
 BOOT = Param(
     "machine.boot",

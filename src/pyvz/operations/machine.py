@@ -34,9 +34,11 @@ from pyvz.operations import (
     machineground,
     machinemount,
     machinenet,
+    machinepci,
     machinepending,
     machineshot,
     machinestate,
+    machineusb,
     overtake,
 )
 from pyvz.operations.machineground import KILL_TIMEOUT, State
@@ -119,6 +121,7 @@ def suspend(node: Node, env: Environment, progress: Progress | None = None) -> E
         repair(node, env)
         if node.status(env) != Status.PAUSED:
             require(node, env, "suspend")
+        machinepci.refuse(node, env, "it cannot be suspended")
         monitor = node.machines.monitor(env.uuid)
         machinepending.check_known(env, node.registry.config(env), monitor)
         progress.stage("Suspending")
@@ -126,6 +129,7 @@ def suspend(node: Node, env: Environment, progress: Progress | None = None) -> E
         try:
             machinestate.save(env, monitor, machineground.layout(node, env), progress)
         except BaseException:
+            _put_in(node, env)
             journal.done()
             raise
         machineground.quit_machine(node, env)
@@ -133,6 +137,13 @@ def suspend(node: Node, env: Environment, progress: Progress | None = None) -> E
         journal.done()
     node.publish("ve-suspend", env)
     return env
+
+
+def _put_in(node: Node, env: Environment) -> None:
+    """Give a machine that goes on the devices back that its state was to be written without."""
+    with suppress(VZError):
+        monitor = node.machines.monitor(env.uuid)
+        machineusb.put_in(node, env, node.registry.config(env), monitor)
 
 
 def checked(node: Node, env: Environment, options: Start) -> Config:
@@ -339,6 +350,7 @@ def _repair_suspend(node: Node, env: Environment, *, running: bool) -> bool:
     """Finish a suspension whose state is whole, else let the machine go on; whether it runs."""
     if running and not machinestate.path(env).exists():
         machinestate.give_up(env, node.machines.monitor(env.uuid))
+        _put_in(node, env)
         return True
     return False
 
@@ -362,6 +374,7 @@ def ended(node: Node, end: End) -> None:
     except VZError:
         node.machines.clean(end.uuid)
         machinenet.clean(node, end.uuid)
+        machinepci.give_back(node, end.uuid)
         return
     with node.lease(env, "cleaning up after stop", timeout=EXIT_LEASE_TIMEOUT):
         state = RunState.load(node.paths, env.uuid)

@@ -93,7 +93,8 @@ def _configuration(
             "machine.drives": drives,
             "machine.boot": tuple(name for name in old.machine.boot if name not in left),
             "network.interfaces": cards,
-            "machine.usb_devices": (),  # the node has each only once
+            # The node has each only once.
+            **{"machine.usb_devices": (), "machine.pci_devices": ()},
         }
     )
     new = machinenet.settled(node, copy, new)

@@ -24,6 +24,7 @@ from pyvz.operations import (
     machinekeys,
     machinelimits,
     machinenet,
+    machinepci,
     machineserial,
     machinestate,
     machinetpm,
@@ -82,6 +83,7 @@ def bring_up(node: Node, env: Environment, config: Config, state: State | None =
             network.refuse_taken(asked, network.START_PATIENCE)
         machinenet.connected(node, env, config, monitor)
         if state is not None:
+            machineusb.put_in(node, env, config, monitor)
             machinenet.announce(config, monitor)
         journal.note("going")  # from here on its disks change: a saved state is void
         monitor.go()
@@ -107,6 +109,7 @@ def raise_up(
     undo.callback(memory.release, node, env.uuid)
     memory.admit(node, env, config, overhead=PROMISED)
     undo.callback(machinenet.clean, node, env.uuid)
+    undo.callback(_give_back, node, env)
     with ExitStack() as opened:
         launch = _launch(node, env, config, state, opened)
         undo.callback(node.machines.clean, env.uuid)
@@ -160,8 +163,10 @@ def _launch(
         files.append(board.variables)
     nics = machinenet.open_all(node, env, config, opened)
     serials = machineserial.open_all(env, config, opened)
-    usb_devices = machineusb.open_all(env, config, opened)
+    # A saved state has none of the node's: those on USB are put in when it is.
+    usb_devices = machineusb.open_all(node, env, config, opened) if state is None else ()
     files += (each.descriptor for each in usb_devices)
+    pci_devices = machinepci.open_all(node, env, config, uid) if state is None else ()
     secrets = machinekeys.open_all(node, config, opened)
     spec = spec._replace(
         firmware=board.firmware,
@@ -170,6 +175,7 @@ def _launch(
         nics=nics,
         serials=serials.ports,
         usb_devices=usb_devices,
+        pci_devices=pci_devices,
         told=machinefiles.payload(env.name, config),
         files=(*files, *serials.files),
         secrets=secrets,
@@ -267,10 +273,18 @@ def quit_machine(node: Node, env: Environment) -> None:
     node.machines.kill(env.uuid, timeout=KILL_TIMEOUT)
 
 
+def _give_back(node: Node, env: Environment) -> None:
+    """Let the node have its devices again; QEMU has ended."""
+    machinepci.give_back(node, env.uuid)
+    with suppress(VZError):
+        machineusb.give_back(node.registry.config(env))
+
+
 def clear(node: Node, env: Environment) -> None:
     """Undo, in reverse, what a start made; idempotent."""
     memory.release(node, env.uuid)
     machinenet.clean(node, env.uuid)
     node.machines.clean(env.uuid)
+    _give_back(node, env)
     (env.home / ".running").unlink(missing_ok=True)
     RunState.clear(node.paths, env.uuid)

@@ -15,7 +15,7 @@ DRIVES: Final = "machine.drives"
 PLAIN: Final = (
     *("machine.video", "machine.efi", "machine.tpm", "machine.sockets", "machine.nested"),
     *("machine.cpu_model", "machine.cpu_features", "machine.serials", "machine.sound"),
-    *("machine.usb", "machine.usb_devices", "machine.cloud_init"),
+    *("machine.usb", "machine.cloud_init"),
 )
 FIELDS: Final = frozenset((*PLAIN, DRIVES))
 _OF_DRIVE: Final = ("iface", "position", "subtype", "serial", "autocompact")

@@ -22,6 +22,7 @@ from pyvz.operations import (
     machinenet,
     machinepending,
     machineplug,
+    machineusb,
     vmcard,
 )
 from pyvz.operations.node import Node
@@ -55,6 +56,8 @@ def heal(node: Node, env: Environment) -> None:
     _drives(node, env, config, monitor, there)
     with _told(env, "its cards"):
         _cards(node, env, config, monitor, there)
+    with _told(env, "its USB devices"):
+        machineusb.heal(node, env, config, monitor)
     machineground.note_layout(node, env, plug.measured(monitor, machineground.layout(node, env)))
     machinepending.note(node, env, (config, config), monitor)
 

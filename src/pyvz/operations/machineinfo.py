@@ -134,6 +134,8 @@ def _hardware(source: Source, *, full: bool) -> Row:
         hardware["usb0"] = {"enabled": True}
     for device in settings.usb_devices:
         hardware[device.name] = {"enabled": True, "device": device.device}
+    for each in settings.pci_devices:
+        hardware[each.name] = {"enabled": True, "device": each.device}
     if settings.sound:
         hardware["sound0"] = {"enabled": True}
     if settings.tpm:

@@ -2,7 +2,7 @@
 
 A policy's ceiling moves the balloon.  A guest is never left with less than it needs by its own
 word, and one that says nothing keeps what it has: taking memory from it blindly would kill its
-programs.
+programs.  What a guest with PCI devices of the node gives up is not the node's (vfio locks it).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import suppress
 from pyvz.errors import SetError, VZError
 from pyvz.memory.managed import Group
 from pyvz.model.memory import Protection, Reservation, Sample
+from pyvz.operations import machinepci
 from pyvz.operations.node import Node
 from pyvz.units import MIB, UNLIMITED
 from pyvz.vm import balloon
@@ -44,14 +45,14 @@ class Machine:
         least = guarantee + self._entry.overhead if guarantee else 0
         self._group.protect(least, wanted._replace(high=UNLIMITED))
         target = self._entry.limit
-        if wanted.high < UNLIMITED:
+        if wanted.high < UNLIMITED and not machinepci.has(self._node, self._entry.name):
             target = min(target, max(wanted.high - self._entry.overhead, guarantee))
         self._move(target)
 
     def take(self, amount: int) -> int:
         """Inflate the balloon; what it gives comes within moments."""
         told = said(self._node, self._entry.name)
-        if told is None or not told.updated:
+        if told is None or not told.updated or machinepci.has(self._node, self._entry.name):
             return 0
         before = told.actual
         return max(0, before - self._move(max(before - amount, self._entry.guarantee)))

@@ -31,8 +31,10 @@ from pyvz.operations import (
     machineground,
     machinekeys,
     machineleaving,
+    machinepci,
     machinepending,
     machinestate,
+    machineusb,
     transfer,
 )
 from pyvz.operations.node import Node
@@ -176,6 +178,7 @@ def _mirrored(node: Node, env: Environment) -> tuple[Drive, ...]:
             f" the image of {inside[0]}",
             hint=hint,
         )
+    machinepci.refuse(node, env, "it cannot be moved while it runs")
     if any(each.base for each in found):
         raise Unsupported(
             f"{env.name} is a linked clone: it is not copied while it runs", hint=hint
@@ -192,7 +195,9 @@ def _settle(node: Node, env: Environment) -> None:
         machineground.clear(node, env)
         return
     machineleaving.release(node, env)
-    node.machines.monitor(env.uuid).execute("cont")
+    monitor = node.machines.monitor(env.uuid)
+    machineusb.put_in(node, env, node.registry.config(env), monitor)
+    monitor.execute("cont")
 
 
 def repair(node: Node, record: Record) -> None:

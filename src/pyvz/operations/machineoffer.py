@@ -58,11 +58,7 @@ def offers(node: Node, env: Environment, *, live: bool) -> tuple[DiskOffer, ...]
             f"{env.name} has snapshots and runs: they cannot go along while it does",
             hint=f"prlctl suspend {env.name}, migrate it, and resume it there: everything travels.",
         )
-    for device in config.machine.usb_devices:
-        raise Unsupported(
-            f"{device.name} of {env.name} is a USB device of this node ({device.device})",
-            hint=f"Take it away first: prlctl set {env.name} --device-del {device.name}",
-        )
+    _check_devices(env, config)
     disks = [_disk(env, drive, live=live) for drive in disks_of(config)]
     if live:
         disks += _snapshots(env, disks_of(config))
@@ -76,6 +72,17 @@ def _snapshots(env: Environment, drives: tuple[Drive, ...]) -> Iterator[DiskOffe
         if drive.enabled and drive.format == machinedrives.BUNDLE and bundle.snapshots(path):
             used = sum(_taken(path / name) for name in bundle.snapshots(path))
             yield DiskOffer(path.name + _SNAPSHOTS, HOME, "", None, used)
+
+
+def _check_devices(env: Environment, config: Config) -> None:
+    """Raise Unsupported when it has a device of this node."""
+    usb = [(each.name, "USB", each.device) for each in config.machine.usb_devices]
+    pci = [(each.name, "PCI", each.device) for each in config.machine.pci_devices]
+    for name, bus, device in (*usb, *pci):
+        raise Unsupported(
+            f"{name} of {env.name} is a {bus} device of this node ({device})",
+            hint=f"Take it away first: prlctl set {env.name} --device-del {name}",
+        )
 
 
 def _disk(env: Environment, drive: Drive, *, live: bool) -> DiskOffer:

@@ -16,9 +16,11 @@ from pyvz.model.grammar import YesNo
 from pyvz.model.grammar_machine import (
     INTERFACES,
     Drive,
+    HostPci,
     HostUsb,
     SerialPort,
     change_drive,
+    pci_device,
     usb_device,
 )
 from pyvz.model.grammar_processor import Feature
@@ -33,9 +35,11 @@ from pyvz.vm.spec import MOST_CPUS, boot_places
 _VERBS = ("device-add", "device-set", "device-del", "device-connect", "device-disconnect")
 _DEVICE = re.compile(r"(hdd|cdrom|serial)(\d{1,2})")
 _USB = re.compile(r"usb\d")
+_PCI = re.compile(r"pci\d")
+_MOST_PCI = 4  # as many places are free on its bus (vm/commandline.py)
 _SOUND = "sound0"
-_TYPES = frozenset({"hdd", "cdrom", "serial", "usb", "sound"})
-_GONE = frozenset({"fdd", "parallel", "pci", "hdd-part"})
+_TYPES = frozenset({"hdd", "cdrom", "serial", "usb", "pci", "sound"})
+_GONE = frozenset({"fdd", "parallel", "hdd-part"})
 _TEXTS = frozenset({"image", "device", "iface", "subtype", "position", "serial", "autocompact"})
 _CODING = frozenset({"encrypt", "reencrypt"})
 _DESTROYING = frozenset({"destroy-image", "destroy-image-force"})
@@ -166,6 +170,7 @@ class _Reader:
         self.usb = config.machine.usb
         self.sound = config.machine.sound
         self.usb_devices = list(config.machine.usb_devices)
+        self.pci_devices = list(config.machine.pci_devices)
         self._usb_asked = False  # for a controller, unless --device follows
         self.flags: set[str] = set()
         self.rest: list[tuple[str, str | None]] = []
@@ -179,6 +184,10 @@ class _Reader:
         _check_positions(self.drives)
         self._settle_usb()
         self._check_flags()
+        if self._at == "pci":
+            raise UsageError(
+                "Which PCI device?", hint="--device-add pci --device NAME, of prlsrvctl info"
+            )
         found: dict[str, object] = {}
         for field, value, old in (
             ("machine.drives", tuple(self.drives), config.machine.drives),
@@ -186,6 +195,7 @@ class _Reader:
             ("machine.usb", self.usb, config.machine.usb),
             ("machine.sound", self.sound, config.machine.sound),
             ("machine.usb_devices", tuple(self.usb_devices), config.machine.usb_devices),
+            ("machine.pci_devices", tuple(self.pci_devices), config.machine.pci_devices),
         ):
             if value != old:
                 found[field] = value
@@ -223,6 +233,9 @@ class _Reader:
         if _USB.fullmatch(text):
             self._usb(key, text)
             return True
+        if _PCI.fullmatch(text):
+            self._pci(key, text)
+            return True
         if not _DEVICE.fullmatch(text):
             return False
         self._find(text)
@@ -236,11 +249,6 @@ class _Reader:
         return True
 
     def _add(self, kind: str) -> bool:
-        if kind == "pci":
-            raise UsageError(
-                "Devices of the node's PCI bus are not given to virtual machines by this version",
-                hint="A disk of the node can be: --device-add hdd --device /dev/...",
-            )
         if kind in _GONE:
             raise UsageError(f"A device of type {kind} is not supported by this version")
         if kind == "net":
@@ -255,6 +263,9 @@ class _Reader:
             return True
         if kind == "usb":
             self._at, self._usb_asked = "usb", True
+            return True
+        if kind == "pci":
+            self._at = "pci"
             return True
         taken = {each.name for each in self.drives} | {each.name for each in self.ports}
         name = next(name for n in range(99) if (name := f"{kind}{n}") not in taken)
@@ -299,6 +310,33 @@ class _Reader:
         self._usb_asked = False
         return True
 
+    def _pci(self, key: str, name: str) -> None:
+        """Take a PCI device of the node away; nothing else can be done."""
+        if key != "device-del":
+            raise UsageError("A PCI device can only be added and removed")
+        left = [each for each in self.pci_devices if each.name != name]
+        if len(left) == len(self.pci_devices):
+            raise NotFound(f"There is no device {name}")
+        self.pci_devices = left
+
+    def _new_pci(self, key: str, text: str) -> bool:
+        """Take the device of the node that is to be plugged in."""
+        if key != "device":
+            return False
+        taken = {each.name for each in self.pci_devices}
+        free = [name for n in range(1, _MOST_PCI + 1) if (name := f"pci{n}") not in taken]
+        if not free:
+            raise NotEnoughResources(
+                f"A virtual machine has {_MOST_PCI} PCI devices of the node at most"
+            )
+        device = pci_device(text)
+        for each in self.pci_devices:
+            if each.device == device:
+                raise BadValue(f"That PCI device is {each.name} already")
+        self.pci_devices.append(HostPci(free[0], device))
+        self._at = ""
+        return True
+
     def _settle_usb(self) -> None:
         if self._usb_asked and self.usb:
             raise UsageError(
@@ -333,6 +371,8 @@ class _Reader:
             return False
         if self._at == "usb":
             return self._new_usb(key, text or "")
+        if self._at == "pci":
+            return self._new_pci(key, text or "")
         if self._at.startswith("serial"):
             return self._port(key, text or "")
         return self._drive(key, text)

@@ -31,6 +31,7 @@ from pyvz.operations import (
     machinelimits,
     machinenet,
     machineoptions,
+    machinepci,
     machinepending,
     machineplug,
     machinestate,
@@ -54,11 +55,13 @@ DIMM = 128  # MiB: Linux takes memory in blocks of this size
 # What a guest of a template is told at its boot (machinefiles.py).
 _AT_BOOT = machinetold.FIELDS - {"network.interfaces"}
 _DEVICES = frozenset(
-    {"machine.drives", "machine.serials", "machine.usb", "machine.usb_devices", "machine.sound"}
+    f"machine.{each}"
+    for each in ("drives", "serials", "usb", "usb_devices", "pci_devices", "sound")
 )
 _AT_ONCE = frozenset(
     {
         *("machine.drives", "machine.on_crash", "machine.tools_update", "machine.autostart_delay"),
+        *("machine.usb_devices",),
         *("identity.name", "network.interfaces", "network.ip"),
     }
 )
@@ -103,6 +106,7 @@ def set_options(node: Node, env: Environment, dialect: str, given: GivenOptions)
             raise UsageError(f"{env.name} must be stopped to turn secure boot on or off")
         _check_backup(node, env, old, made.config)
         machineusb.check(old, made.config)
+        machinepci.check(old, made.config)
         new = machinenet.settled(node, env, made.config)
         if old.identity.type == "template" and new.identity.type != "template":
             machineclone.check_unused(node, env)
@@ -181,7 +185,10 @@ def _put_in_force(live: _Live, changes: Changes, undo: ExitStack) -> set[str]:
         waiting.add("memory.physpages")
     if _drives(live, changes, undo):
         waiting.add("machine.drives")
-    machinenet.change(live.node, live.env, (live.old, live.new), live.monitor, undo)
+    configs = (live.old, live.new)
+    if machineusb.change(live.node, live.env, configs, live.monitor, undo):
+        waiting.add("machine.usb_devices")
+    machinenet.change(live.node, live.env, configs, live.monitor, undo)
     return waiting
 
 

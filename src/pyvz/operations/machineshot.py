@@ -33,7 +33,14 @@ from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
 from pyvz.model.secret import Secret
 from pyvz.model.task import NoProgress
-from pyvz.operations import machinedrives, machineground, machinekeys, machinestate, machinetpm
+from pyvz.operations import (
+    machinedrives,
+    machineground,
+    machinekeys,
+    machinestate,
+    machinetpm,
+    machineusb,
+)
 from pyvz.operations.node import Node
 from pyvz.storage import bundle
 from pyvz.store import savedstates
@@ -169,6 +176,24 @@ def take(
         return
     made = machineground.layout(node, env)
     write_atomic(_layout(env, guid), json.dumps(made._asdict()), 0o600)
+    with _without_usb(node, env, monitor):
+        _keep_all(node, env, guid, disks)
+
+
+@contextmanager
+def _without_usb(node: Node, env: Environment, monitor: Monitor) -> Iterator[None]:
+    """Have a machine without USB devices of the node for the block: its memory tells of none."""
+    try:
+        machineusb.take_out(monitor)
+        yield
+    finally:
+        machineusb.put_in(node, env, node.registry.config(env), monitor)
+
+
+def _keep_all(node: Node, env: Environment, guid: str, disks: tuple[Drive, ...]) -> None:
+    """Keep memory and disks of a machine that runs."""
+    monitor = node.machines.monitor(env.uuid)
+    inside, bundles = _sorted(disks)
     place = _place(inside)
     if place and not bundles:
         _job(monitor, "snapshot-save", guid, inside, place)
@@ -356,6 +381,8 @@ def repair(node: Node, env: Environment, record: Record) -> None:
         apply(node, env, states, states.get(guid), configuration(node, env, guid))
     elif not states.has(guid):
         if record.data.get("ran") and env.uuid in node.machines.running():
-            let_go(node.machines.monitor(env.uuid), ran=True)
+            monitor = node.machines.monitor(env.uuid)
+            machineusb.put_in(node, env, node.registry.config(env), monitor)
+            let_go(monitor, ran=True)
         discard(node, env, guid, able(node.registry.config(env)))
     Journal.forget(node.paths, record.uuid)

@@ -8,7 +8,14 @@ from pyvz.errors import SnapshotNotFound, Unsupported
 from pyvz.model.environment import Environment
 from pyvz.model.status import Status
 from pyvz.model.task import Progress
-from pyvz.operations import backuplease, home, machine, machinepending, machineshot
+from pyvz.operations import (
+    backuplease,
+    home,
+    machine,
+    machinepci,
+    machinepending,
+    machineshot,
+)
 from pyvz.operations.machineshot import POWERON, SHOT, SWITCH
 from pyvz.operations.node import Node
 from pyvz.operations.transition import require
@@ -44,6 +51,8 @@ def create(
         memory = memory and running
         if memory and not disks:
             raise Unsupported("A virtual machine without a disk has no place for its memory")
+        if memory:
+            machinepci.refuse(node, env, "its memory cannot be in a snapshot")
         states = savedstates.load(env.home).with_snapshot(
             item._replace(state=POWERON if memory else savedstates.POWEROFF)
         )

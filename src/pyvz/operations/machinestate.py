@@ -20,6 +20,7 @@ from pyvz.errors import CheckpointError, RestoreError, VZError
 from pyvz.linux.file import fsync_directory, read_text_limited, write_atomic
 from pyvz.model.environment import Environment
 from pyvz.model.task import Progress
+from pyvz.operations import machineusb
 from pyvz.vm import plug
 from pyvz.vm.monitor import Monitor
 from pyvz.vm.spec import Layout
@@ -60,7 +61,8 @@ def keep_layout(env: Environment, made: Layout) -> None:
 def save(env: Environment, monitor: Monitor, made: Layout, progress: Progress) -> None:
     """Stop the machine and write its state; afterwards it is suspended, and QEMU may end.
 
-    Raises CheckpointError, NoSpace; then the machine goes on and nothing is left.
+    Raises CheckpointError, NoSpace; then the machine goes on and nothing is left, but it has no
+    USB devices of the node any more: the caller puts them in again.
     """
     target = path(env)
     target.parent.mkdir(mode=0o700, exist_ok=True)
@@ -68,6 +70,7 @@ def save(env: Environment, monitor: Monitor, made: Layout, progress: Progress) -
     ran = monitor.state == "running"
     try:
         monitor.execute("stop")
+        machineusb.take_out(monitor)
         write(fresh, monitor, progress)
         keep_layout(env, made)
         fresh.rename(target)

@@ -14,7 +14,7 @@ from pyvz.errors import BadValue, Unsupported, VZError
 from pyvz.linux.mount import is_mount_point
 from pyvz.model.environment import Environment, Kind
 from pyvz.model.status import Status
-from pyvz.operations import clone, diskinfo, fields, machineinfo, memory, netinfo
+from pyvz.operations import clone, diskinfo, fields, machineinfo, memory, netinfo, nodehardware
 from pyvz.operations.fields import FIELDS, Source
 from pyvz.operations.node import Node, StatusReader
 from pyvz.units import MIB, PAGE_SIZE, UNLIMITED
@@ -147,6 +147,7 @@ def node_info(node: Node, *, full: bool = False) -> Row:
             "cpu": {"name": f"{os.cpu_count()} CPUs, {uname.machine}", "type": "cpu"},
             "memory": {"name": f"{memory // MIB} MiB", "type": "memory"},
             "kernel": {"name": uname.release, "type": "kernel"},
+            **nodehardware.rows(),
         },
         "Features": [
             *(list(row) for row in (*node.features.as_rows(), node.checkpoint.row())),

@@ -2,7 +2,8 @@
 
 Three steps, the cheap ones first: the processor has hardware virtualization; the kernel's KVM is
 the processor's own; and it runs 64-bit code at speed, which a child shows that may be killed.  The
-verdict is kept per boot.  VM_ACCELERATOR of vz.conf forces one.
+verdict is kept for the boot, and as long as KVM's modules are the same.  VM_ACCELERATOR of vz.conf
+forces one.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from pyvz.errors import BadValue, CommandFailed, Timeout
 from pyvz.linux.file import write_atomic
 from pyvz.linux.process import boot_id
 from pyvz.linux.run import run
+from pyvz.vm.kvmprobe import LIMIT
 
 KEY = "VM_ACCELERATOR"  # of vz.conf: auto, kvm or tcg
-PATIENCE = 15.0  # seconds for the probe: Python's start on a busy node
-LIMIT = 0.05  # seconds for the loop: real KVM needs less than one millisecond
+PATIENCE = 60.0  # seconds for the probe: Python's start on a busy node
+MODULES = Path("/sys/module")
+_OWN, _OTHER = ("kvm_intel", "kvm_amd"), ("kvm_pvm",)
 _FILE = "accelerator.json"
 
 
@@ -40,27 +43,34 @@ def choose(run_directory: Path, forced: str = "") -> Accelerator:
     if word not in {"", "auto"}:
         raise BadValue(f"{KEY}: '{forced}' is not one of auto, kvm, tcg")
     path = run_directory / _FILE
-    known = _read(path)
+    now: dict[str, object] = {"boot": boot_id(), "modules": _loaded(MODULES)}
+    known = _read(path, now)
     if known is None:
         known = probe()
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({"boot": boot_id(), **known._asdict()}), 0o644)
+        write_atomic(path, json.dumps({**now, **known._asdict()}), 0o644)
     return known
 
 
-def _read(path: Path) -> Accelerator | None:
+def _read(path: Path, now: dict[str, object]) -> Accelerator | None:
+    """Return the verdict of this boot; none when KVM has been loaded or unloaded since."""
     try:
         data = json.loads(path.read_text())
-        if data["boot"] != boot_id():
+        if any(data[name] != value for name, value in now.items()):
             return None
         return Accelerator(str(data["name"]), str(data["reason"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
+def _loaded(modules: Path) -> list[str]:
+    """Return what there is of KVM in the kernel."""
+    return [name for name in (*_OWN, *_OTHER) if (modules / name).exists()]
+
+
 def probe() -> Accelerator:
     """Find out; never fails."""
-    reason = unlikely(Path("/proc/cpuinfo"), Path("/sys/module"))
+    reason = unlikely(Path("/proc/cpuinfo"), MODULES)
     if reason:
         return Accelerator("tcg", reason)
     package = os.fspath(Path(__file__).parents[2])
@@ -87,7 +97,7 @@ def unlikely(cpuinfo: Path, modules: Path) -> str:
     words = flags[1].split() if flags else []
     if "vmx" not in words and "svm" not in words:
         return "the processor shows no hardware virtualization (no vmx, no svm)"
-    own = any((modules / name).exists() for name in ("kvm_intel", "kvm_amd"))
-    if (modules / "kvm_pvm").exists() and not own:
+    there = _loaded(modules)
+    if there and not set(there) & set(_OWN):
         return "this KVM (kvm_pvm) runs only guests that were made for it"
     return ""

@@ -18,6 +18,7 @@ from pyvz.vm.spec import (
     MachineSpec,
     NicSpec,
     Sockets,
+    UsbSpec,
 )
 
 PROGRAM = "qemu-system-x86_64"
@@ -51,7 +52,7 @@ def argv(spec: MachineSpec, sockets: Sockets) -> list[str]:
     for name, descriptor in spec.secrets:
         words += ["-object", _json(_secret(name, descriptor))]
     words += _firmware(spec) + _tpm(spec) + _sound(spec)
-    for device in _devices(spec):
+    for device in (*_devices(spec), *_pci_devices(spec)):
         words += ["-device", _json(device)]
     words += _channel("agent", sockets.agent) + _serials(spec, sockets)
     words += ["-device", _json(_port("agent0", "agent", AGENT_CHANNEL))]
@@ -116,6 +117,8 @@ def _accelerator(spec: MachineSpec) -> list[str]:
     features = "".join(f",{name}={'on' if on else 'off'}" for name, on in spec.cpu_features)
     if spec.accelerator == "kvm":
         nested = "" if spec.nested else ",vmx=off,svm=off"
+        if spec.nested and spec.cpu_model:  # no model has it by itself; what cannot be is left out
+            nested = ",vmx=on,svm=on"
         model = spec.cpu_model or "host,migratable=on"
         return ["-accel", "kvm", "-cpu", f"{model}{nested}{features}"]
     model = spec.cpu_model or "max"
@@ -176,8 +179,7 @@ def _devices(spec: MachineSpec) -> list[Object]:
     if spec.usb:
         found.append(_on("qemu-xhci", "usb0", root, addr="0x7"))
         found.append(_on("usb-tablet", "tablet0", "usb0.0"))
-    for device in spec.usb_devices:
-        found.append(_on("usb-host", device.name, "usb0.0", hostdevice=device.file))
+    found += [usb_device(device) for device in spec.usb_devices]
     if spec.sound:
         found.append(_on("intel-hda", "sound0", root, addr="0x8"))
         found.append(_on("hda-duplex", "codec0", "sound0.0", audiodev=_SOUND))
@@ -186,12 +188,29 @@ def _devices(spec: MachineSpec) -> list[Object]:
     return found
 
 
+def usb_device(device: UsbSpec) -> Object:
+    """Return the device that a USB device of the node is, for -device and device_add."""
+    return _on("usb-host", device.name, "usb0.0", hostdevice=device.file)
+
+
 def _root_port(number: int) -> Object:
     slot, function = divmod(number, 8)
     address = f"0x{0x10 + slot:x}.0x{function:x}"
     port = _on("pcie-root-port", f"port{number}", "pcie.0", addr=address)
     port |= {"chassis": number + 1, "port": number + 1}
     return port | ({"multifunction": True} if function == 0 else {})
+
+
+def _pci_devices(spec: MachineSpec) -> list[Object]:
+    """The node's, each behind a port of its own; no other machine has those ports."""
+    found = []
+    for number, device in enumerate(spec.pci_devices):
+        place: Object = {"bus": "pci.0", "addr": f"0x{0x1C + number:x}"}
+        if spec.chipset == "q35":
+            found.append(_root_port(ROOT_PORTS + number))
+            place = {"bus": f"port{ROOT_PORTS + number}"}
+        found.append({"driver": "vfio-pci", "id": device.name, "host": device.address, **place})
+    return found
 
 
 def _slot(chipset: str, number: int) -> Object:

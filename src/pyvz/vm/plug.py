@@ -8,8 +8,9 @@ from typing import Any
 from pyvz.errors import MonitorError, NotEnoughResources, SetError, Timeout, VZError
 from pyvz.vm import commandline
 from pyvz.vm.monitor import Event, Monitor
-from pyvz.vm.spec import MEMORY_SLOTS, DriveSpec, Layout, NicSpec
+from pyvz.vm.spec import MEMORY_SLOTS, DriveSpec, Layout, NicSpec, UsbSpec
 
+_PLUGGED = "/machine/peripheral"  # where QEMU has devices by their names
 UNPLUG = 20.0  # seconds for the guest to let a device go
 _DEVICE = "device-"  # before the name of a drive or card (commandline.py)
 BOOT_SLOW = "A guest that has not booted yet, or that has no driver for it, keeps the device."
@@ -100,7 +101,7 @@ def remove_nodes(monitor: Monitor, name: str, patience: float = UNPLUG) -> None:
 
 def devices(monitor: Monitor) -> frozenset[str]:
     """Return the names of the drives and cards that are plugged in: hdd0, cdrom0, net0, ..."""
-    rows = monitor.execute("qom-list", {"path": "/machine/peripheral"})
+    rows = monitor.execute("qom-list", {"path": _PLUGGED})
     names = (str(each["name"]) for each in rows)
     return frozenset(name.removeprefix(_DEVICE) for name in names if name.startswith(_DEVICE))
 
@@ -136,6 +137,31 @@ def remove_nic(monitor: Monitor, name: str, patience: float = UNPLUG) -> None:
 def set_link(monitor: Monitor, name: str, *, up: bool) -> None:
     """Plug the cable of a card in, or out."""
     monitor.execute("set_link", {"name": f"device-{name}", "up": up})
+
+
+def named(monitor: Monitor) -> set[str]:
+    """Return all devices that have a name of ours, by QEMU's: device-hdd0, usb0, usb1, ..."""
+    found = monitor.execute("qom-list", {"path": _PLUGGED})
+    return {each["name"] for each in found if each["type"].startswith("child<")}
+
+
+def add_usb(monitor: Monitor, device: UsbSpec) -> None:
+    """Plug in a USB device of the node, whatever its `file` is: QEMU is given the descriptor."""
+    given = device._replace(file=monitor.add_file(device.descriptor))
+    try:
+        monitor.execute("device_add", commandline.usb_device(given))
+    except BaseException:
+        with suppress(VZError):
+            monitor.remove_file(given.file)
+        raise
+
+
+def remove_usb(monitor: Monitor, name: str) -> None:
+    """Pull a USB device of the node out, and let go of it."""
+    place = {"path": f"{_PLUGGED}/{name}", "property": "hostdevice"}
+    file = str(monitor.execute("qom-get", place))
+    _unplug(monitor, name, name)
+    monitor.remove_file(file)
 
 
 def insert(monitor: Monitor, drive: DriveSpec) -> None:

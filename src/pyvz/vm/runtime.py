@@ -61,6 +61,7 @@ LOOK = 10.0  # the same for who looks at many: one that hangs must not hold up t
 SOCKETS = ("monitor", "agent", "console")
 _NODES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9))  # null zero full random urandom
 _KVM = Path("/dev/kvm")
+PINNED = 1 << 30  # bytes of a machine with PCI devices of the node that the kernel may lock for it
 
 logger = logging.getLogger(__name__)
 
@@ -422,13 +423,21 @@ def _awaited(connecting: Future[Monitor], timeout: float) -> Monitor:
 
 
 def _nodes(spec: MachineSpec) -> Sequence[tuple[int, int]]:
-    if spec.accelerator != "kvm":
-        return _NODES
-    return (*_NODES, _device_numbers(_KVM))
+    opened = [Path(name) for device in spec.pci_devices for name in device.nodes]
+    opened += [_KVM] if spec.accelerator == "kvm" else []
+    return (*_NODES, *dict.fromkeys(_device_numbers(path) for path in opened))
+
+
+def _looked(path: Path) -> os.stat_result:
+    """Return what the node of a device is; raises Unsupported when it is not there."""
+    try:
+        return path.stat()
+    except OSError as error:
+        raise Unsupported(f"{path}: {error.strerror}") from error
 
 
 def _device_numbers(path: Path) -> tuple[int, int]:
-    found = path.stat()
+    found = _looked(path)
     if not stat.S_ISCHR(found.st_mode):
         raise Unsupported(f"{path} is not a device")
     return os.major(found.st_rdev), os.minor(found.st_rdev)
@@ -455,11 +464,31 @@ def channel_name(number: int) -> str:
 
 def _request(entry: CgroupEntry, words: list[str], launch: Launch) -> dict[str, Any]:
     """Return what launch.py is to do."""
-    groups = [_KVM.stat().st_gid] if launch.spec.accelerator == "kvm" else []
     return {
         "argv": words,
         "procs": entry["procs"] or [f"{entry['v2_dir']}/cgroup.procs"],
         "uid": launch.uid,
-        "groups": groups,
-        "memlock": 0,
+        "groups": _groups(_KVM) if launch.spec.accelerator == "kvm" else [],
+        "memlock": _memlock(launch.spec),
     }
+
+
+def _memlock(spec: MachineSpec) -> int:
+    """Return how many bytes may be locked: devices of the node reach all of the guest's memory.
+
+    PINNED is for what else of the machine they reach, as libvirt has it.  0: no more than others.
+    """
+    return (spec.max_memory << 20) + PINNED if spec.pci_devices else 0
+
+
+def _groups(kvm: Path) -> list[int]:
+    """Return the groups that QEMU needs to open /dev/kvm; raises Unsupported for that of root."""
+    found = _looked(kvm)
+    if found.st_mode & 0o006 == 0o006:
+        return []
+    if found.st_gid == 0:
+        raise Unsupported(
+            f"{kvm} can be opened by root only, and virtual machines run as users of their own",
+            hint=f"chgrp kvm {kvm}; chmod 660 {kvm}",
+        )
+    return [found.st_gid]

@@ -101,6 +101,14 @@ class UsbSpec(NamedTuple):
     descriptor: int
 
 
+class PciSpec(NamedTuple):
+    """A PCI device of the node.  address: with its domain; nodes: /dev/vfio/... that QEMU opens."""
+
+    name: str
+    address: str
+    nodes: tuple[str, ...] = ()
+
+
 class Firmware(NamedTuple):
     """UEFI: the code, and what to open for the variables.  secure: for secure boot."""
 
@@ -118,7 +126,7 @@ class MachineSpec(NamedTuple):
     told: what the inside is told by fw_cfg, in base64.  incoming: it goes on from a saved state.
     cpu_model: of QEMU; "": the node's own with KVM, else all that can be emulated.  cpu_features:
     those that are on or off whatever it says.  channels: names of ports beside the agent's.
-    usb_devices: of the node.  tpm: descriptor of the way to its TPM (tpm.py); -1: it has none.
+    usb_devices, pci_devices: of the node.  tpm: descriptor of the way to its TPM; -1: it has none.
     hugepages: the guest's memory is taken from the node's huge pages.
     """
 
@@ -136,6 +144,7 @@ class MachineSpec(NamedTuple):
     usb: bool = False
     sound: bool = False
     usb_devices: tuple[UsbSpec, ...] = ()
+    pci_devices: tuple[PciSpec, ...] = ()
     nested: bool = False
     cpu_model: str = ""
     cpu_features: tuple[tuple[str, bool], ...] = ()
@@ -232,6 +241,7 @@ class Layout(NamedTuple):
     hugepages: where its memory comes from; a saved state fits either way.
     channels: its ports beside the agent's; None: as configured (a state of an earlier version).
     settings: key and text of vm.conf as it was started with, where it says something else now.
+    usb: whether it has a USB controller; None: as configured.
     """
 
     type: str
@@ -244,6 +254,7 @@ class Layout(NamedTuple):
     hugepages: bool = False
     channels: tuple[str, ...] | None = None
     settings: tuple[tuple[str, str], ...] = ()
+    usb: bool | None = None
 
     @classmethod
     def from_json(cls, data: object) -> Layout:
@@ -263,7 +274,7 @@ class Layout(NamedTuple):
 def layout_of(spec: MachineSpec) -> Layout:
     """Return the layout of a machine that was just started."""
     made = Layout(spec.type, spec.cpus, spec.max_cpus, spec.memory, spec.max_memory)
-    return made._replace(hugepages=spec.hugepages, channels=spec.channels)
+    return made._replace(hugepages=spec.hugepages, channels=spec.channels, usb=spec.usb)
 
 
 def laid_out(spec: MachineSpec, layout: Layout) -> MachineSpec:
@@ -275,4 +286,5 @@ def laid_out(spec: MachineSpec, layout: Layout) -> MachineSpec:
         memory=layout.memory,
         max_memory=layout.max_memory,
         channels=spec.channels if layout.channels is None else layout.channels,
+        usb=spec.usb if layout.usb is None else layout.usb,
     )
