@@ -106,6 +106,7 @@ def test_made_of_any_size(tmp_path: Path, size: int, cluster: int) -> None:
     assert (found.disk_size, found.blocksize) == (size, cluster)
     assert identity.check(place.image) == Report()
     assert place.image.stat().st_blocks * 512 < MIB
+    bundle.grow(tmp_path / "new.hdd", 4 * size)
 
 
 def test_sizes_that_cannot_be(tmp_path: Path) -> None:

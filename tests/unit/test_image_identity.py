@@ -25,6 +25,15 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("size", [MIB, 199 << 30, 1 << 40, 3 << 40])
+def test_a_new_disk_can_grow(tmp_path: Path, size: int) -> None:
+    """Fourfold at least, whoever makes it: also one that comes from a backup or another node."""
+    path = tmp_path / "root.hds"
+    identity.create(path, size)
+    assert identity.grow(path, 4 * size) == 4 * size
+    assert identity.data_offset(path) % CLUSTER == 0
+
+
 @given(
     version=st.sampled_from([1, 2]),
     bits=st.integers(15, 26),

@@ -31,7 +31,7 @@ def to_identity(
     progress: Progress,
     *,
     size: int | None = None,
-    reserve: int = identity.RESERVE,
+    reserve: int | None = None,
 ) -> str:
     """Copy a disk into a new image in the identity form; return the checksum of its content.
 

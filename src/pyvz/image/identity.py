@@ -45,6 +45,7 @@ from pyvz.linux.file import fsync_directory
 
 RESERVE = 4 << 20  # header area of a new image
 LARGE_RESERVE = 16 << 20  # for disks that may grow to 4 TiB
+LARGE = 200 << 30  # from this size on the header has room for more than 1 TiB
 _STEP = 1 << 18  # BAT entries in memory at once
 
 
@@ -56,18 +57,28 @@ def cluster_of(size: int) -> int:
     return cluster
 
 
+def reserve_of(size: int, cluster: int = CLUSTER) -> int:
+    """Return a header area in which a new disk of SIZE bytes can grow at least fourfold."""
+    usual = LARGE_RESERVE if size >= LARGE else RESERVE
+    return max(usual, HEADER_SIZE + BAT_ENTRY * 4 * _clusters(size, cluster))
+
+
 def capacity(reserve: int, cluster: int = CLUSTER) -> int:
     """Return to what size a disk with a header area of RESERVE bytes can grow."""
     return (reserve - HEADER_SIZE) // BAT_ENTRY * cluster
 
 
-def create(path: str | Path, size: int, *, reserve: int = RESERVE, cluster: int = CLUSTER) -> None:
+def create(
+    path: str | Path, size: int, *, reserve: int | None = None, cluster: int = CLUSTER
+) -> None:
     """Make an empty disk of SIZE bytes in the new file PATH; it has its name only when it is whole.
 
-    reserve: bytes of the header area, at least; more is taken when SIZE needs it.
+    reserve: bytes of the header area, at least; more is taken when SIZE needs it.  None: such that
+    the disk can grow at least fourfold.
     Raises FileExistsError.
     """
     clusters = _clusters(size, cluster)
+    reserve = reserve_of(size, cluster) if reserve is None else reserve
     data = _round_up(max(reserve, HEADER_SIZE + BAT_ENTRY * clusters), max(cluster, CLUSTER))
     header = Header(
         version=2, cluster=cluster, clusters=clusters, size=clusters * cluster, data=data

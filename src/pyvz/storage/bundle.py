@@ -86,7 +86,7 @@ def still(path: Path) -> Iterator[Place]:
 
 
 def create(path: Path, size: int) -> Place:
-    """Make an empty disk of exactly SIZE bytes; whole or not there.
+    """Make an empty disk of exactly SIZE bytes, which has room to grow; whole or not there.
 
     Where snapshots came before it (`copy_snapshots`), only the image that takes the writes is made.
     Raises StorageError, NoSpace.

@@ -38,7 +38,6 @@ FOLDER: Final = ".golden"
 _KEY: Final = "key"
 _FORMAT: Final = "1"
 _BUILD_TIMEOUT: Final = 1800.0
-_LARGE: Final = 200 * _GIB  # from this size on the header has room for more than 1 TiB
 
 
 def build(
@@ -56,8 +55,7 @@ def build(
     Raises TemplateError, NoSpace, Cancelled; the caller removes the file.
     """
     fstype, inodes = made
-    reserve = identity.LARGE_RESERVE if size >= _LARGE else identity.RESERVE
-    identity.create(path, size, reserve=reserve)
+    identity.create(path, size)
     offset, size = identity.data_offset(path), identity.size(path)
     with loopdevice.attached(path, offset, size) as loop:
         filesystem.make(loop.device, fstype, inodes=inodes)
