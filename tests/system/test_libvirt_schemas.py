@@ -45,6 +45,8 @@ MACHINE = (
         "off",
         "--hugepages",
         "on",
+        "--memory-lock",
+        "yes",
         "--cpu-features",
         "+aes -hle",
         "--channels",
@@ -91,10 +93,15 @@ def test_everything_is_valid(world: World, tmp_path: Path) -> None:
         for number, text in enumerate(texts):
             validate(tmp_path / f"{kind}{number}.xml", text, kind)
     changed = tmp_path / "changed.xml"
-    changed.write_text(re.sub(r"<tpm.*?</tpm>", "", virsh("dumpxml", "vm1"), flags=re.DOTALL))
+    without = re.sub(r"<tpm.*?</tpm>", "", virsh("dumpxml", "vm1"), flags=re.DOTALL)
+    changed.write_text(without)
+    virsh("define", str(changed))
+    assert " locked" in world.run("prlctl", "list", "-i", "vm1")
+    changed.write_text(re.sub(r"<locked ?/>", "", without))
     virsh("define", str(changed))
     info = world.run("prlctl", "list", "-i", "vm1")
     assert ("tpm0" in info, "EFI secure boot: on" in info) == (False, True)
+    assert (" locked" in info, " hugepages" in info) == (False, True)
     for name in ("ct1", "vm1"):
         world.run("prlctl", "delete", name, "--force")
     world.run("prlsrvctl", "net", "del", "inner")

@@ -174,6 +174,10 @@ def test_what_is_on_the_board_of_a_machine() -> None:
 
     kind = "<type>hvm</type>"
     secure = "<firmware><feature enabled='yes' name='secure-boot'/></firmware>"
+    locked = machinedefine.read(
+        "<domain type='vz'><memoryBacking><locked/></memoryBacking></domain>"
+    )
+    assert (locked.memory_lock, locked.hugepages) == (True, False)
     tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
     assert board(f">{kind}") == (False, False, False)
     assert board(f" firmware='efi'>{kind}{secure}", tpm) == (True, True, True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Any, cast
 
 import pytest
 
+from pyvz.errors import NotEnoughResources
+from pyvz.linux import capability
 from pyvz.operations.machinememory import MARGIN, needed
 from pyvz.units import MIB
-from pyvz.vm import balloon
+from pyvz.vm import balloon, memorylock
 from pyvz.vm.balloon import Told
 from pyvz.vm.monitor import Monitor
 
@@ -52,3 +55,24 @@ def test_nonsense_counts_as_silence(stats: object) -> None:
     if stats is None:
         stats = {}
     assert balloon.told(cast("Monitor", Answers(stats))).available == 0
+
+
+@pytest.mark.parametrize(
+    ("hard", "capable", "wanted"),
+    [
+        (8 * MIB, True, resource.RLIM_INFINITY),
+        (resource.RLIM_INFINITY, False, resource.RLIM_INFINITY),
+        (64 * MIB + memorylock.ROOM, False, 64 * MIB + memorylock.ROOM),
+        (63 * MIB + memorylock.ROOM, False, None),
+    ],
+)
+def test_how_much_may_be_locked(
+    monkeypatch: pytest.MonkeyPatch, hard: int, capable: bool, wanted: int | None
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1, hard))
+    monkeypatch.setattr(capability, "has", lambda _: capable)
+    if wanted is not None:
+        assert memorylock.limit(64 * MIB) == wanted
+        return
+    with pytest.raises(NotEnoughResources, match=r"1088 MiB .* allows 1087 MiB"):
+        memorylock.limit(64 * MIB)

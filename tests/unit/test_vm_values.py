@@ -96,6 +96,7 @@ MACHINES = {
         firmware=Firmware("/usr/share/OVMF/CODE.secboot.fd", "/dev/fdset/21", secure=True),
         tpm=27,
         hugepages=True,
+        memory_lock=True,
         cpu_model="Westmere",
         cpu_features=(("avx2", True), ("hle", False)),
         channels=("org.example.0",),

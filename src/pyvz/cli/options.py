@@ -84,6 +84,7 @@ PRLCTL: tuple[OptionRow, ...] = (
     ("--efi-secure-boot", "on|off", ""),
     ("--tpm", "on|off", ""),
     ("--hugepages", "on|off", ""),
+    ("--memory-lock", "yes|no", ""),
     ("--select-boot-device", "on|off", ""),
     ("--cpu-model", "MODEL|host", ""),
     ("--cpu-features", "FEATURES|none", ""),

@@ -88,6 +88,7 @@ cpu/topology                        sockets dies=1 clusters=1 cores threads=1
 cpu/feature                         policy=force|require|optional|disable name
 memoryBacking
 memoryBacking/hugepages
+memoryBacking/locked
 os                                  firmware=efi|bios
 os/bootmenu                         enable=yes|no
 os/loader/**

@@ -77,6 +77,7 @@ class Machine(NamedTuple):
     channels: tuple[str, ...] = ()
     crash: str = ""
     hugepages: bool = False
+    memory_lock: bool = False
     sockets: int = 0
     card_places: tuple[tuple[str, int], ...] = ()
 
@@ -100,6 +101,7 @@ def read(text: str) -> Machine:
         features=_features(top.findall("cpu/feature")),
         crash=CRASH_ACTIONS.get((top.findtext("on_crash") or "").strip(), ""),
         hugepages=top.find("memoryBacking/hugepages") is not None,
+        memory_lock=top.find("memoryBacking/locked") is not None,
         sockets=_sockets(top),
         channels=tuple(_channels(each for each in parts if each.tag == "channel")),
         card_places=tuple(_place(each) for each in parts if each.tag == "interface"),

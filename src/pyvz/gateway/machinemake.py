@@ -177,6 +177,7 @@ def _switches(machine: Machine | settings.Machine) -> list[tuple[str, bool]]:
         ("efi-secure-boot", machine.secure_boot),
         ("tpm", machine.tpm),
         ("hugepages", machine.hugepages),
+        ("memory-lock", machine.memory_lock),
     ]
 
 

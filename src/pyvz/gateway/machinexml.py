@@ -53,14 +53,22 @@ def described(node: Node, domain: Domain, *, live: bool) -> str:
             SubElement(features, "feature", enabled="yes", name=name)
     if machine.boot_menu:
         SubElement(system, "bootmenu", enable="yes")
-    if machine.hugepages:
-        SubElement(SubElement(top, "memoryBacking"), "hugepages")
+    _memory(top, machine)
     _processor(top, domain)
     SubElement(top, "clock", offset="utc")
     crash = _CRASH.get(machine.on_crash, "preserve")
     domainxml.add_actions(top, crash=crash)
     _devices(node, top, domain, live=live)
     return text_of(top)
+
+
+def _memory(top: Element, machine: Machine) -> None:
+    wanted = (("hugepages", machine.hugepages), ("locked", machine.memory_lock))
+    names = [name for name, on in wanted if on]
+    if names:
+        backing = SubElement(top, "memoryBacking")
+        for name in names:
+            SubElement(backing, name)
 
 
 def sockets_of(machine: Machine) -> int:

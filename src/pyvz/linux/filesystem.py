@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from pyvz.errors import MountError, NoSpace, StorageError, Timeout, Unsupported
-from pyvz.linux import run, syscall
+from pyvz.linux import capability, run, syscall
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,6 @@ TYPES: Final = ("ext4", "xfs")
 MINIMUM: Final = {"ext4": 8 << 20, "xfs": 300 << 20}  # bytes; mkfs.xfs refuses less since 5.19
 _MORTAL_RETRIES: Final = 5  # seconds
 FREEZE_TIMEOUT: Final = 30.0  # seconds after which the watchdog thaws
-_CAP_SYS_RESOURCE: Final = 24
 _FIFREEZE: Final = 0xC0045877
 _FITHAW: Final = 0xC0045878
 _FITRIM: Final = 0xC0185879
@@ -151,11 +150,7 @@ def sector_at(path: Path, offset: int = 0) -> int:
 
 def can_grow_ext4_online() -> bool:
     """Whether this process may grow a mounted ext4: ext4_resize_begin() asks CAP_SYS_RESOURCE."""
-    with open("/proc/thread-self/status", encoding="ascii", errors="replace") as file:
-        for line in file:
-            if line.startswith("CapEff:"):
-                return bool(int(line.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
-    return False
+    return capability.has(capability.CAP_SYS_RESOURCE)
 
 
 class Form(NamedTuple):

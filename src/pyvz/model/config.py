@@ -243,6 +243,7 @@ class Machine(_Section):
     secure_boot = _Value(machine.SECURE_BOOT)
     tpm = _Value(machine.TPM)
     hugepages = _Value(machine.HUGEPAGES)
+    memory_lock = _Value(machine.MEMORY_LOCK)
     boot_menu = _Value(machine.BOOT_MENU)
     chipset = _Value(machine.CHIPSET)
     type = _Value(machine.MACHINE_TYPE)

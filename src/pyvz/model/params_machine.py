@@ -161,6 +161,14 @@ HUGEPAGES = _switch(
     "the guest's memory is taken from the node's huge pages (vm.nr_hugepages)",
     "memory from the node's huge pages",
 )
+MEMORY_LOCK = Param(
+    "machine.memory_lock",
+    "VM_MEMORY_LOCK",
+    YesNo(),
+    default=False,
+    help="its memory, and QEMU's, is never swapped out",
+    options=_option("memory-lock", "yes|no", "memory that is never swapped out"),
+)
 BOOT_MENU = _switch(
     "machine.boot_menu",
     "VM_BOOT_MENU",

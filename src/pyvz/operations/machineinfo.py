@@ -110,12 +110,9 @@ def _display(source: Source) -> Row:
 def _hardware(source: Source, *, full: bool) -> Row:
     config = source.config
     settings = config.machine
-    memory: Row = {"size": f"{memory_of(config)}Mb", "hotplug": settings.mem_hotplug}
-    if settings.hugepages:
-        memory["hugepages"] = True
     hardware: Row = {
         "cpu": _cpu(config),
-        "memory": memory,
+        "memory": _memory(config),
         "video": {
             "size": f"{settings.video}Mb", "3d acceleration": "off", "vertical sync": "yes",
         },
@@ -141,6 +138,13 @@ def _hardware(source: Source, *, full: bool) -> Row:
     if settings.tpm:
         hardware["tpm0"] = {"enabled": True}
     return hardware
+
+
+def _memory(config: Config) -> Row:
+    settings = config.machine
+    memory: Row = {"size": f"{memory_of(config)}Mb", "hotplug": settings.mem_hotplug}
+    marks = (("hugepages", settings.hugepages), ("locked", settings.memory_lock))
+    return memory | {name: True for name, on in marks if on}
 
 
 def _cpu(config: Config) -> Row:

@@ -98,7 +98,7 @@ def becoming(request: Mapping[str, Any], count: int, scratch: Scratch) -> list[C
         calls.append(Call(path, _CLOSE, (_SOCKET,)))
     calls += _numbered(request["keep"])
     if request["memlock"]:
-        limit = scratch.put(struct.pack("<2Q", request["memlock"], request["memlock"]))
+        limit = scratch.put(struct.pack("<2q", request["memlock"], request["memlock"]))
         calls.append(Call("prlimit", _PRLIMIT, (0, resource.RLIMIT_MEMLOCK, limit)))
     calls += [
         Call("setgroups", _SETGROUPS, (len(request["groups"]), scratch.put(groups))),

@@ -101,6 +101,8 @@ def _board(spec: MachineSpec) -> list[str]:
         words[1] += f",memory-backend={_MAIN_MEMORY}"
         backend = memory_backend(_MAIN_MEMORY, spec.memory << 20, hugepages=True)
         words += ["-object", _json(backend)]
+    if spec.memory_lock:
+        words += ["-overcommit", "mem-lock=on"]
     return words
 
 

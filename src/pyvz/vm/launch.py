@@ -4,10 +4,10 @@
 
 It waits at SOCKET, ready, for the one message that says what to do: descriptors, of which the first
 holds JSON: argv, keep (the numbers that the other descriptors shall have; 1 and 2 are the log),
-procs (files of cgroups to join, see CgroupEntry), uid, groups, memlock, ahead.  Without a message
-it ends with whoever made it.  A program of its own, so that everything that QEMU does is counted
-and confined from its first instruction, and because a process with threads may not do this after a
-fork.
+procs (files of cgroups to join, see CgroupEntry), uid, groups, memlock (bytes; 0: as it is; -1:
+no limit), ahead.  Without a message it ends with whoever made it.  A program of its own, so that
+everything that QEMU does is counted and confined from its first instruction, and because a process
+with threads may not do this after a fork.
 
 Told a PROGRAM, it loads that ahead (ahead.py) and sends the number of its process: whoever has
 received it may ask for that one ("ahead") in place of this process itself.

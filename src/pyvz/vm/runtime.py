@@ -46,7 +46,8 @@ from pyvz.linux.process import Pidfd, alive, boot_id, start_time
 from pyvz.model.limits import DeviceRule, Limits
 from pyvz.model.usage import Usage
 from pyvz.store.paths import Paths
-from pyvz.vm import commandline, machinelog
+from pyvz.units import MIB
+from pyvz.vm import commandline, machinelog, memorylock
 from pyvz.vm.launcher import Launcher, Launchers
 from pyvz.vm.monitor import Event, Loop, Monitor
 from pyvz.vm.spec import MachineSpec, Sockets
@@ -123,7 +124,8 @@ class Machines:
         """Start QEMU; returns when it waits for `cont`.  A failure leaves nothing behind.
 
         meanwhile: done while QEMU gets ready; it has its descriptors and control groups then.
-        Raises AlreadyRunning, StartError (details: QEMU's words), Unsupported (no QEMU).
+        Raises AlreadyRunning, StartError (details: QEMU's words), Unsupported (no QEMU),
+        NotEnoughResources (memory that cannot be locked).
         """
         uuid = launch.spec.uuid
         if uuid in self.running():
@@ -463,7 +465,7 @@ def channel_name(number: int) -> str:
 
 
 def _request(entry: CgroupEntry, words: list[str], launch: Launch) -> dict[str, Any]:
-    """Return what launch.py is to do."""
+    """Return what launch.py is to do; raises NotEnoughResources (memory to be locked)."""
     return {
         "argv": words,
         "procs": entry["procs"] or [f"{entry['v2_dir']}/cgroup.procs"],
@@ -476,9 +478,13 @@ def _request(entry: CgroupEntry, words: list[str], launch: Launch) -> dict[str, 
 def _memlock(spec: MachineSpec) -> int:
     """Return how many bytes may be locked: devices of the node reach all of the guest's memory.
 
-    PINNED is for what else of the machine they reach, as libvirt has it.  0: no more than others.
+    PINNED is for what else of the machine they reach, as libvirt has it.  0: no more than others;
+    -1: no limit.  Raises NotEnoughResources.
     """
-    return (spec.max_memory << 20) + PINNED if spec.pci_devices else 0
+    most = spec.max_memory * MIB + (PINNED if spec.pci_devices else 0)
+    if spec.memory_lock:
+        return memorylock.limit(most)
+    return most if spec.pci_devices else 0
 
 
 def _groups(kvm: Path) -> list[int]:

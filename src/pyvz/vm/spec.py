@@ -128,6 +128,7 @@ class MachineSpec(NamedTuple):
     those that are on or off whatever it says.  channels: names of ports beside the agent's.
     usb_devices, pci_devices: of the node.  tpm: descriptor of the way to its TPM; -1: it has none.
     hugepages: the guest's memory is taken from the node's huge pages.
+    memory_lock: neither that nor QEMU's own is ever swapped out.
     """
 
     uuid: str
@@ -161,6 +162,7 @@ class MachineSpec(NamedTuple):
     incoming: bool = False
     tpm: int = -1
     hugepages: bool = False
+    memory_lock: bool = False
 
 
 def memory_of(config: Config) -> int:
@@ -222,6 +224,7 @@ def from_config(
         channels=machine.channels,
         boot_menu=machine.boot_menu,
         hugepages=machine.hugepages,
+        memory_lock=machine.memory_lock,
         remote=_remote(config),
     )
 
