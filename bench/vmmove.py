@@ -15,11 +15,11 @@ import json
 import os
 import re
 import secrets
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,11 @@ class Moves:
     def __init__(self) -> None:
         self.total: list[float] = []
         self.still: list[float] = []
+
+    def add(self, total: float, still: float) -> None:
+        """Count one."""
+        self.total.append(total)
+        self.still.append(still)
 
 
 class Plain:
@@ -114,8 +119,8 @@ def plain(work: Path, image: Path, iso: Path, moves: Moves) -> None:
         until(lambda: target.execute("query-migrate").get("status") == "completed")
         target.execute("nbd-server-stop")
         target.execute("cont")
-        moves.total.append(time.monotonic() - began)
-        moves.still.append(time.monotonic() - stood)
+        now = time.monotonic()
+        moves.add(now - began, now - stood)
     finally:
         source.end()
         target.end()
@@ -139,54 +144,51 @@ def _said(*argv: str | Path) -> str:
     return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 
 
-def ours(root: Path, iso: Path, tar: Path, given: argparse.Namespace, image: Path) -> Moves:
-    """Move the guest between two nodes there and back; keeps a copy of its disk in IMAGE."""
-    from test_migrate_machine import Machine  # noqa: PLC0415  of the tests
+class Ours:
+    """Two of our nodes, and a guest that has booted on one of them; `move` takes it over."""
 
-    from twonodes import TwoNodes  # noqa: PLC0415
+    def __init__(self, root: Path, iso: Path, tar: Path, disk: int) -> None:
+        from test_migrate_machine import Machine  # noqa: PLC0415  of the tests
 
-    moves = Moves()
-    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-    root.mkdir()
-    world = TwoNodes(root)
-    try:
-        world.wire()
-        for side in (world.a, world.b):
-            side.root.mkdir()
-            side.ready(tar)
-        world.keys()
-        machine = Machine(world, iso)
-        machine.boot()
-        machine.inside(f"dd if=/dev/urandom of=/dev/sda bs=1M count={given.disk} conv=fsync")
-        for _ in range(given.runs):
-            began = time.monotonic()
-            told = machine.move()
-            moves.total.append(time.monotonic() - began)
-            found = re.search(r"stood still for ([\d.]+) s", told)
-            moves.still.append(float(found[1]) if found else 0.0)
-        machine.at.prlctl("stop", "vm1", "--kill")
-        home = next((machine.at.root / "vz/vmprivate").iterdir())
-        shutil.copy(home / "harddisk.hdd", image)
-    finally:
-        world.end()
-    return moves
+        from twonodes import TwoNodes  # noqa: PLC0415
+
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        root.mkdir()
+        self._world = TwoNodes(root)
+        try:
+            self._world.wire()
+            for side in (self._world.a, self._world.b):
+                side.root.mkdir()
+                side.ready(tar)
+            self._world.keys()
+            self._machine = Machine(self._world, iso)
+            self._machine.boot()
+            self._machine.inside(f"dd if=/dev/urandom of=/dev/sda bs=1M count={disk} conv=fsync")
+        except BaseException:
+            self.end()
+            raise
+
+    def move(self) -> tuple[float, float]:
+        """Move the guest; seconds of all of it, and of those that it stood still."""
+        began = time.monotonic()
+        told = self._machine.move()
+        took = time.monotonic() - began
+        found = re.search(r"stood still for ([\d.]+) s", told)
+        return took, float(found[1]) if found else 0.0
+
+    def end(self) -> None:
+        """End the guest and both nodes."""
+        self._world.end()
 
 
-def libvirt(work: Path, image: Path, iso: Path, runs: int) -> Moves:
-    """Move the guest between two libvirtds there and back; nothing where libvirt is not."""
-    moves = Moves()
-    if lacking := libvirtmove.missing():
-        print(f"without {lacking}")
-        return moves
-    pair = libvirtmove.Pair(work, image, iso)
-    try:
-        for _ in range(runs):
-            total, still = pair.move()
-            moves.total.append(total)
-            moves.still.append(still)
-    finally:
-        pair.end()
-    return moves
+def disk_of(work: Path, disk: int) -> Path:
+    """Make an image as our guest's disk: of 64 MiB, DISK of them written."""
+    raw, image = work / "disk.raw", work / "disk.qcow2"
+    raw.write_bytes(os.urandom(disk << 20))
+    os.truncate(raw, 64 << 20)
+    _said("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image)
+    raw.unlink()
+    return image
 
 
 def main() -> None:
@@ -199,19 +201,28 @@ def main() -> None:
 
     discs = CACHE.glob(f"tiny-{'?' * 12}.iso")  # of its key alone: others have more in their names
     iso = max(discs, key=lambda path: path.stat().st_mtime)
-    with tempfile.TemporaryDirectory(prefix="pb-", dir="/tmp") as name:
+    with tempfile.TemporaryDirectory(prefix="pb-", dir="/tmp") as name, ExitStack() as stack:
         work = Path(name)
         work.chmod(0o755)
         (work / "none").touch()  # in the place of a template, which no machine needs
-        image = work / "disk.qcow2"
+        image = disk_of(work, given.disk)
         # Namespaces are called by the directory's name: another run has others.
-        mine = ours(work / f"m{secrets.token_hex(3)}", iso, work / "none", given, image)
-        peer = Moves()
-        for _ in range(given.runs):
-            plain(work, image, iso, peer)
-        other = libvirt(work, image, iso, given.runs)
-        line("a move", mine.total, qemu=peer.total, libvirt=other.total, digits=2)
-        line("the guest stands still", mine.still, qemu=peer.still, libvirt=other.still, digits=2)
+        mine = Ours(work / f"m{secrets.token_hex(3)}", iso, work / "none", given.disk)
+        stack.callback(mine.end)
+        lacking = libvirtmove.missing()
+        pair = None if lacking else libvirtmove.Pair(work, image, iso)
+        if pair is not None:
+            stack.callback(pair.end)
+        we, bare, other = Moves(), Moves(), Moves()
+        for _ in range(given.runs):  # in turns: they have the same load
+            we.add(*mine.move())
+            plain(work, image, iso, bare)
+            if pair is not None:
+                other.add(*pair.move())
+        line("a move", we.total, qemu=bare.total, libvirt=other.total, digits=2)
+        line("the guest stands still", we.still, qemu=bare.still, libvirt=other.still, digits=2)
+        if lacking:
+            print(f"without {lacking}")
 
 
 if __name__ == "__main__":
