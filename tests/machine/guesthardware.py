@@ -16,8 +16,10 @@ from guesttools import NAME, Failed, need, run, status, until
 
 DISC = "/vz/template/cache/tiny.iso"
 BOOT = 1200.0  # seconds
-STICK, TABLET = "46f4:0001", "0627:0001"  # QEMU's own: usb-storage, usb-tablet
-VANISHING = "0000:00:11.0"  # the controller with the tablet (test_hardware.py)
+STICK, KEYBOARD = "46f4:0001", "0627:0001"  # QEMU's own: usb-storage, usb-kbd
+# By what they say of themselves: a guest may have a tablet of its own, which has the same numbers.
+PRODUCTS = {STICK: "QEMU USB HARDDRIVE", KEYBOARD: "QEMU USB Keyboard"}
+VANISHING = "0000:00:11.0"  # the controller with the keyboard (test_hardware.py)
 USB = Path("/sys/bus/usb/devices")
 
 STEPS: list[Callable[[], None]] = []
@@ -34,15 +36,26 @@ def vm(command: str, *, code: int | None = 0) -> str:
     return run("prlctl", "exec", NAME, command, code=code)
 
 
-def up(name: str = NAME) -> None:
-    """See to it that the virtual machine is there, runs, and that its agent answers."""
-    if name not in run("prlctl", "list", "-a", "-H", "-o", "name"):
-        run("prlctl", "create", name, "--vmtype", "vm", "-d", "debian")
-        run("prlctl", "set", name, "--memsize", "256", "--cpus", "1")
-        run("prlctl", "set", name, "--device-set", "cdrom0", "--image", DISC)
+def made() -> None:
+    """See to it that the virtual machine is there."""
+    if NAME not in run("prlctl", "list", "-a", "-H", "-o", "name").split():
+        run("prlctl", "create", NAME, "--vmtype", "vm", "-d", "debian")
+        run("prlctl", "set", NAME, "--memsize", "256", "--cpus", "1")
+        run("prlctl", "set", NAME, "--device-set", "cdrom0", "--image", DISC)
+
+
+def up() -> None:
+    """See to it that it runs, too, and that its agent answers."""
+    made()
     if status() != "running":
-        run("prlctl", "start", name)
-    until(lambda: "up" in run("prlctl", "exec", name, "echo up", code=None), "it is up", BOOT)
+        run("prlctl", "start", NAME)
+    until(lambda: "up" in run("prlctl", "exec", NAME, "echo up", code=None), "it is up", BOOT)
+
+
+def down() -> None:
+    """See to it that it is there and does not run."""
+    made()
+    run("prlctl", "stop", NAME)
 
 
 def qemu() -> int:
@@ -69,8 +82,13 @@ def drivers(id_: str) -> set[str]:
 
 def sees(id_: str) -> bool:
     """Whether the guest has a USB device."""
-    told = vm("cat /sys/bus/usb/devices/*/product /sys/bus/usb/devices/*/idVendor", code=None)
-    return id_.partition(":")[0] in told.split()
+    return PRODUCTS[id_] in vm("cat /sys/bus/usb/devices/*/product", code=None)
+
+
+def usb_disk() -> str:
+    """The name of the guest's disk on USB, "" when it has none."""
+    found = re.findall(r"/usb\d+/.*/(sd[a-z])\n", vm("readlink /sys/block/*", code=None))
+    return found[0] if found else ""
 
 
 @step
@@ -150,7 +168,7 @@ def kvm_in_a_guest() -> None:
 def usb_is_listed() -> None:
     """The node shows what it has, and gives nothing that it uses itself."""
     told = run("prlsrvctl", "info")
-    need(STICK in told and TABLET in told, "a device is not listed")
+    need(STICK in told and KEYBOARD in told, "a device is not listed")
     need(drivers(STICK) == {"usb-storage"}, "the node does not drive the stick")
     run("prlctl", "set", "other", "--device-add", "usb", "--device", STICK)
     disk = next(Path("/sys/block").glob("sd*")).name
@@ -165,13 +183,12 @@ def usb_is_listed() -> None:
 @step
 def usb_at_the_start() -> None:
     """A guest has a device of the node from its start on, and can read a disk by it."""
-    if status() == "running":
-        run("prlctl", "stop", NAME)
+    down()
     run("prlctl", "set", NAME, "--device-add", "usb", "--device", STICK)
     up()
     until(lambda: sees(STICK), "the guest sees it")
-    until(lambda: "sda" in vm("ls /sys/block"), "the guest has its disk")
-    need(vm("head -c 1048576 /dev/sda | wc -c").strip() == "1048576", "it cannot be read")
+    until(usb_disk, "the guest has its disk")
+    need(vm(f"head -c 1048576 /dev/{usb_disk()} | wc -c").strip() == "1048576", "it is unreadable")
     need(drivers(STICK) == {"usbfs"}, "the node still drives it")
     need(any(each.startswith("/dev/bus/usb/") for each in opened()), "QEMU does not have it open")
 
@@ -188,30 +205,36 @@ def usb_of_two_machines() -> None:
 def usb_plugged() -> None:
     """Plugged in and pulled out while it runs; the node has it again then."""
     up()
-    run("prlctl", "set", NAME, "--device-add", "usb", "--device", TABLET)
-    until(lambda: sees(TABLET), "the guest sees it")
-    need(drivers(TABLET) == {"usbfs"}, "the node still drives it")
-    said = run("prlctl", "set", NAME, "--device-add", "usb", "--device", TABLET, code=1)
+    run("prlctl", "set", NAME, "--device-add", "usb", "--device", KEYBOARD)
+    until(lambda: sees(KEYBOARD), "the guest sees it")
+    need(drivers(KEYBOARD) == {"usbfs"}, "the node still drives it")
+    said = run("prlctl", "set", NAME, "--device-add", "usb", "--device", KEYBOARD, code=1)
     need("is usb2 already" in said, "the same one twice")
     run("prlctl", "set", NAME, "--device-del", "usb2")
-    until(lambda: not sees(TABLET), "the guest does not see it any more")
-    need(drivers(TABLET) == {"usbhid"}, "the node did not get it back")
-    run("prlctl", "set", NAME, "--device-add", "usb", "--device", TABLET)
-    until(lambda: sees(TABLET), "the guest sees it again")
+    until(lambda: not sees(KEYBOARD), "the guest does not see it any more")
+    need(drivers(KEYBOARD) == {"usbhid"}, "the node did not get it back")
+    run("prlctl", "set", NAME, "--device-add", "usb", "--device", KEYBOARD)
+    until(lambda: sees(KEYBOARD), "the guest sees it again")
 
 
 @step
 def usb_vanishes() -> None:
     """Pulled out of the node: the guest goes on without; it can be plugged in again."""
     up()
+    until(lambda: sees(KEYBOARD), "the guest sees it")
     Path("/sys/bus/pci/drivers/xhci_hcd/unbind").write_text(VANISHING)
-    until(lambda: not sees(TABLET), "the guest does not see it any more")
+
+    def gone() -> bool:  # QEMU finds out when the guest uses it
+        vm("for each in /dev/input/event*; do timeout 1 cat $each >/dev/null; done", code=None)
+        return not sees(KEYBOARD)
+
+    until(gone, "the guest does not see it any more")
     need(status() == "running", "it does not run any more")
     Path("/sys/bus/pci/drivers/xhci_hcd/bind").write_text(VANISHING)
-    until(lambda: TABLET in run("prlsrvctl", "info"), "the node has it again")
+    until(lambda: KEYBOARD in run("prlsrvctl", "info"), "the node has it again")
     run("prlctl", "set", NAME, "--device-del", "usb2")
-    run("prlctl", "set", NAME, "--device-add", "usb", "--device", TABLET)
-    until(lambda: sees(TABLET), "the guest sees it again")
+    run("prlctl", "set", NAME, "--device-add", "usb", "--device", KEYBOARD)
+    until(lambda: sees(KEYBOARD), "the guest sees it again")
     run("prlctl", "set", NAME, "--device-del", "usb2")
 
 
@@ -228,7 +251,7 @@ def usb_and_states() -> None:
     run("prlctl", "resume", NAME)
     need(vm("cat /run/marker").strip() == "1", "it is another")
     until(lambda: sees(STICK), "the guest sees it again")
-    until(lambda: "sd" in vm("ls /sys/block"), "the guest has its disk again")
+    until(usb_disk, "the guest has its disk again")
 
 
 @step
@@ -262,8 +285,7 @@ def driver(class_: str) -> str:
 @step
 def pci_is_refused() -> None:
     """What cannot be given away is not: bridges, what the node uses."""
-    up()
-    run("prlctl", "stop", NAME)
+    down()
     told = run("prlsrvctl", "info")
     need(address(DISK) in told and address(CARD) in told, "a device is not listed")
     port = address("0x0604")

@@ -26,7 +26,7 @@ BOARD = (
     "-device", "qemu-xhci,id=usb,addr=0x10", "-device", "qemu-xhci,id=gone,addr=0x11",
     "-blockdev", "null-co,node-name=stick,size=67108864,read-zeroes=on",
     "-device", "usb-storage,bus=usb.0,drive=stick,serial=STICK",
-    "-device", "usb-tablet,bus=gone.0",
+    "-device", "usb-kbd,bus=gone.0",
     "-blockdev", "null-co,node-name=fast,size=67108864,read-zeroes=on",
     "-device", "pcie-root-port,id=port1,chassis=1,addr=0x12",
     "-device", "nvme,bus=port1,drive=fast,serial=FAST",
