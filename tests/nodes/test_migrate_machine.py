@@ -53,7 +53,7 @@ class Machine:
         nodes.lan_networks()
         prlctl = nodes.a.prlctl
         prlctl("create", name, "--vmtype", "vm", "-d", "debian", "--no-hdd")
-        prlctl("set", name, "--memsize", "160", "--cpus", "1")
+        prlctl("set", name, "--memsize", "160", "--cpus", "1", "--cloud-init", "yes")
         prlctl("set", name, "--device-add", "hdd", "--size", "64M")
         prlctl("set", name, "--device-set", "cdrom0", "--image", os.fspath(iso))
         prlctl("set", name, "--device-add", "net", "--network", "lan", "--ipadd", f"{ADDRESS}/24")

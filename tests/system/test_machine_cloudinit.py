@@ -57,10 +57,13 @@ def test_a_guest_finds_its_seed(guest: Guest, tmp_path: Path) -> None:
     assert "Cloud-init: on" in guest.prlctl("list", "-i", "vm1")
     guest.prlctl("set", "vm1", "--memsize", "192", "--cpus", "1", "--hostname", "a.example.org")
     guest.prlctl("set", "vm1", "--device-set", "cdrom0", "--image", iso)
+    guest.prlctl("set", "vm1", "--userpasswd", "root:secret")
     guest.start()
     told = seed(guest)
     assert told["meta-data"] == {"instance-id": guest.home.name, "local-hostname": "a.example.org"}
     assert told["user-data"]["ssh_authorized_keys"] == [KEY]
+    users = told["user-data"]["chpasswd"]["users"]
+    assert [(each["name"], each["password"][:3]) for each in users] == [("root", "$6$")]
     assert told["network-config"]["version"] == 2
     # What it was started with is what its saved state has, whatever is set meanwhile.
     guest.prlctl("set", "vm1", "--cloud-init", "no")

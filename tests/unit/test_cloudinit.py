@@ -13,10 +13,13 @@ from typing import Any
 import pycdlib
 import pytest
 
+from pyvz.errors import ConfigError
 from pyvz.model.config import Config
 from pyvz.model.environment import Environment, Kind
-from pyvz.operations import cloudinit, machinehardware, machineimport
+from pyvz.model.secret import Secret
+from pyvz.operations import cloudinit, cloudpassword, machinehardware, machineimport
 from pyvz.operations.machinedrives import Opened
+from pyvz.operations.options import NewPassword
 from pyvz.vm import cidata, commandline
 from pyvz.vm.ovf import Appliance
 from pyvz.vm.spec import Layout
@@ -41,12 +44,13 @@ MACHINES = {
         }
     ),
 }
+PASSWORDS = {"everything": {"root": "$6$salt$hash", "debian": "$6$other$hash"}}
 
 
 @pytest.mark.parametrize("name", MACHINES)
 def test_seed(name: str) -> None:
     """Golden: what differs on purpose is written anew with PYVZ_REGEN=1."""
-    made = cloudinit.files(UUID, "vm1", MACHINES[name])
+    made = cloudinit.files(UUID, "vm1", MACHINES[name], PASSWORDS.get(name))
     text = "".join(f"== {file}\n{content}" for file, content in made.items())
     path = GOLDEN / f"cloudinit-{name}.txt"
     if os.environ.get("PYVZ_REGEN"):
@@ -145,6 +149,20 @@ def test_a_machine_has_it_as_a_disc_of_its_own(tmp_path: Path) -> None:
     assert (device["driver"], device["bus"]) == ("scsi-cd", "scsi0.0")
     assert device["scsi-id"] == 8  # saved states look for it there
     assert all(node["read-only"] for node in commandline.blockdevs(drive))
+
+
+def test_passwords_are_kept_as_hashes(tmp_path: Path) -> None:
+    env = Environment(UUID, UUID, "vm1", Kind.VM, tmp_path)
+    assert cloudpassword.passwords(env) == {}
+    cloudpassword.keep(env, NewPassword("root", Secret("$6$old$hash"), crypted=True))
+    cloudpassword.keep(env, NewPassword("debian", Secret("$6$salt$hash"), crypted=True))
+    path = tmp_path / cloudpassword.FILE
+    assert path.stat().st_mode & 0o777 == 0o600
+    cloudpassword.keep(env, NewPassword("root", Secret("$6$new$hash"), crypted=True))
+    assert cloudpassword.passwords(env) == {"root": "$6$new$hash", "debian": "$6$salt$hash"}
+    path.write_text("[1]")
+    with pytest.raises(ConfigError):
+        cloudpassword.passwords(env)
 
 
 def test_who_has_it() -> None:

@@ -33,6 +33,7 @@ from pyvz.operations import (
     backuplease,
     backupstorage,
     capture,
+    cloudpassword,
     home,
     machinebackup,
     provision,
@@ -215,7 +216,7 @@ def _files(env: Environment) -> tuple[File, ...]:
     """Return the small files of the home: its configuration, scripts and records of templates."""
     paths = [env.conf]
     if env.kind == Kind.VM:
-        paths.append(env.home / vncpassword.FILE)
+        paths += [env.home / vncpassword.FILE, env.home / cloudpassword.FILE]
     for directory in _BESIDE:
         paths += sorted(path for path in (env.home / directory).rglob("*"))
     found = []

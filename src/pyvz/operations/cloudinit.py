@@ -1,7 +1,7 @@
 """What a guest with cloud-init is told about itself: a NoCloud seed, made at each start.
 
 meta-data        who it is: another instance-id makes cloud-init begin anew, so it is the UUID
-user-data        host name, SSH keys, the guest agent; what of it counts when is cloud-init's rule
+user-data        host name, SSH keys, passwords, the guest agent
 network-config   cards by their MAC address (version 2), at each boot
 
 All three are YAML; JSON is that, too, and nothing in it has to be quoted by us.
@@ -9,8 +9,10 @@ All three are YAML; JSON is that, too, and nothing in it has to be quoted by us.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from ipaddress import ip_interface, ip_network
 from typing import Final
@@ -19,7 +21,7 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_net import NetIf
 from pyvz.network.base import GATEWAY6
-from pyvz.operations import machinefiles
+from pyvz.operations import cloudpassword, machinefiles
 from pyvz.operations.machinedrives import Opened
 from pyvz.vm import cidata
 from pyvz.vm.spec import DriveSpec
@@ -28,6 +30,8 @@ PLACE: Final = 8  # on the bus of virtio-scsi, behind all that a configuration c
 AGENT: Final = "qemu-guest-agent"
 _ALL4, _ALL6 = "0.0.0.0/0", "::/0"
 _START: Final = f"systemctl start {AGENT}.service || service {AGENT} start || :"
+# A user that is not there yet comes with the first boot, and gets the password then.
+_CHANGE: Final = 'if getent passwd "$1" >/dev/null; then usermod -p "$2" "$1"; fi'
 
 Data = dict[str, object]
 
@@ -36,7 +40,8 @@ def with_seed(env: Environment, config: Config, drives: Opened, opened: ExitStac
     """Return DRIVES with the seed as one more CD, if it is wanted; OPENED closes the descriptor."""
     if not config.machine.cloud_init:
         return drives
-    descriptor = cidata.opened(cidata.volume(files(env.uuid, env.name, config)))
+    passwords = cloudpassword.passwords(env)
+    descriptor = cidata.opened(cidata.volume(files(env.uuid, env.name, config, passwords)))
     opened.callback(os.close, descriptor)
     drive = DriveSpec(cidata.LABEL, "scsi", PLACE, file=f"/dev/fdset/{descriptor}", readonly=True)
     return drives._replace(
@@ -44,12 +49,14 @@ def with_seed(env: Environment, config: Config, drives: Opened, opened: ExitStac
     )
 
 
-def files(uuid: str, name: str, config: Config) -> dict[str, str]:
-    """Return {name: content} of the seed."""
+def files(
+    uuid: str, name: str, config: Config, passwords: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return {name: content} of the seed; PASSWORDS: hashes, by user."""
     host = config.network.hostname or name
     return {
         "meta-data": _text({"instance-id": uuid, "local-hostname": host}),
-        "user-data": "#cloud-config\n" + _text(_user_data(host, config)),
+        "user-data": "#cloud-config\n" + _text(_user_data(host, config) | _passwords(passwords)),
         "network-config": _text(_network(config)),
     }
 
@@ -73,6 +80,19 @@ def _user_data(host: str, config: Config) -> Data:
         made["packages"] = [AGENT]
     made["runcmd"] = [["sh", "-c", _START]]
     return made
+
+
+def _passwords(hashes: Mapping[str, str] | None) -> Data:
+    """Return what sets passwords: with the users at the first boot, by a command at a later one."""
+    if not hashes:
+        return {}
+    users = [{"name": user, "password": text, "type": "hash"} for user, text in hashes.items()]
+    commands = []
+    for user, text in hashes.items():
+        once = f"pyvz-password-{hashlib.sha256(f'{user}:{text}'.encode()).hexdigest()[:16]}"
+        words = ["sh", "-c", _CHANGE, "sh", user, text]
+        commands.append(["cloud-init-per", "instance", once, *words])
+    return {"chpasswd": {"expire": False, "users": users}, "bootcmd": commands}
 
 
 def _cards(config: Config) -> dict[int, NetIf]:

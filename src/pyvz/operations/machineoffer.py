@@ -21,6 +21,7 @@ from pyvz.model.config import Config
 from pyvz.model.environment import Environment
 from pyvz.model.grammar_machine import Drive
 from pyvz.operations import (
+    cloudpassword,
     machinedrives,
     machineground,
     machinekeys,
@@ -127,9 +128,8 @@ def names(env: Environment, disk: DiskOffer) -> tuple[str, ...]:
         return tuple(f"{directory}/{name}" for name in bundle.snapshots(env.home / directory))
     if disk.name != REST:
         return (disk.name,)
-    return tuple(name for name in (*_BESIDE, vncpassword.FILE) if (env.home / name).exists()) or (
-        "dump",
-    )
+    names = (*_BESIDE, vncpassword.FILE, cloudpassword.FILE)
+    return tuple(name for name in names if (env.home / name).exists()) or ("dump",)
 
 
 def configuration(conf: ConfFile, *, live: bool) -> ConfFile:

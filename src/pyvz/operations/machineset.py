@@ -20,6 +20,7 @@ from pyvz.model.limits import Limits
 from pyvz.model.status import Status
 from pyvz.operations import (
     backuplease,
+    cloudpassword,
     devicechange,
     machine,
     machineclone,
@@ -97,10 +98,10 @@ def set_options(node: Node, env: Environment, dialect: str, given: GivenOptions)
         running = status in {Status.RUNNING, Status.PAUSED}
         if status == Status.SUSPENDED:
             machinepending.check_suspended(env, old, made.config)
-        if made.password is not None and not running:
+        if made.password is not None and not running and not made.config.machine.cloud_init:
             raise UsageError(
                 f"{env.name} must run to have a password set inside",
-                hint="Start it; the guest needs its agent for it.",
+                hint="Start it: its agent sets it.  Of a stopped one only cloud-init can.",
             )
         if running and old.machine.secure_boot != made.config.machine.secure_boot:
             raise UsageError(f"{env.name} must be stopped to turn secure boot on or off")
@@ -149,8 +150,10 @@ def _change(
         elif changes.grown:
             _grow_stopped(node, env, changes)
         _secret(node, env, new, made, running=running)
-        if made.password is not None:
+        if made.password is not None and running:
             machineguest.set_password(node, env, made.password)
+        elif made.password is not None:
+            cloudpassword.keep(env, made.password)
         if old.machine.secure_boot != new.machine.secure_boot:
             # Its keys are variables: it begins with those that the other firmware begins with.
             (env.home / firmware.VARIABLES).unlink(missing_ok=True)

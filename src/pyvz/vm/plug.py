@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from pyvz.errors import MonitorError, NotEnoughResources, SetError, Timeout, VZError
-from pyvz.vm import commandline
+from pyvz.vm import cidata, commandline
 from pyvz.vm.monitor import Event, Monitor
 from pyvz.vm.spec import MEMORY_SLOTS, DriveSpec, Layout, NicSpec, UsbSpec
 
@@ -100,10 +100,14 @@ def remove_nodes(monitor: Monitor, name: str, patience: float = UNPLUG) -> None:
 
 
 def devices(monitor: Monitor) -> frozenset[str]:
-    """Return the names of the drives and cards that are plugged in: hdd0, cdrom0, net0, ..."""
+    """Return the names of the drives and cards that are plugged in: hdd0, cdrom0, net0, ...
+
+    The seed of cloud-init is none of them: it is there from the start and nobody takes it out.
+    """
     rows = monitor.execute("qom-list", {"path": _PLUGGED})
     names = (str(each["name"]) for each in rows)
-    return frozenset(name.removeprefix(_DEVICE) for name in names if name.startswith(_DEVICE))
+    found = {name.removeprefix(_DEVICE) for name in names if name.startswith(_DEVICE)}
+    return frozenset(found - {cidata.LABEL})
 
 
 def measured(monitor: Monitor, made: Layout) -> Layout:
