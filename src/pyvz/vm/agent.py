@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from pyvz.errors import AgentError, ExecError, NoAgent, Timeout
 
 MAX_ANSWER = 64 << 20  # bytes: guest-exec keeps 16 MiB of each output, in base64
-SYNC = 10.0  # seconds for an agent that is there to say so
+SYNC = 30.0  # seconds for an agent that is there to say so: a busy node stands still at times
 ANSWER = 30.0
 _TICK = (0.02, 0.05, 0.1, 0.2, 0.5)  # seconds between two questions whether a program has ended
 
