@@ -89,7 +89,7 @@ def sees(id_: str) -> bool:
 
 def usb_disk() -> str:
     """The name of the guest's disk on USB, "" when it has none."""
-    found = re.findall(r"/usb\d+/.*/(sd[a-z])\n", vm("readlink /sys/block/*", code=None))
+    found = re.findall(r"/usb\d+/.*/(sd[a-z])\b", vm("ls -l /sys/block", code=None))
     return found[0] if found else ""
 
 
