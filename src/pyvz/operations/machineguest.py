@@ -40,6 +40,7 @@ MAX_INPUT = 8 << 20  # bytes: the agent takes the input whole, before the progra
 SILENCE = 0.3  # seconds without a byte, after which there is no input
 INPUT = 60.0  # seconds for input that has begun to end
 SCREEN = 30.0
+APPEARS = 2.0  # seconds
 _LOST = 4  # questions in a row that the agent may leave unanswered while a program runs
 
 
@@ -63,6 +64,14 @@ def agent(node: Node, env: Environment, *, patience: float = SYNC) -> Agent:
     return Agent(lambda: node.machines.connect(env.uuid, "agent"), patience=patience)
 
 
+def await_agent(node: Node, env: Environment, patience: float = APPEARS) -> None:
+    """Wait a moment for the agent's port: a machine that has just moved tells of it a bit later."""
+    require_running(node, env)
+    deadline = time.monotonic() + patience
+    while not channels.has_agent(node.machines.monitor(env.uuid)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 class GuestSession:
     """A program inside, with the face of container.runtime.Session.
 
@@ -78,6 +87,7 @@ class GuestSession:
         self.id = str(uuid4())
         self.exit: Future[int] = Future()
         self._number = 0
+        await_agent(node, env)
         with agent(node, env):  # whether there is one is told at once
             pass
         stdin, out, err = (os.pipe2(os.O_CLOEXEC) for _ in range(3))
