@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -142,6 +143,7 @@ async def _daemon(
     if not stop.is_set():
         server.start()
         serving()
+    gc.freeze()  # what is there will be there: a collection of it would hold up a command
     logger.info("vzd serves after %.3f s", time.monotonic() - began)
     await stop.wait()
     notify(b"STOPPING=1")

@@ -37,7 +37,7 @@ ENVIRONMENT = {
     "TMPDIR": "/tmp",  # noqa: S108
     # A QEMU takes more than this at its start: asked for at once it can be touched ahead.  One of
     # the three turns off that malloc(3) finds the others itself, so they are what it comes to.
-    "MALLOC_TOP_PAD_": str(12 << 20),
+    "MALLOC_TOP_PAD_": str(16 << 20),
     "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(16 << 20),
 }
