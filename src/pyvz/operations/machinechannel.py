@@ -6,7 +6,10 @@ somebody has it open, we do not reach the agent.
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from pyvz.errors import Busy, NotFound, NotRunning
@@ -20,6 +23,8 @@ from pyvz.vm.monitor import Monitor
 from pyvz.vm.runtime import channel_name
 
 _PATIENCE: Final = 2.0  # seconds until a channel counts as in use
+_guard = threading.Lock()
+_opening: set[tuple[str, str]] = set()  # channels that are just being opened; guarded by _guard
 
 
 def names(node: Node, env: Environment) -> tuple[str, ...]:
@@ -37,15 +42,35 @@ def connect(node: Node, env: Environment, name: str) -> int:
     if name not in own:
         raise NotFound(f"{env.name} has no channel '{name}'")
     monitor = node.machines.monitor(env.uuid)
-    if not _gets_free(monitor, own[name]):
-        raise Busy(f"The channel {name} of {env.name} is in use by another client")
-    return node.machines.connect(env.uuid, own[name]).detach()
+    with _alone(env.uuid, own[name]) as alone:
+        # Who left a moment ago is there for QEMU until it looks again.
+        if not alone or not _becomes(monitor, own[name], free=True):
+            raise Busy(f"The channel {name} of {env.name} is in use by another client")
+        sock = node.machines.connect(env.uuid, own[name])
+        # And who has come is not: until it has looked, the next one would be let in, to wait.
+        _becomes(monitor, own[name], free=False)
+    return sock.detach()
 
 
-def _gets_free(monitor: Monitor, name: str) -> bool:
-    """Whether nobody is connected; who left a moment ago is there for QEMU until it looks again."""
+@contextmanager
+def _alone(uuid: str, name: str) -> Iterator[bool]:
+    """Tell whether nobody else is just opening that channel; keeps others out for the block."""
+    key = (uuid, name)
+    with _guard:
+        alone = key not in _opening
+        _opening.add(key)
+    try:
+        yield alone
+    finally:
+        if alone:
+            with _guard:
+                _opening.discard(key)
+
+
+def _becomes(monitor: Monitor, name: str, *, free: bool) -> bool:
+    """Wait until QEMU says that nobody (or somebody) is connected; whether it does in time."""
     for wait in looks(_PATIENCE):
-        if channels.is_free(monitor, name):
+        if channels.is_free(monitor, name) == free:
             return True
         time.sleep(wait)
     return False
