@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +28,7 @@ from pyvz.storage import base as storage
 from pyvz.store.state import RunState
 
 ALIVE = frozenset({Status.RUNNING, Status.PAUSED, Status.STARTING, Status.STOPPING})
+_AT_ONCE = 64  # guests that are asked at the same time
 
 
 class Source:
@@ -93,11 +95,34 @@ class Source:
         """The run state record."""
         return RunState.load(self.node.paths, self.env.uuid)
 
+    @cached_property
+    def told(self) -> list[str]:
+        """The addresses that the guest of a machine that runs says it has; see `hear`."""
+        return machineaddresses.inside(self.node, self.env) if _talks(self) else []
+
     @property
     def bridged(self) -> tuple[NetIf, ...]:
         """Its interfaces but the routed one."""
         interfaces: tuple[NetIf, ...] = self.config.network.interfaces or ()
         return tuple(nic for nic in interfaces if nic.ifname != "venet0")
+
+
+def _talks(source: Source) -> bool:
+    return source.env.kind == Kind.VM and source.status == Status.RUNNING
+
+
+def hear(sources: Iterable[Source]) -> None:
+    """Have the guests of all machines tell their addresses at the same time.
+
+    One that keeps silent holds up a list once, however many of them there are.
+    """
+    talking = [source for source in sources if _talks(source)]
+    if len(talking) < 2:
+        return
+    with ThreadPoolExecutor(min(_AT_ONCE, len(talking)), "told") as pool:
+        found = pool.map(lambda source: machineaddresses.inside(source.node, source.env), talking)
+        for source, told in zip(talking, found, strict=True):
+            source.told = told
 
 
 def uptime(source: Source) -> float:
@@ -118,11 +143,10 @@ def configured_addresses(config: Config) -> list[str]:
 def addresses(source: Source) -> list[str]:
     """Return what it is reached by now: of a machine that runs what its guest says it has."""
     configured = configured_addresses(source.config)
-    if source.env.kind != Kind.VM or source.status != Status.RUNNING:
+    if not _talks(source):
         return configured
-    told = machineaddresses.inside(source.node, source.env)
-    if told:
-        return told
+    if source.told:
+        return source.told
     given = [*configured, *machineaddresses.leased(source.node, source.config)]
     return list(dict.fromkeys(given))
 

@@ -56,12 +56,11 @@ def rows(
             Source(node, env, statuses.knowing(env, problem), config)
             for env, config, problem in node.registry.snapshot()
         ]
+    sources = [source for source in sources if kind is None or source.env.kind == kind]
+    if "ip" in wanted:
+        fields.hear(sources)
     readers = [(name, FIELDS[name]) for name in wanted]
-    answer: list[Row] = [
-        {name: read(source) for name, read in readers}
-        for source in sources
-        if kind is None or source.env.kind == kind
-    ]
+    answer: list[Row] = [{name: read(source) for name, read in readers} for source in sources]
     return Rows(answer, errors)
 
 
