@@ -17,6 +17,7 @@ from pyvz.gateway.failure import Failure
 from pyvz.gateway.xdr import Typed
 from pyvz.operations import innersignal, machineguest
 from pyvz.operations.node import Node
+from pyvz.vm import guestword
 
 Key = dict[str, Any]
 
@@ -129,7 +130,7 @@ def domain_authorized_ssh_keys_get(node: Node, found: Domain, *, user: str, **_:
     domain.check_machine(found, "it has its keys in its files: prlctl exec")
     answer = guestview.asked(node, found, "guest-ssh-get-authorized-keys", {"username": user})
     keys = answer.get("keys") if isinstance(answer, dict) else None
-    return {"keys": [guestview.text(each) for each in keys or ()][:MOST_KEYS]}
+    return {"keys": [guestword.text(each) for each in keys or ()][:MOST_KEYS]}
 
 
 @inside
@@ -150,7 +151,7 @@ def domain_authorized_ssh_keys_set(
 def domain_get_guest_vcpus(node: Node, found: Domain, **_: object) -> Values:
     """Which processors the guest has, uses, and could leave alone."""
     domain.check_machine(found, "it has the processors that vcpucount tells")
-    cpus = guestview.rows(guestview.asked(node, found, "guest-get-vcpus"))
+    cpus = guestword.rows(guestview.asked(node, found, "guest-get-vcpus"))
     lists = {
         "vcpus": cpus,
         "online": [each for each in cpus if each.get("online")],
@@ -197,11 +198,11 @@ def qemu_domain_agent_command(
 
 
 def _number(value: object) -> int:
-    return guestview.number(value, most=(1 << 31) - 1)
+    return guestword.number(value, most=(1 << 31) - 1)
 
 
 def _cpu(row: object) -> int:
-    return guestview.number(row.get("logical-id"), most=_MOST_CPUS) if isinstance(row, dict) else 0
+    return guestword.number(row.get("logical-id"), most=_MOST_CPUS) if isinstance(row, dict) else 0
 
 
 def _listed(cpumap: str) -> list[int]:

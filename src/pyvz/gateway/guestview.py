@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from ipaddress import ip_address, ip_interface
 from typing import Any, Final
@@ -25,13 +25,12 @@ from pyvz.network.base import card_mac
 from pyvz.operations import diskmount, execute, machineguest
 from pyvz.operations.node import Node
 from pyvz.operations.virtualnet import states
+from pyvz.vm.guestword import MOST, number, rows, text
 
 Key = dict[str, Any]
 
 LEASE, AGENT, ARP = 0, 1, 2  # where addresses are known from
 USERS, OS, TIMEZONE, HOSTNAME, FILESYSTEM, _, INTERFACES = (1 << bit for bit in range(7))
-_LONGEST: Final = 1024
-_MOST: Final = 256
 
 # name of a fact -> the agent's field
 _OS_FIELDS: Final = {
@@ -46,24 +45,6 @@ def asked(node: Node, found: Domain, command: str, arguments: Key | None = None)
     """Return what a machine's agent answers; raises NoAgent, AgentError."""
     with machineguest.agent(node, found.env) as talk:
         return talk.call(command, arguments, timeout=60.0)
-
-
-def text(value: object) -> str:
-    """Return a guest's text as one that can be passed on."""
-    clean = "".join(char if char.isprintable() else " " for char in str(value)[:_LONGEST])
-    return clean.encode("utf-8", "replace").decode()
-
-
-def rows(value: object) -> list[Mapping[str, Any]]:
-    """Return a guest's list of objects."""
-    found = value if isinstance(value, list) else []
-    return [each for each in found[:_MOST] if isinstance(each, dict)]
-
-
-def number(value: object, *, most: int = (1 << 63) - 1) -> int:
-    """Return a guest's number, 0 for what is none."""
-    fine = isinstance(value, int) and 0 <= value <= most
-    return int(value) if fine else 0  # type: ignore[call-overload]
 
 
 # -- addresses ----------------------------------------------------------------------------------
@@ -242,7 +223,7 @@ def _os(node: Node, found: Domain) -> Iterator[Typed]:
 def _release(node: Node, found: Domain) -> Key:
     """Return os-release(5) of a container, and the kernel, in the agent's words."""
     done = execute.run(node, found.env, ["cat", "/etc/os-release"], timeout=30.0)
-    pairs = (line.partition("=") for line in done.output.splitlines()[:_MOST])
+    pairs = (line.partition("=") for line in done.output.splitlines()[:MOST])
     names = {name.lower().replace("_", "-"): value.strip("\"'") for name, _, value in pairs}
     kernel = platform.uname()
     return names | {

@@ -238,9 +238,8 @@ class Loaded:
         """Return a struct prctl_mm_map: what the process has, but for its arguments."""
         with open(f"/proc/{self.pid}/stat", "rb") as file:
             text = file.read()
-        fields = [
-            *map(int, text[text.rindex(b")") + 4 :].split())
-        ]  # proc_pid_stat(5), from the 4th
+        # proc_pid_stat(5), from the 4th on
+        fields = [int(word) for word in text[text.rindex(b")") + 4 :].split()]
         code, stack, data = fields[22:24], fields[24], fields[41:44]
         environment = (self._environment[0], self.room)
         no_file = 0xFFFFFFFF

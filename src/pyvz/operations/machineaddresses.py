@@ -19,8 +19,9 @@ from pyvz.network import dhcp
 from pyvz.operations import machineguest
 from pyvz.operations.node import Node
 from pyvz.store.networks import Networks
+from pyvz.vm import guestword
 
-_PATIENCE: Final = 3.0  # seconds for an agent: a list waits for each machine in turn
+_PATIENCE: Final = 3.0  # seconds for an agent: a list waits for it
 _MOST: Final = 64  # cards, and addresses of one
 
 
@@ -45,14 +46,9 @@ def leased(node: Node, config: Config) -> list[str]:
 
 
 def _told(answer: object) -> Iterator[str]:
-    for card in _rows(answer):
-        for each in _rows(card.get("ip-addresses")):
+    for card in guestword.rows(answer, most=_MOST):
+        for each in guestword.rows(card.get("ip-addresses"), most=_MOST):
             with suppress(ValueError):
                 address = ip_address(str(each.get("ip-address", ""))[:64])
                 if not address.is_loopback:
                     yield str(address)
-
-
-def _rows(value: object) -> list[dict[str, Any]]:
-    found = value if isinstance(value, list) else []
-    return [each for each in found[:_MOST] if isinstance(each, dict)]

@@ -19,7 +19,7 @@ from pyvz.errors import VZError
 from pyvz.operations import machineguest, machinememory, machinethreads
 from pyvz.operations.fields import Source
 from pyvz.units import MIB
-from pyvz.vm import balloon, blockfigures
+from pyvz.vm import balloon, blockfigures, guestword
 from pyvz.vm.monitor import Monitor
 
 Pair = tuple[str, str]
@@ -27,7 +27,6 @@ _MICROSECOND: Final = 1000  # nanoseconds
 _AGENT: Final = 5.0  # seconds for the agent to tell of its file systems
 _MOST: Final = 64  # file systems, and disks of one
 _LONGEST: Final = 255
-_MAX_BYTES: Final = 1 << 63
 
 
 def guest(source: Source) -> list[Pair]:
@@ -91,27 +90,14 @@ def file_systems(source: Source) -> list[Pair]:
 
 
 def _told(answer: Any) -> Iterator[Pair]:  # noqa: ANN401  the guest's word
-    for number, each in enumerate(_rows(answer)):
+    for number, each in enumerate(guestword.rows(answer, most=_MOST)):
         name = f"guest.fs{number}"
-        total, used = _bytes(each.get("total-bytes")), _bytes(each.get("used-bytes"))
-        yield f"{name}.name", _text(each.get("mountpoint", ""))
+        total, used = (guestword.number(each.get(f"{x}-bytes")) for x in ("total", "used"))
+        yield f"{name}.name", guestword.text(each.get("mountpoint", ""), longest=_LONGEST)
         yield f"{name}.total", str(total // MIB)
         yield f"{name}.free", str(max(0, total - used) // MIB)
-        for index, disk in enumerate(_rows(each.get("disk"))):
-            yield f"{name}.disk.{index}", _text(disk.get("dev", ""))
-
-
-def _rows(value: object) -> list[dict[str, Any]]:
-    found = value if isinstance(value, list) else []
-    return [each for each in found[:_MOST] if isinstance(each, dict)]
-
-
-def _bytes(value: object) -> int:
-    return value if isinstance(value, int) and 0 <= value < _MAX_BYTES else 0
-
-
-def _text(value: object) -> str:
-    return "".join(char if char.isprintable() else " " for char in str(value)[:_LONGEST])
+        for index, disk in enumerate(guestword.rows(each.get("disk"), most=_MOST)):
+            yield f"{name}.disk.{index}", guestword.text(disk.get("dev", ""), longest=_LONGEST)
 
 
 def _monitor(source: Source) -> Monitor | None:

@@ -71,7 +71,6 @@ class State(NamedTuple):
 
 def bring_up(node: Node, env: Environment, config: Config, state: State | None = None) -> None:
     """Start QEMU and let it go, from a saved STATE or anew; a failure undoes everything."""
-    config = _as_saved(config, state)
     # Only a saved state outlives the node, and must not be believed when its disks have changed.
     journal = Journal.begin(node.paths, env.uuid, "start", {}, durable=state is not None)
     with ExitStack() as undo:
@@ -94,10 +93,6 @@ def bring_up(node: Node, env: Environment, config: Config, state: State | None =
     (env.home / ".running").touch()
 
 
-def _as_saved(config: Config, state: State | None) -> Config:
-    return config if state is None else machinehardware.applied(config, state.layout)
-
-
 def raise_up(
     node: Node, env: Environment, config: Config, state: State | None, undo: ExitStack
 ) -> Monitor:
@@ -105,7 +100,8 @@ def raise_up(
 
     UNDO takes all of it away again.
     """
-    config = _as_saved(config, state)
+    if state is not None:
+        config = machinehardware.applied(config, state.layout)
     undo.callback(memory.release, node, env.uuid)
     memory.admit(node, env, config, overhead=PROMISED)
     undo.callback(machinenet.clean, node, env.uuid)

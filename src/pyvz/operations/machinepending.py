@@ -92,24 +92,26 @@ def _running(
     )
 
 
-def check_known(env: Environment, config: Config, monitor: Monitor) -> None:
+def check_known(env: Environment, config: Config, monitor: Monitor) -> frozenset[str]:
     """Raise InvalidState when QEMU has a device that no vm.conf knows: a state with it is lost.
 
-    It is left by a `set` that died, or failed, and whose guest does not let go what it had got.
+    Returns the devices that it has.  One that no vm.conf knows is left by a `set` that died, or
+    failed, and whose guest does not let go what it had got.
     """
     known = {drive.name for drive in config.machine.drives}
-    strange = plug.devices(monitor) - known - set(machinenet.names(config).values())
+    there = plug.devices(monitor)
+    strange = there - known - set(machinenet.names(config).values())
     if strange:
         raise InvalidState(
             f"{env.name} still has {', '.join(sorted(strange))}, which was to be taken out of it",
             hint=f"When its guest does not let it go: prlctl restart {env.name}",
         )
+    return there
 
 
 def check_plugged(env: Environment, config: Config, monitor: Monitor, verb: str) -> None:
     """Raise Unsupported when a disk waits for the next start: VERB ("be moved") is for all."""
-    check_known(env, config, monitor)
-    there = plug.devices(monitor)
+    there = check_known(env, config, monitor)
     for drive in config.machine.drives:
         if drive.is_disk and drive.enabled and drive.name not in there:
             raise Unsupported(

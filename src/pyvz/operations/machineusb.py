@@ -119,9 +119,9 @@ def change(
     old, new = (config.machine.usb_devices for config in configs)
     if old == new:
         return False
-    if "usb0" not in plug.named(monitor):
-        return True
     there = plug.named(monitor)
+    if "usb0" not in there:
+        return True
     for device in old:
         if device not in new and device.name in there:
             plug.remove_usb(monitor, device.name)

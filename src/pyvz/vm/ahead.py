@@ -20,7 +20,6 @@ from pyvz.linux.loaded import Call, Loaded, Scratch
 
 _SOCKET: Final = 3
 _FIRST: Final = 4  # of the descriptors that come through it
-_AT_FDCWD: Final = -100
 # unistd_64.h: linux/loaded.py is for x86_64 only, too
 _WRITE, _CLOSE, _RECVMSG, _OPENAT, _DUP3 = 1, 3, 47, 257, 292
 _SETGROUPS, _SETRESUID, _SETRESGID, _PRCTL, _PRLIMIT = 116, 117, 119, 157, 302
@@ -92,7 +91,11 @@ def becoming(request: Mapping[str, Any], count: int, scratch: Scratch) -> list[C
     uid = request["uid"]
     calls = [*_received(count, scratch)]
     for path in request["procs"]:
-        words = (_AT_FDCWD, scratch.put(os.fsencode(path) + b"\0"), os.O_WRONLY | os.O_CLOEXEC)
+        words = (
+            syscall.AT_FDCWD,
+            scratch.put(os.fsencode(path) + b"\0"),
+            os.O_WRONLY | os.O_CLOEXEC,
+        )
         calls.append(Call(path, _OPENAT, words))
         calls.append(Call(path, _WRITE, (_SOCKET, zero, 1)))  # the lowest number that is free
         calls.append(Call(path, _CLOSE, (_SOCKET,)))

@@ -85,7 +85,7 @@ def add_drive(monitor: Monitor, drive: DriveSpec, chipset: str) -> None:
 
 def remove_drive(monitor: Monitor, drive: DriveSpec) -> None:
     """Take a disk out; raises SetError when the guest keeps it (it stays then)."""
-    _unplug(monitor, f"device-{drive.name}", drive.name)
+    _unplug(monitor, f"{_DEVICE}{drive.name}", drive.name)
     for node in reversed(commandline.blockdevs(drive)):
         with suppress(VZError):
             monitor.execute("blockdev-del", {"node-name": node["node-name"]})
@@ -104,8 +104,7 @@ def devices(monitor: Monitor) -> frozenset[str]:
 
     The seed of cloud-init is none of them: it is there from the start and nobody takes it out.
     """
-    rows = monitor.execute("qom-list", {"path": _PLUGGED})
-    names = (str(each["name"]) for each in rows)
+    names = named(monitor)
     found = {name.removeprefix(_DEVICE) for name in names if name.startswith(_DEVICE)}
     return frozenset(found - {cidata.LABEL})
 
@@ -134,13 +133,13 @@ def add_nic(monitor: Monitor, nic: NicSpec, chipset: str) -> None:
 
 def remove_nic(monitor: Monitor, name: str, patience: float = UNPLUG) -> None:
     """Take a card out; raises SetError when the guest has not let it go in time."""
-    _unplug(monitor, f"device-{name}", name, patience)
+    _unplug(monitor, f"{_DEVICE}{name}", name, patience)
     monitor.execute("netdev_del", {"id": f"host-{name}"})
 
 
 def set_link(monitor: Monitor, name: str, *, up: bool) -> None:
     """Plug the cable of a card in, or out."""
-    monitor.execute("set_link", {"name": f"device-{name}", "up": up})
+    monitor.execute("set_link", {"name": f"{_DEVICE}{name}", "up": up})
 
 
 def named(monitor: Monitor) -> set[str]:
@@ -175,7 +174,7 @@ def insert(monitor: Monitor, drive: DriveSpec) -> None:
     try:
         for node in nodes:
             monitor.execute("blockdev-add", node)
-        medium = {"id": f"device-{drive.name}", "node-name": drive.name}
+        medium = {"id": f"{_DEVICE}{drive.name}", "node-name": drive.name}
         monitor.execute("blockdev-insert-medium", medium)
         monitor.execute("blockdev-close-tray", {"id": medium["id"]})
     except BaseException:
@@ -187,7 +186,7 @@ def insert(monitor: Monitor, drive: DriveSpec) -> None:
 
 def eject(monitor: Monitor, drive: DriveSpec) -> None:
     """Take the disc out of a CD drive, by force: the guest may have locked it."""
-    device = f"device-{drive.name}"
+    device = f"{_DEVICE}{drive.name}"
     monitor.execute("blockdev-open-tray", {"id": device, "force": True})
     with suppress(VZError):  # it was empty
         monitor.execute("blockdev-remove-medium", {"id": device})
