@@ -1,4 +1,4 @@
-"""Guests that are asked for their addresses: all at the same time, and only those that can answer."""
+"""Guests that are asked for their addresses: all at once, and only those that can answer."""
 
 import threading
 from types import SimpleNamespace
